@@ -1,0 +1,56 @@
+# Every verb sets up what it needs by itself, in .venv, and says how much it downloads first.
+#
+#   make up                 the model server and the gateway with its page, on http://localhost:9696
+#   make test               all tests that take under ten minutes in all
+#   make check              style and types
+#   make train              draw the sample pictures, train on them, publish the next version of models/tires
+#
+#   make PORT=8080 MODEL_NAME=cars up        another port, another model
+#   make PYTHON=python3.13 up                another Python (3.11 to 3.13)
+
+PORT ?= 9696
+MODEL_NAME ?= tires
+# An existing .venv keeps its Python unless another is named.
+PYTHON ?= $(firstword $(wildcard .venv/bin/python) python3)
+SET_UP = $(PYTHON) -c '' 2>/dev/null || { echo "set-up: $(PYTHON) does not run; install it, or name another: make PYTHON=… $@" >&2; exit 2; }; \
+	$(PYTHON) -B tools/environment.py
+RUN = .venv/bin/python
+
+.DEFAULT_GOAL = help
+.PHONY: help up test test-slow test-containers check train lock clean
+
+help:
+	@sed -n '3,9p' Makefile | cut -c3-
+
+up:
+	@$(SET_UP) packages modelserver
+	@exec $(RUN) serve.py --port $(PORT) --model-name $(MODEL_NAME)
+
+test:
+	@$(SET_UP) packages modelserver training dev-packages
+	@$(RUN) -m pytest -m "not slow and not containers"
+
+test-slow:
+	@$(SET_UP) packages modelserver training dev-packages
+	@$(RUN) -m pytest -m slow
+
+test-containers:
+	@$(SET_UP) packages modelserver training dev-packages
+	@$(RUN) -m pytest -m containers
+
+check:
+	@$(SET_UP) packages modelserver training dev-packages
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+
+train:
+	@$(SET_UP) packages training
+	@$(RUN) train.py
+
+lock:
+	@$(SET_UP) --lock
+
+clean:
+	rm -rf .venv runs data/tires .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,34 @@
+"""The HTTP service: POST a picture, or its URL, to /predict and get a label; GET / is a page to try it on.
+
+    gunicorn gateway:app              # settings in gunicorn.conf.py, from the environment
+    python gateway.py                 # the same
+
+    curl -F file=@data/samples/cracked-1.jpg http://localhost:9696/predict
+    curl http://localhost:9696/predict -H 'Content-Type: application/json' -d '{"url": "https://…/tire.jpg"}'
+
+It asks the model MODEL_NAME (tires) at TF_SERVING_HOST (localhost:8500); README lists every setting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from loupe.errors import run_script
+from loupe.gateway.routes import create_app
+from loupe.gateway.settings import Settings
+
+
+def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()  # no flags: settings come from the environment, as they do under gunicorn
+    Settings.from_environment(os.environ)
+    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "--config", "gunicorn.conf.py", "gateway:app"])
+
+
+if __name__ == "__main__":
+    run_script(main)
+else:
+    app = create_app(Settings.from_environment(os.environ))

@@ -1,0 +1,22 @@
+"""How gunicorn runs the gateway; read by `gunicorn gateway:app` from the folder it is started in."""
+
+import os
+import sys
+
+from loupe.errors import UserError
+from loupe.gateway.settings import Settings
+
+try:
+    _settings = Settings.from_environment(os.environ)
+except UserError as error:
+    sys.exit(f"gateway: {error}")
+
+bind = f"{_settings.host}:{_settings.port}"
+workers = _settings.workers
+worker_class = "gthread"
+threads = _settings.threads
+timeout = 60  # seconds without a sign of life from a worker before it is replaced
+graceful_timeout = 30  # for requests in flight when asked to stop
+keepalive = 5
+accesslog = "-"
+access_log_format = "%(t)s %(m)s %(U)s %(s)s %(M)s ms"

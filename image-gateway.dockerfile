@@ -1,0 +1,24 @@
+# The gateway: Flask under gunicorn, no TensorFlow.
+#   docker build -f image-gateway.dockerfile -t loupe-gateway .
+FROM python:3.11-slim
+
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+WORKDIR /app
+
+# The packages first: they change less often than the code.
+COPY Pipfile Pipfile.lock ./
+RUN pip install --no-cache-dir pipenv==2026.10.3 \
+ && PIP_NO_CACHE_DIR=1 pipenv sync --system \
+ && rm -rf /root/.cache
+
+COPY gateway.py gunicorn.conf.py proto.py ./
+COPY loupe/__init__.py loupe/card.py loupe/errors.py loupe/images.py loupe/
+COPY loupe/gateway loupe/gateway
+COPY data/samples data/samples
+
+USER 10001
+ENV LOUPE_HOST=0.0.0.0
+EXPOSE 9696
+HEALTHCHECK --interval=2s --timeout=2s --start-period=60s --retries=5 \
+  CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://localhost:9696/healthz', timeout=1)"]
+CMD ["gunicorn", "gateway:app"]

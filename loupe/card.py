@@ -1,0 +1,101 @@
+"""The card: what a model says of itself. Written when it is exported, obeyed by whoever serves it.
+
+    card = Card.from_json(text)
+    card.labels, card.height, card.width
+
+It travels inside the SavedModel (the signature `describe`), so labels can never belong to another version.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loupe.errors import UserError
+from loupe.images import FIT, RESIZE
+
+FORMAT = 1  # of the card itself
+
+
+@dataclass(frozen=True)
+class Card:
+    name: str
+    labels: tuple[str, ...]
+    height: int
+    width: int
+    resize: str = RESIZE
+    fit: str = FIT
+    backbone: dict[str, Any] = field(default_factory=dict)
+    precision: str = "float32"
+    temperature: float = 1.0
+    certain_at: float | None = None  # below it an answer is marked uncertain; None: no such limit was fitted
+    unfamiliar_below: float | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    parity: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.labels) < 2 or not all(isinstance(label, str) and label for label in self.labels):
+            raise UserError(f"A card needs at least two labels, each a text; this one has {list(self.labels)}.")
+        if len(set(self.labels)) != len(self.labels):
+            raise UserError(f"A card's labels must differ; these do not: {list(self.labels)}.")
+        if min(self.height, self.width) < 1:
+            raise UserError(f"A card's input size must be positive, not {self.height}×{self.width}.")
+        if not self.temperature > 0:
+            raise UserError(f"A card's temperature must be positive, not {self.temperature}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "loupe": FORMAT,
+            "name": self.name,
+            "labels": list(self.labels),
+            "input": {"height": self.height, "width": self.width, "resize": self.resize, "fit": self.fit},
+            "backbone": self.backbone,
+            "precision": self.precision,
+            "temperature": self.temperature,
+            "certain_at": self.certain_at,
+            "unfamiliar_below": self.unfamiliar_below,
+            "metrics": self.metrics,
+            "training": self.training,
+            "parity": self.parity,
+        }
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Card:
+        try:
+            data = json.loads(text)
+            version = data["loupe"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError("This is not a Loupe card: it is no JSON object with a `loupe` entry.") from error
+        if version != FORMAT:
+            raise UserError(
+                f"The card is of format {version!r}; this Loupe reads format {FORMAT}. Export the model again."
+            )
+        try:
+            entry = data["input"]
+            how = (entry.get("resize", RESIZE), entry.get("fit", FIT))
+            if how != (RESIZE, FIT):
+                raise UserError(
+                    f"The card asks for pixels prepared by {how}; this Loupe prepares them by {(RESIZE, FIT)}."
+                )
+            optional = {key: data[key] for key in _OPTIONAL if key in data}
+            return cls(data["name"], tuple(data["labels"]), int(entry["height"]), int(entry["width"]), **optional)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"The card is incomplete or malformed at {error}. Export the model again.") from error
+
+    @classmethod
+    def read(cls, path: Path) -> Card:
+        try:
+            return cls.from_json(path.read_bytes())
+        except FileNotFoundError as error:
+            raise UserError(f"There is no card at {path}. A finished run or an exported model has one.") from error
+
+
+_OPTIONAL = (
+    "backbone", "precision", "temperature", "certain_at", "unfamiliar_below", "metrics", "training", "parity"
+)  # fmt: skip

@@ -1,0 +1,124 @@
+"""Every error that a person is meant to read, in one tree. Its text is one line: what was wrong, and what to do next.
+
+LoupeError
+├── UserError               at a terminal: a flag, a folder, a port; printed without a traceback, exit status 2
+└── Problem                 over HTTP: owns its status and its code
+    ├── BadRequest          400  the request itself
+    │   └── RefusedURL      400  an address this gateway does not fetch from
+    ├── NotFound            404
+    ├── MethodNotAllowed    405
+    ├── TooLarge            413
+    ├── UnsupportedBody     415  a body of a kind that is not read
+    ├── ImageError          422  the picture's bytes (training skips such a file)
+    │   ├── UnsupportedImage 415
+    │   └── TooManyPixels   422
+    ├── FetchFailed         422  the picture's server
+    ├── AllFailed           422  of many pictures, none could be used
+    ├── InternalError       500  a fault of our own
+    └── ModelError          the model's side
+        ├── ModelUnfit      502  its answer or card is not one this gateway understands
+        ├── ModelUnavailable 503
+        └── ModelTooSlow    504
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class LoupeError(Exception):
+    pass
+
+
+class UserError(LoupeError):
+    pass
+
+
+class Problem(LoupeError):
+    """The message is public: it names no path, address or stack."""
+
+    status = 500
+    code = "internal_error"
+    retry_after: int | None = None  # seconds
+
+
+class BadRequest(Problem):
+    status, code = 400, "bad_request"
+
+
+class RefusedURL(BadRequest):
+    code = "refused_url"
+
+
+class NotFound(Problem):
+    status, code = 404, "not_found"
+
+
+class MethodNotAllowed(Problem):
+    status, code = 405, "method_not_allowed"
+
+
+class TooLarge(Problem):
+    status, code = 413, "too_large"
+
+
+class UnsupportedBody(Problem):
+    status, code = 415, "unsupported_body"
+
+
+class ImageError(Problem):
+    status, code = 422, "broken_image"
+
+
+class UnsupportedImage(ImageError):
+    status, code = 415, "unsupported_image"
+
+
+class TooManyPixels(ImageError):
+    code = "too_many_pixels"
+
+
+class FetchFailed(Problem):
+    status, code = 422, "fetch_failed"
+
+
+class AllFailed(Problem):
+    status, code = 422, "all_failed"
+
+
+class InternalError(Problem):
+    pass
+
+
+class ModelError(Problem):
+    status, code = 502, "model_error"
+
+
+class ModelUnfit(ModelError):
+    code = "model_unfit"
+
+
+class ModelUnavailable(ModelError):
+    status, code, retry_after = 503, "model_unavailable", 1
+
+
+class ModelTooSlow(ModelError):
+    status, code = 504, "model_too_slow"
+
+
+def run_script(main: Callable[[], int | None]) -> None:
+    """Run a script's main(): errors meant for people become one line and status 2, Ctrl-C becomes status 130."""
+    try:
+        status = main() or 0
+    except LoupeError as error:
+        print(f"{_name()}: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print(f"\n{_name()}: interrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status)
+
+
+def _name() -> str:
+    return sys.argv[0].rsplit("/", 1)[-1]

@@ -1,0 +1,1 @@
+"""From a trained network to the SavedModel that is served: the graph, its check, its publication. Needs TensorFlow."""

@@ -1,0 +1,173 @@
+"""Ask the model server over gRPC, and obey the card of the version that answers.
+
+    model = ModelClient(settings)
+    answer = model.predict(prepare)           # prepare: (height, width) → uint8 [N, height, width, 3]
+
+The card comes from the model itself (the signature `describe`), once a version. When another version answers than the
+one the pictures were prepared for, they are prepared again for it and sent once more: it may have another size, and
+TensorFlow Serving does not check shapes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+
+import proto
+from loupe.card import Card
+from loupe.errors import ModelError, ModelTooSlow, ModelUnavailable, ModelUnfit, UserError
+from loupe.gateway.settings import Settings
+
+Prepare = Callable[[int, int], np.ndarray[Any, Any]]
+
+CARDS_KEPT = 8  # versions: those before and after a change, and some that were rolled back
+TRIES = 3  # preparations of one request, should versions change under it
+
+_SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [
+        {
+            "name": [{}],
+            "retryPolicy": {
+                "maxAttempts": 3,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+            },
+        }
+    ],
+}
+_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),  # 120 s otherwise: a restarted server must be found soon
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+]
+
+
+@dataclass(frozen=True)
+class Answer:
+    version: int
+    card: Card
+    probabilities: np.ndarray[Any, Any]  # [N, classes]
+    heatmaps: np.ndarray[Any, Any] | None  # [N, h, w], 0 to 1
+    prepare_seconds: float
+    model_seconds: float
+
+
+class ModelClient:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._channel: Any = None
+        self._channel_of = 0  # the process: a channel made before a fork does not work after it
+        self._cards: dict[int, Card] = {}
+        self._last: tuple[int, Card] | None = None  # the version that answered last
+
+    def card(self) -> tuple[int, Card]:
+        """The version served now and its card, asked anew."""
+        return self._describe(self._deadline())
+
+    def predict(self, prepare: Prepare, *, heatmaps: bool = False) -> Answer:
+        deadline = self._deadline()
+        preparing = asking = 0.0
+        version, card = self._last or self._describe(deadline)
+        for _ in range(TRIES):
+            started = time.monotonic()
+            pixels = prepare(card.height, card.width)
+            prepared = time.monotonic()
+            preparing += prepared - started
+            outputs = ["probabilities", "heatmap"] if heatmaps else ["probabilities"]
+            request = proto.predict_request(self._settings.model, {"image": pixels}, outputs=outputs)
+            try:
+                response = self._ask(proto.PREDICT, request, deadline)
+            except ModelUnfit:  # of a size that a version new to us does not take?
+                served = self._describe(deadline)
+                if served[0] == version:
+                    raise
+                version, card = served
+                continue
+            asking += time.monotonic() - prepared
+            answered = response.model_spec.version.value
+            if answered != version:
+                size = (card.height, card.width)
+                version, card = answered, self._card_of(answered, deadline)
+                if size != (card.height, card.width):
+                    continue
+            return self._answer(version, card, response, len(pixels), preparing, asking)
+        raise ModelUnavailable("The model is changing versions just now; try again in a second.")
+
+    def _answer(self, version: int, card: Card, response: Any, count: int, preparing: float, asking: float) -> Answer:
+        try:
+            arrays = {name: proto.to_array(tensor) for name, tensor in response.outputs.items()}
+        except ValueError as error:
+            raise ModelUnfit("The model server's answer could not be read.") from error
+        probabilities = arrays.get("probabilities")
+        if probabilities is None or probabilities.shape != (count, len(card.labels)):
+            raise ModelUnfit("The model's answer does not fit its labels; export it again.")
+        return Answer(version, card, probabilities, arrays.get("heatmap"), preparing, asking)
+
+    def _card_of(self, version: int, deadline: float) -> Card:
+        card = self._cards.get(version) or self._describe(deadline, version)[1]
+        self._last = (version, card)
+        return card
+
+    def _describe(self, deadline: float, version: int | None = None) -> tuple[int, Card]:
+        request = proto.predict_request(
+            self._settings.model, {"request": np.array([b""], object)}, signature="describe", version=version
+        )
+        response = self._ask(proto.PREDICT, request, deadline)
+        try:
+            card = Card.from_json(proto.to_array(response.outputs["card"])[0])
+        except (ValueError, IndexError) as error:
+            raise ModelUnfit("The model's card could not be read; export it again.") from error
+        except UserError as error:
+            raise ModelUnfit(str(error)) from error
+        answered: int = response.model_spec.version.value
+        with self._lock:
+            self._cards[answered] = card
+            self._last = (answered, card)
+            for old in sorted(self._cards)[:-CARDS_KEPT]:
+                del self._cards[old]
+        return answered, card
+
+    def _ask(self, method: proto.Method, request: Any, deadline: float) -> Any:
+        remaining = deadline - time.monotonic()
+        try:
+            return proto.call(self._open_channel(), method)(request, timeout=max(0.001, remaining))
+        except grpc.RpcError as error:
+            raise self._problem(error) from error
+
+    def _problem(self, error: Any) -> ModelError:
+        code, name = error.code(), self._settings.model
+        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+            return ModelTooSlow("The model did not answer in time; try again, or send fewer pictures at once.")
+        if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return ModelUnavailable("The model server is at its limit; try again in a second.")
+        if code == grpc.StatusCode.UNAVAILABLE:
+            return ModelUnavailable("The model server does not answer; try again in a second.")
+        if code == grpc.StatusCode.NOT_FOUND:
+            return ModelUnavailable(f"The model server serves no model {name!r} now; is MODEL_NAME right?")
+        if code == grpc.StatusCode.FAILED_PRECONDITION:
+            return ModelUnfit(f"The model {name!r} does not describe itself; export it with convert.py.")
+        return ModelUnfit(f"The model server refused the question ({code.name}).")
+
+    def _open_channel(self) -> Any:
+        with self._lock:
+            if self._channel is None or self._channel_of != os.getpid():
+                self._channel = grpc.insecure_channel(f"dns:///{self._settings.target}", options=_OPTIONS)
+                self._channel_of = os.getpid()
+            return self._channel
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self._settings.model_timeout

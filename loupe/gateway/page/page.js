@@ -1,0 +1,97 @@
+// Sends a picture (a file or an address) to /predict and shows the answer.
+const $ = (id) => document.getElementById(id);
+let latest = 0; // only the answer to the latest question is shown
+let shownUrl = null;
+
+$("origin").textContent = location.origin;
+
+$("file").addEventListener("change", () => {
+  if ($("file").files[0]) classifyFile($("file").files[0]);
+  $("file").value = ""; // so that the same file can be chosen again
+});
+$("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const url = $("url").value.trim();
+  if (url) classify({ headers: { "Content-Type": "application/json" }, body: JSON.stringify({ url }) }, null);
+  else $("file").click();
+});
+for (const type of ["dragenter", "dragover"]) {
+  document.addEventListener(type, (event) => { event.preventDefault(); $("drop").classList.add("over"); });
+}
+for (const type of ["dragleave", "drop"]) {
+  document.addEventListener(type, (event) => { event.preventDefault(); $("drop").classList.remove("over"); });
+}
+document.addEventListener("drop", (event) => {
+  if (event.dataTransfer.files[0]) classifyFile(event.dataTransfer.files[0]);
+});
+document.addEventListener("paste", (event) => {
+  if (event.clipboardData.files[0]) classifyFile(event.clipboardData.files[0]);
+});
+for (const button of document.querySelectorAll("[data-sample]")) {
+  button.addEventListener("click", async () => {
+    const answer = await fetch(button.dataset.sample);
+    classifyFile(await answer.blob(), button.dataset.sample.split("/").pop());
+  });
+}
+$("heat-on").addEventListener("change", () => { $("heat").hidden = !$("heat-on").checked; });
+
+function classifyFile(file, name) {
+  const body = new FormData();
+  body.append("file", file, name || file.name);
+  classify({ body }, file);
+}
+
+async function classify(request, file) {
+  const mine = ++latest;
+  $("problem").hidden = true;
+  $("result").classList.add("waiting");
+  try {
+    const response = await fetch("/predict?heatmap=1", { method: "POST", ...request });
+    const answer = await response.json();
+    if (mine !== latest) return;
+    if (response.ok) show(answer, file);
+    else fail(answer.detail || answer.title);
+  } catch {
+    if (mine === latest) fail("The gateway does not answer. Is it still running?");
+  } finally {
+    if (mine === latest) $("result").classList.remove("waiting");
+  }
+}
+
+function show(answer, file) {
+  showPicture(file);
+  $("label").textContent = answer.label;
+  $("note").textContent = `${percent(answer.confidence)} confident` + (answer.certain ? "" : ", which is not certain");
+  $("scores").replaceChildren(...Object.entries(answer.scores).slice(0, 10).map(([label, score]) => {
+    const row = document.createElement("li");
+    const bar = document.createElement("progress");
+    bar.value = score;
+    bar.setAttribute("aria-label", label);
+    row.append(Object.assign(document.createElement("span"), { textContent: label }), percent(score), bar);
+    return row;
+  }));
+  $("heat").src = answer.heatmap || "";
+  $("heat").hidden = !(file && answer.heatmap && $("heat-on").checked);
+  $("heat-switch").hidden = !(file && answer.heatmap);
+  const { fetch: got, decode, model } = answer.timings_ms;
+  $("about").textContent = `${answer.model.name}, version ${answer.model.version} · `
+    + `${got} ms to receive, ${decode} ms to decode, ${model} ms in the model`;
+  $("model").textContent = `${answer.model.name}, version ${answer.model.version}`;
+  $("result").hidden = false;
+}
+
+// A picture given by its address is not shown: the page asks no other server for anything.
+function showPicture(file) {
+  if (shownUrl) URL.revokeObjectURL(shownUrl);
+  shownUrl = file ? URL.createObjectURL(file) : null;
+  $("picture").hidden = !file;
+  if (file) $("shown").src = shownUrl;
+}
+
+function fail(text) {
+  $("problem").textContent = text;
+  $("problem").hidden = false;
+  $("result").hidden = true;
+}
+
+const percent = (share) => `${(share * 100).toFixed(share > 0.9995 || share < 0.0005 ? 0 : 1)} %`;

@@ -1,0 +1,99 @@
+"""One request's pictures, from bytes and URLs to answers in the order they came; one bad picture spoils no other.
+
+batch = Batch(sent, settings)
+batch.gather()                                        # fetches what is a URL
+answer = model.predict(batch.pixels, heatmaps=True)   # decodes, at the size the model wants
+batch.results(answer, top=3, heatmaps=True)           # a dict or a Problem for each
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from loupe.card import Card
+from loupe.errors import AllFailed, ImageError, Problem
+from loupe.gateway.bodies import URL, Sent
+from loupe.gateway.client import Answer
+from loupe.gateway.fetch import fetch
+from loupe.gateway.settings import Settings
+from loupe.images import decode
+
+WARMTH = (255, 72, 0)  # the heat map's colour; how warm is in its alpha
+
+
+class Batch:
+    def __init__(self, sent: Sent, settings: Settings) -> None:
+        self._sent, self._settings = sent, settings
+        self._pictures: list[bytes | Problem] = []
+
+    def gather(self) -> None:
+        for item in self._sent.items:
+            self._pictures.append(self._bytes_of(item))
+
+    def _bytes_of(self, item: bytes | URL) -> bytes | Problem:
+        if isinstance(item, bytes):
+            return item
+        try:
+            return fetch(item.text, self._settings)
+        except Problem as problem:
+            return self._keep(problem)
+
+    def pixels(self, height: int, width: int) -> np.ndarray[Any, Any]:
+        decoded = []
+        for place, picture in enumerate(self._pictures):
+            if isinstance(picture, Problem):
+                continue
+            try:
+                decoded.append(decode(picture, height, width))
+            except ImageError as problem:
+                self._pictures[place] = self._keep(problem)
+        if not decoded:
+            raise AllFailed("None of the pictures could be used: " + str(self._pictures[0]))
+        return np.stack(decoded)
+
+    def _keep(self, problem: Problem) -> Problem:
+        """A problem with one of many is its own answer; with the only one it is the request's."""
+        if not self._sent.many:
+            raise problem
+        return problem
+
+    def results(self, answer: Answer, top: int | None, heatmaps: bool) -> list[dict[str, Any] | Problem]:
+        rows = iter(range(len(answer.probabilities)))
+        return [
+            picture if isinstance(picture, Problem) else _result(answer, next(rows), top, heatmaps)
+            for picture in self._pictures
+        ]
+
+
+def _result(answer: Answer, row: int, top: int | None, heatmaps: bool) -> dict[str, Any]:
+    card, scores = answer.card, answer.probabilities[row]
+    order = np.argsort(-scores, kind="stable")
+    confidence = float(scores[order[0]])
+    certain = card.certain_at is None or confidence >= card.certain_at
+    result: dict[str, Any] = {
+        "label": card.labels[order[0]],
+        "confidence": round(confidence, 6),
+        "certain": certain,
+        "reason": None if certain else "below_threshold",
+        "scores": {card.labels[n]: round(float(scores[n]), 6) for n in order[:top]},
+    }
+    if heatmaps and answer.heatmaps is not None:
+        result["heatmap"] = _picture_of(answer.heatmaps[row], card)
+    return result
+
+
+def _picture_of(heatmap: np.ndarray[Any, Any], card: Card) -> str:
+    """A PNG to lay over the picture, stretched to it: one colour, as opaque as it is warm."""
+    alpha = Image.fromarray((heatmap * 255).astype(np.uint8)).resize(
+        (card.width, card.height), Image.Resampling.BICUBIC
+    )
+    picture = Image.new("RGB", alpha.size, WARMTH)
+    picture.putalpha(alpha)
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

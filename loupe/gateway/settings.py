@@ -1,0 +1,118 @@
+"""Every setting of the gateway: its name in the environment, its default, its check. Read once, at start.
+
+    settings = Settings.from_environment(os.environ)      # UserError naming all that is wrong at once
+
+README's table of settings is held to SETTINGS below by a test.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from loupe.errors import UserError
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True)
+class Setting:
+    field: str
+    default: str
+    read: Callable[[str], Any]  # text → value; ValueError says what it should have been
+
+
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.strip().isdecimal() or not least <= int(text) <= most:
+            raise ValueError(f"a whole number from {least} to {most}")
+        return int(text)
+
+    return read
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value <= 3600:
+        raise ValueError("seconds, more than 0 and at most 3600")
+    return value
+
+
+def _name(text: str) -> str:
+    if not text.strip() or any(letter in text for letter in "/\\\0 "):
+        raise ValueError("a name without slash or space")
+    return text
+
+
+def _host_and_port(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError("host:port")
+    return text
+
+
+def _addresses(text: str) -> tuple[str | Network, ...]:
+    """Host names and networks, comma separated."""
+    found: list[str | Network] = []
+    for word in filter(None, (word.strip() for word in text.split(","))):
+        try:
+            found.append(ipaddress.ip_network(word))
+        except ValueError:
+            if "/" in word or ":" in word:
+                raise ValueError("host names and networks such as 10.1.0.0/16, comma separated, no ports") from None
+            found.append(word.lower())
+    return tuple(found)
+
+
+SETTINGS = {
+    "TF_SERVING_HOST": Setting("target", "localhost:8500", _host_and_port),
+    "MODEL_NAME": Setting("model", "tires", _name),
+    "LOUPE_HOST": Setting("host", "127.0.0.1", str),
+    "LOUPE_PORT": Setting("port", "9696", _whole(1, 65535)),
+    "LOUPE_WORKERS": Setting("workers", "1", _whole(1, 256)),
+    "LOUPE_THREADS": Setting("threads", "8", _whole(1, 1024)),
+    "LOUPE_MAX_BYTES": Setting("max_bytes", "10000000", _whole(1, 1 << 31)),
+    "LOUPE_MAX_IMAGES": Setting("max_images", "32", _whole(1, 1024)),
+    "LOUPE_MODEL_TIMEOUT": Setting("model_timeout", "10", _seconds),
+    "LOUPE_FETCH_TIMEOUT": Setting("fetch_timeout", "10", _seconds),
+    "LOUPE_FETCH_ALLOW": Setting("fetch_allow", "", _addresses),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    target: str  # of the model server's gRPC
+    model: str
+    host: str
+    port: int
+    workers: int
+    threads: int  # a worker
+    max_bytes: int  # of a request's body, and of a picture that is fetched
+    max_images: int  # a request
+    model_timeout: float  # seconds, all questions to the model server for one request together
+    fetch_timeout: float  # seconds, from looking the name up to the last byte
+    fetch_allow: tuple[str | Network, ...]  # fetched from although not public, and on any port
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
+        values: dict[str, Any] = {}
+        wrong: list[str] = []
+        for name, setting in SETTINGS.items():
+            text = environment.get(name) or setting.default
+            try:
+                values[setting.field] = setting.read(text)
+            except ValueError as error:
+                wrong.append(f"{name} is {text!r}, but must be {error}")
+        for name in sorted(environment):
+            if name.startswith("LOUPE_") and name not in SETTINGS:
+                near = difflib.get_close_matches(name, SETTINGS, 1)
+                wrong.append(f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else ""))
+        if wrong:
+            raise UserError("Settings: " + "; ".join(wrong) + ".")
+        return cls(**values)

@@ -1,0 +1,308 @@
+"""numpy ↔ TensorFlow Serving's wire messages, without TensorFlow and without its generated files.
+
+    channel = grpc.insecure_channel("localhost:8500")
+    request = proto.predict_request("tires", {"image": pixels})
+    answer = proto.call(channel, proto.PREDICT)(request, timeout=5)
+    proto.to_array(answer.outputs["probabilities"])
+
+SCHEMA below is the whole of what this stack says on the wire: field numbers, names, types. The message classes are
+made from it in a descriptor pool of their own, so they can live in one process beside TensorFlow's and
+tensorflow-serving-api's. Fields not listed are kept when a message is read and written again, never interpreted.
+Not covered: sparse, complex, quantised and resource tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
+
+# number, name, type; `*` is repeated, `map` is a map from string. Enumerations travel as int32.
+SCHEMA = """
+Int64Value                  1 value int64
+Any                         1 type_url string; 2 value bytes
+TensorDim                   1 size int64; 2 name string
+TensorShape                 2 dim *TensorDim; 3 unknown_rank bool
+Tensor                      1 dtype int32; 2 tensor_shape TensorShape; 4 tensor_content bytes; 5 float_val *float;
+                            6 double_val *double; 7 int_val *int32; 8 string_val *bytes; 10 int64_val *int64;
+                            11 bool_val *bool; 13 half_val *int32; 16 uint32_val *uint32; 17 uint64_val *uint64
+TensorInfo                  1 name string; 2 dtype int32; 3 tensor_shape TensorShape
+Signature                   1 inputs map TensorInfo; 2 outputs map TensorInfo; 3 method_name string
+SignatureMap                1 signature_def map Signature
+MetaInfo                    4 tags *string
+MetaGraph                   1 meta_info_def MetaInfo; 5 signature_def map Signature
+SavedModel                  1 saved_model_schema_version int64; 2 meta_graphs *MetaGraph
+ModelSpec                   1 name string; 2 version Int64Value; 3 signature_name string; 4 version_label string
+PredictRequest              1 model_spec ModelSpec; 2 inputs map Tensor; 3 output_filter *string
+PredictResponse             1 outputs map Tensor; 2 model_spec ModelSpec
+GetModelMetadataRequest     1 model_spec ModelSpec; 2 metadata_field *string
+GetModelMetadataResponse    1 model_spec ModelSpec; 2 metadata map Any
+GetModelStatusRequest       1 model_spec ModelSpec
+Status                      1 error_code int32; 2 error_message string
+ModelVersionStatus          1 version int64; 2 state int32; 3 status Status
+GetModelStatusResponse      1 model_version_status *ModelVersionStatus
+"""
+
+PREDICT_SIGNATURE = "serving_default"
+SIGNATURE_MAP_URL = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
+MAX_TENSOR_BYTES = 1 << 31  # a shape of a few bytes may declare any size; the wire itself ends at 2 GiB
+
+# ModelVersionStatus.state
+START, LOADING, AVAILABLE, UNLOADING, END = 10, 20, 30, 40, 50
+STATES = {START: "START", LOADING: "LOADING", AVAILABLE: "AVAILABLE", UNLOADING: "UNLOADING", END: "END"}
+
+
+# ---------------------------------------------------------------------------------------------- message classes
+
+
+def _build(schema: str) -> dict[str, Any]:
+    file = descriptor_pb2.FileDescriptorProto(name="loupe_wire.proto", package="loupe.wire", syntax="proto3")
+    lines = schema.strip().replace(";\n", ";").splitlines()
+    for line in lines:
+        name, fields = line.split(maxsplit=1)
+        descriptor = file.message_type.add(name=name)
+        for field in fields.split(";"):
+            _add_field(descriptor, field.split())
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    found = (pool.FindMessageTypeByName(f"loupe.wire.{line.split()[0]}") for line in lines)
+    return {descriptor.name: message_factory.GetMessageClass(descriptor) for descriptor in found}
+
+
+def _add_field(owner: Any, words: list[str]) -> None:
+    number, name, *map_word, kind = words
+    field = owner.field.add(name=name, number=int(number), label=1)
+    if map_word:  # a map is a repeated pair of key and value
+        entry = owner.nested_type.add(name=name.title().replace("_", "") + "Entry")
+        entry.options.map_entry = True
+        _add_field(entry, ["1", "key", "string"])
+        _add_field(entry, ["2", "value", kind])
+        field.label, field.type, field.type_name = 3, 11, f".loupe.wire.{owner.name}.{entry.name}"
+        return
+    if kind.startswith("*"):
+        field.label, kind = 3, kind[1:]
+    if kind[0].isupper():
+        field.type, field.type_name = 11, f".loupe.wire.{kind}"
+    else:
+        field.type = getattr(descriptor_pb2.FieldDescriptorProto, f"TYPE_{kind.upper()}")
+
+
+_classes = _build(SCHEMA)
+Tensor = _classes["Tensor"]
+TensorShape = _classes["TensorShape"]
+Signature = _classes["Signature"]
+SignatureMap = _classes["SignatureMap"]
+SavedModel = _classes["SavedModel"]
+ModelSpec = _classes["ModelSpec"]
+PredictRequest = _classes["PredictRequest"]
+PredictResponse = _classes["PredictResponse"]
+GetModelMetadataRequest = _classes["GetModelMetadataRequest"]
+GetModelMetadataResponse = _classes["GetModelMetadataResponse"]
+GetModelStatusRequest = _classes["GetModelStatusRequest"]
+GetModelStatusResponse = _classes["GetModelStatusResponse"]
+WireError = message.DecodeError  # what FromString raises for bytes that are no such message
+
+
+# ------------------------------------------------------------------------------------------------------- tensors
+
+
+@dataclass(frozen=True)
+class DType:
+    """One of TensorFlow's element types: its number, its numpy form, and the field that holds it value by value."""
+
+    name: str
+    number: int
+    numpy: np.dtype[Any]  # what the bytes of tensor_content are
+    values: str
+
+
+BFLOAT16, HALF, STRING = 14, 19, 7
+_DTYPES = [
+    DType("float32", 1, np.dtype("<f4"), "float_val"),
+    DType("float64", 2, np.dtype("<f8"), "double_val"),
+    DType("int32", 3, np.dtype("<i4"), "int_val"),
+    DType("uint8", 4, np.dtype("u1"), "int_val"),
+    DType("int16", 5, np.dtype("<i2"), "int_val"),
+    DType("int8", 6, np.dtype("i1"), "int_val"),
+    DType("string", STRING, np.dtype(object), "string_val"),
+    DType("int64", 9, np.dtype("<i8"), "int64_val"),
+    DType("bool", 10, np.dtype("?"), "bool_val"),
+    DType("bfloat16", BFLOAT16, np.dtype("<u2"), "half_val"),  # numpy has none: the upper half of a float32
+    DType("uint16", 17, np.dtype("<u2"), "int_val"),
+    DType("float16", HALF, np.dtype("<f2"), "half_val"),
+    DType("uint32", 22, np.dtype("<u4"), "uint32_val"),
+    DType("uint64", 23, np.dtype("<u8"), "uint64_val"),
+]
+BY_NUMBER = {dtype.number: dtype for dtype in _DTYPES}
+BY_NAME = {dtype.name: dtype for dtype in _DTYPES}
+
+
+def dtype_of(array: np.ndarray[Any, Any]) -> DType:
+    """The wire type of an array; every kind of text and bytes is `string`."""
+    name = "string" if array.dtype.kind in "OSU" else array.dtype.name
+    if name not in BY_NAME:
+        raise ValueError(f"no wire type for numpy's {name}; known are {', '.join(BY_NAME)}")
+    return BY_NAME[name]
+
+
+def to_tensor(value: Any, dtype: str | None = None, *, as_values: bool = False) -> Any:
+    """A wire tensor of an array (or of what numpy makes of `value`), as `dtype` if given.
+
+    `as_values` fills the typed field (`float_val` …), as TensorFlow Serving's answers do, instead of `tensor_content`.
+    """
+    array = np.asarray(value)
+    if dtype == "bfloat16" and array.dtype.name != "bfloat16":
+        array, kind = _to_bfloat16(array.astype(np.float32)), BY_NAME["bfloat16"]
+    else:
+        array = array if dtype in (None, "string") else array.astype(dtype)
+        kind = dtype_of(array)
+    tensor = Tensor(dtype=kind.number)
+    for size in array.shape:
+        tensor.tensor_shape.dim.add(size=size)
+    if kind.number == STRING:
+        tensor.string_val.extend(_as_bytes(item) for item in array.ravel().tolist())
+        return tensor
+    if array.dtype.name == "bfloat16":  # ml_dtypes' type, where a caller has it
+        array = array.view(np.uint16)
+    flat = np.ascontiguousarray(array, kind.numpy).ravel()
+    if as_values:
+        bits = flat.view(np.uint16) if kind.number == HALF else flat
+        getattr(tensor, kind.values).extend(bits.tolist())
+    else:
+        tensor.tensor_content = flat.tobytes()
+    return tensor
+
+
+def to_array(tensor: Any) -> np.ndarray[Any, Any]:
+    """The array of a wire tensor: bfloat16 becomes float32, strings become bytes. ValueError if it contradicts itself.
+
+    As in TensorFlow, too few values mean that the last one repeats, and none at all means zeros.
+    """
+    kind = BY_NUMBER.get(tensor.dtype)
+    if kind is None:
+        raise ValueError(f"dtype {tensor.dtype} is not one that this reads")
+    shape = shape_of(tensor.tensor_shape)
+    if shape is None or any(size < 0 for size in shape):
+        raise ValueError("a tensor's shape must be whole: no unknown rank, no negative size")
+    count = 1
+    for size in shape:
+        count *= size
+    if count * kind.numpy.itemsize > MAX_TENSOR_BYTES:
+        raise ValueError(f"a tensor of shape {list(shape)} is larger than {MAX_TENSOR_BYTES >> 30} GiB")
+    content = tensor.tensor_content
+    if content:
+        if kind.number == STRING:
+            raise ValueError("strings travel in string_val, not in tensor_content")
+        if len(content) != count * kind.numpy.itemsize:
+            raise ValueError(f"{len(content)} bytes do not make a {kind.name} tensor of shape {list(shape)}")
+        flat = np.frombuffer(content, kind.numpy)
+    else:
+        flat = _spread(getattr(tensor, kind.values), kind, count)
+    if kind.number == BFLOAT16:
+        flat = (flat.astype(np.uint32) << 16).view(np.float32)
+    return flat.reshape(shape)
+
+
+def shape_of(shape: Any) -> tuple[int, ...] | None:
+    """The sizes of a wire shape, -1 where open; None where even the rank is unknown."""
+    return None if shape.unknown_rank else tuple(dim.size for dim in shape.dim)
+
+
+def _spread(values: Sequence[Any], kind: DType, count: int) -> np.ndarray[Any, Any]:
+    if kind.number == STRING:
+        strings = np.full(count, values[-1] if len(values) else b"", dtype=object)
+        strings[: len(values)] = list(values[:count])
+        return strings
+    bits = np.dtype("<u2") if kind.number == HALF else kind.numpy
+    # Values beyond the type's range wrap, as TensorFlow's own conversion does.
+    flat = (
+        np.array(values[:count], dtype=np.int64).astype(bits)
+        if bits.kind in "iu" and kind.number != 23
+        else (np.array(values[:count], dtype=bits))
+    )
+    if len(flat) < count:
+        flat = np.concatenate([flat, np.full(count - len(flat), flat[-1] if len(flat) else 0, dtype=bits)])
+    return flat.view(kind.numpy)
+
+
+def _to_bfloat16(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Rounded to the nearest, ties to even, as TensorFlow rounds; a NaN stays one."""
+    bits = array.view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    quiet_nan = (bits >> 16) | 0x40
+    return np.where(np.isnan(array), quiet_nan, rounded).astype(np.uint16)
+
+
+def _as_bytes(item: object) -> bytes:
+    if isinstance(item, bytes):
+        return item
+    if isinstance(item, str):
+        return item.encode()
+    raise ValueError(f"a string tensor holds text or bytes, not {type(item).__name__}")
+
+
+# --------------------------------------------------------------------------------------------------------- calls
+
+
+@dataclass(frozen=True)
+class Method:
+    """One remote call: its path, and the messages that go in and come out."""
+
+    service: str
+    name: str
+    request: Any
+    response: Any
+
+    @property
+    def path(self) -> str:
+        return f"/{self.service}/{self.name}"
+
+
+PREDICT = Method("tensorflow.serving.PredictionService", "Predict", PredictRequest, PredictResponse)
+GET_MODEL_METADATA = Method(
+    "tensorflow.serving.PredictionService", "GetModelMetadata", GetModelMetadataRequest, GetModelMetadataResponse
+)
+GET_MODEL_STATUS = Method(
+    "tensorflow.serving.ModelService", "GetModelStatus", GetModelStatusRequest, GetModelStatusResponse
+)
+
+
+def call(channel: Any, method: Method) -> Callable[..., Any]:
+    """The callable for `method` on a grpc channel: `call(channel, PREDICT)(request, timeout=5)`."""
+    made: Callable[..., Any] = channel.unary_unary(
+        method.path,
+        request_serializer=method.request.SerializeToString,
+        response_deserializer=method.response.FromString,
+    )
+    return made
+
+
+def model_spec(name: str, version: int | None = None, signature: str = "") -> Any:
+    spec = ModelSpec(name=name, signature_name=signature)
+    if version is not None:
+        spec.version.value = version
+    return spec
+
+
+def predict_request(
+    model: str,
+    inputs: Mapping[str, Any],
+    *,
+    signature: str = PREDICT_SIGNATURE,
+    version: int | None = None,
+    outputs: Sequence[str] = (),
+) -> Any:
+    """A PredictRequest for arrays by input name; `outputs` names the only ones wanted, where not all are."""
+    request = PredictRequest(model_spec=model_spec(model, version, signature), output_filter=list(outputs))
+    for name, value in inputs.items():
+        request.inputs[name].CopyFrom(value if isinstance(value, Tensor) else to_tensor(value))
+    return request
+
+
+def signatures(metadata: Any) -> dict[str, Any]:
+    """The signatures in a GetModelMetadataResponse, by name."""
+    packed = metadata.metadata.get("signature_def")
+    return dict(SignatureMap.FromString(packed.value).signature_def) if packed else {}

@@ -1,0 +1,170 @@
+"""The whole service on this machine, without Docker: the model server, and the gateway with its page in front of it.
+
+    python serve.py                               # the model `tires` on http://localhost:9696
+    python serve.py --port 8080 --model-name cars
+
+`make up` ends here. Ctrl-C (or SIGTERM) stops both; if either ends by itself, so does the other. The gateway's other
+settings come from the environment, as README lists them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import FrameType
+
+from loupe.errors import UserError, run_script
+from loupe.gateway.settings import Settings
+
+ROOT = Path(__file__).resolve().parent
+START_SECONDS = 90  # a large model on a slow disk
+STOP_SECONDS = 4  # for both to end by themselves before they are killed
+
+
+def main() -> int:
+    arguments = _arguments()
+    models = arguments.models.resolve()
+    _check_model(models / arguments.model_name, arguments.model_name)
+    environment = {**os.environ, "LOUPE_PORT": str(arguments.port), "MODEL_NAME": arguments.model_name}
+    settings = Settings.from_environment(environment)
+    _check_port(settings.host, settings.port)
+    signal.signal(signal.SIGTERM, _interrupt)
+    running: list[subprocess.Popen[str]] = []
+    try:
+        server = _start_model_server(arguments, models)
+        running.append(server)
+        environment["TF_SERVING_HOST"] = f"localhost:{_port_when_ready(server)}"
+        gateway = subprocess.Popen(
+            [sys.executable, "gateway.py"], cwd=ROOT, env=environment, text=True, process_group=0
+        )
+        running.append(gateway)
+        _wait_until_ready(settings, running)
+        print(
+            f"\n  {arguments.model_name} is served on http://localhost:{settings.port}   (Ctrl-C ends it)\n", flush=True
+        )
+        return _watch(running)
+    finally:
+        _stop(running)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, default=9696, help="of the page and the API (9696)")
+    parser.add_argument("--model-name", default="tires", help="which folder of the models folder to serve (tires)")
+    parser.add_argument("--models", type=Path, default=ROOT / "models", help="the models folder (models)")
+    parser.add_argument("--grpc-port", type=int, default=0, help="of the model server (any free one)")
+    parser.add_argument(
+        "--engine", default="auto", choices=("auto", "openvino", "tensorflow"), help="what runs the model"
+    )
+    return parser.parse_args()
+
+
+def _check_model(folder: Path, name: str) -> None:
+    if not folder.is_dir():
+        others = (
+            sorted(entry.name for entry in folder.parent.iterdir() if entry.is_dir()) if folder.parent.is_dir() else []
+        )
+        hint = f"there are: {', '.join(others)}" if others else "`python train.py` makes one"
+        raise UserError(f"There is no model {name!r} in {folder.parent}; {hint}.")
+    if not any(entry.name.isdecimal() for entry in folder.iterdir()):
+        raise UserError(f"{folder} holds no version (a folder named 1, 2, …); `python train.py` publishes one.")
+
+
+def _check_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(
+                f"Port {port} cannot be used ({error.strerror}); choose another: make PORT=8080 up."
+            ) from error
+
+
+def _start_model_server(arguments: argparse.Namespace, models: Path) -> subprocess.Popen[str]:
+    name = arguments.model_name
+    command = [
+        sys.executable,
+        "-m",
+        "loupe.modelserver",
+        f"--port={arguments.grpc_port}",
+        f"--model_name={name}",
+        f"--model_base_path={models / name}",
+        f"--engine={arguments.engine}",
+        "--max_num_load_retries=0",  # a model that is broken now should be said so now
+    ]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, process_group=0)
+
+
+def _port_when_ready(server: subprocess.Popen[str]) -> int:
+    """The model server prints one line once it answers, naming its port."""
+    assert server.stdout is not None
+    ready, _, _ = select.select([server.stdout], [], [], START_SECONDS)
+    line = server.stdout.readline() if ready else ""
+    found = re.search(r" on port (\d+)", line)
+    if found:
+        print(line.rstrip(), flush=True)
+        return int(found[1])
+    if not ready:
+        raise UserError(f"The model server was not ready after {START_SECONDS} s; see what it says above.")
+    raise UserError("The model server ended before it was ready; the line above says why.")
+
+
+def _wait_until_ready(settings: Settings, running: list[subprocess.Popen[str]]) -> None:
+    host = "localhost" if settings.host in ("0.0.0.0", "::") else settings.host
+    address = f"http://[{host}]" if ":" in host else f"http://{host}"
+    last = ""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if any(process.poll() is not None for process in running):
+            raise UserError("The service ended before it was ready; the lines above say why.")
+        try:
+            with urllib.request.urlopen(f"{address}:{settings.port}/readyz", timeout=5):
+                return
+        except urllib.error.HTTPError as error:
+            last = error.read().decode(errors="replace")[:300]
+        except OSError:
+            pass
+        time.sleep(0.05)
+    raise UserError(f"The gateway was not ready after {START_SECONDS} s. It last said: {last or 'nothing'}")
+
+
+def _watch(running: list[subprocess.Popen[str]]) -> int:
+    while all(process.poll() is None for process in running):
+        time.sleep(0.2)
+    ended = next(process for process in running if process.poll() is not None)
+    part = "model server" if ended is running[0] else "gateway"
+    raise UserError(f"The {part} ended by itself (status {ended.returncode}); the rest is stopped. Start it again.")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _stop(running: list[subprocess.Popen[str]]) -> None:
+    """The gateway first, so that what it has in hand is still answered."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    deadline = time.monotonic() + STOP_SECONDS
+    for process in reversed(running):
+        process.terminate()
+        try:
+            process.wait(max(0.5, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+if __name__ == "__main__":
+    run_script(main)
