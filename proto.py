@@ -48,7 +48,8 @@ GetModelStatusResponse      1 model_version_status *ModelVersionStatus
 
 PREDICT_SIGNATURE = "serving_default"
 SIGNATURE_MAP_URL = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
-MAX_TENSOR_BYTES = 1 << 31  # a shape of a few bytes may declare any size; the wire itself ends at 2 GiB
+MAX_TENSOR_BYTES = 1 << 31  # the wire itself ends at 2 GiB
+MAX_SPREAD_BYTES = 1 << 28  # where few values stand for many: a shape of a few bytes may declare any size
 
 # ModelVersionStatus.state
 START, LOADING, AVAILABLE, UNLOADING, END = 10, 20, 30, 40, 50
@@ -154,6 +155,8 @@ def to_tensor(value: Any, dtype: str | None = None, *, as_values: bool = False) 
     `as_values` fills the typed field (`float_val` …), as TensorFlow Serving's answers do, instead of `tensor_content`.
     """
     array = np.asarray(value)
+    if array.dtype.kind in "SU" and not isinstance(value, np.ndarray):
+        array = np.asarray(value, object)  # numpy's own text types drop a text's trailing NULs
     if dtype == "bfloat16" and array.dtype.name != "bfloat16":
         array, kind = _to_bfloat16(array.astype(np.float32)), BY_NAME["bfloat16"]
     else:
@@ -200,7 +203,10 @@ def to_array(tensor: Any) -> np.ndarray[Any, Any]:
             raise ValueError(f"{len(content)} bytes do not make a {kind.name} tensor of shape {list(shape)}")
         flat = np.frombuffer(content, kind.numpy)
     else:
-        flat = _spread(getattr(tensor, kind.values), kind, count)
+        values = getattr(tensor, kind.values)
+        if len(values) < count and count * kind.numpy.itemsize > MAX_SPREAD_BYTES:
+            raise ValueError(f"{len(values)} values are too few to be spread over the shape {list(shape)}")
+        flat = _spread(values, kind, count)
     if kind.number == BFLOAT16:
         flat = (flat.astype(np.uint32) << 16).view(np.float32)
     return flat.reshape(shape)

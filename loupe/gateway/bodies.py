@@ -19,6 +19,7 @@ from loupe.errors import BadRequest, TooLarge, UnsupportedBody
 from loupe.gateway.settings import Settings
 
 MAX_PARTS = 100  # of a form; more is not a folder of pictures but an attack
+DRAINED = 3  # times the limit
 EXAMPLE = 'send {"url": "https://…"}, {"urls": [...]} or {"b64": "…"}'
 
 
@@ -35,9 +36,10 @@ class Sent:
 
 def read(request: Request, settings: Settings) -> Sent:
     limit = settings.max_bytes
+    stream = request.environ["wsgi.input"]
     if (request.content_length or 0) > limit:
-        raise _too_large(limit)
-    request.environ["wsgi.input"] = _Capped(request.environ["wsgi.input"], limit)
+        raise _too_large(limit, stream)
+    request.environ["wsgi.input"] = _Capped(stream, limit)
     kind = request.mimetype
     if kind == "multipart/form-data":
         sent = _from_form(request, limit)
@@ -101,7 +103,11 @@ def _from_base64(text: str) -> bytes:
         raise BadRequest("b64 is not base64; encode the picture's bytes without line breaks.") from None
 
 
-def _too_large(limit: int) -> TooLarge:
+def _too_large(limit: int, stream: IO[bytes]) -> TooLarge:
+    """Most of what is still coming is taken and thrown away: a client that cannot send to the end never reads why."""
+    left = DRAINED * limit
+    while left > 0 and (data := stream.read(min(left, 1 << 16))):
+        left -= len(data)
     return TooLarge(f"The body is larger than {limit:,} bytes; send less at once, or smaller pictures.")
 
 
@@ -120,5 +126,5 @@ class _Capped:
     def _count(self, data: bytes) -> bytes:
         self._left -= len(data)
         if self._left < 0:
-            raise _too_large(self._limit)
+            raise _too_large(self._limit, self._stream)
         return data

@@ -178,16 +178,19 @@ class _Connection(http.client.HTTPConnection):
         super().__init__(place.host, place.port)
         self.default_port = PORTS[place.url.scheme]  # decides whether the Host header names the port
         self._place, self._deadline = place, deadline
+        self._open: socket.socket | None = None  # self.sock is forgotten as soon as the headers are read
 
     def connect(self) -> None:
         remaining = max(0.001, self._deadline - time.monotonic())
-        self.sock = socket.create_connection((self._place.address, self._place.port), remaining)
+        self.sock = self._open = socket.create_connection((self._place.address, self._place.port), remaining)
         if self._place.url.scheme == "https":
             context = ssl.create_default_context()
-            self.sock = context.wrap_socket(self.sock, server_hostname=self._place.host)
+            secure = context.wrap_socket(self.sock, server_hostname=self._place.host, do_handshake_on_connect=False)
+            self.sock = self._open = secure
+            secure.do_handshake()
 
     def cut(self) -> None:
         """At the deadline, from another thread: whatever waits for this socket stops waiting."""
-        if self.sock is not None:
+        if self._open is not None:
             with contextlib.suppress(OSError):
-                self.sock.shutdown(socket.SHUT_RDWR)
+                socket.socket.shutdown(self._open, socket.SHUT_RDWR)  # TLS's own would wait for the other side

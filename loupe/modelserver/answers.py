@@ -1,0 +1,155 @@
+"""What each call answers, whichever way it came: requests and responses are proto.py's messages.
+
+    answers = Answers(versions)
+    answers.predict(request)    # a PredictResponse, or Refused
+
+Statuses and words are TensorFlow Serving's. One difference is on purpose: an input whose shape does not fit the
+signature is refused. There it goes to the graph unchecked, which may answer anything or abort the whole server.
+Not covered: Classify, Regress and MultiInference, default values of inputs in a signature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from grpc import StatusCode
+
+import proto
+from loupe.modelserver.refused import Refused, invalid
+from loupe.modelserver.savedmodel import Array
+from loupe.modelserver.versions import Versions, refuse_label
+
+TF_NAMES = {"float32": "float", "float64": "double", "float16": "half"}  # where they differ from numpy's
+METADATA_FIELD = "signature_def"
+
+
+class Answers:
+    def __init__(self, versions: Versions, *, as_content: bool = False) -> None:
+        self.versions = versions
+        self._as_values = not as_content
+
+    def predict(self, request: Any) -> Any:
+        _refuse_missing_spec(request)
+        with self.versions.lease(request.model_spec) as version:
+            assert version.model and version.engine
+            name = request.model_spec.signature_name or proto.PREDICT_SIGNATURE
+            signature = version.model.signatures.get(name)
+            if signature is None:
+                raise Refused(StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
+            inputs = _inputs(request, signature)
+            outputs = _outputs(request, signature)
+            _refuse_misfits(inputs, request, signature)
+            found = version.engine.run(name, inputs, outputs)
+            response = proto.PredictResponse(model_spec=proto.model_spec(self.versions.name, version.number, name))
+        for alias in outputs:
+            tensor = _to_tensor(found[alias], signature.outputs[alias].dtype, self._as_values)
+            response.outputs[alias].CopyFrom(tensor)
+        return response
+
+    def metadata(self, request: Any) -> Any:
+        _refuse_missing_spec(request)
+        if not request.metadata_field:
+            raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
+        for field in request.metadata_field:
+            if field != METADATA_FIELD:
+                raise invalid(f"Metadata field {field} is not supported")
+        with self.versions.lease(request.model_spec) as version:
+            assert version.model
+            signatures = proto.SignatureMap()
+            for name, signature in version.model.signatures.items():
+                signatures.signature_def[name].CopyFrom(signature)
+            response = proto.GetModelMetadataResponse(model_spec=proto.model_spec(self.versions.name, version.number))
+        packed = response.metadata[METADATA_FIELD]
+        packed.type_url, packed.value = proto.SIGNATURE_MAP_URL, signatures.SerializeToString(deterministic=True)
+        return response
+
+    def status(self, request: Any) -> Any:
+        _refuse_missing_spec(request)
+        spec = request.model_spec
+        refuse_label(spec)
+        number = spec.version.value if spec.HasField("version") else None
+        states = self.versions.states() if spec.name == self.versions.name else []
+        states = [state for state in states if number in (None, state[0])]
+        if not states:
+            what = "any versions" if number is None else f"version {number}"
+            raise Refused(StatusCode.NOT_FOUND, f"Could not find {what} of model {spec.name}")
+        response = proto.GetModelStatusResponse()
+        for version, state, error in states:
+            entry = response.model_version_status.add(version=version, state=state)
+            entry.status.error_code = error.number if error else 0
+            entry.status.error_message = str(error or "")
+        return response
+
+
+def _refuse_missing_spec(request: Any) -> None:
+    if not request.HasField("model_spec"):
+        raise invalid("Missing ModelSpec")
+
+
+def _inputs(request: Any, signature: Any) -> dict[str, Array]:
+    sent, wanted = set(request.inputs), set(signature.inputs)
+    if len(sent) != len(wanted):
+        raise invalid(
+            f"input size does not match signature: {len(sent)}!={len(wanted)} "
+            f"len({_set(sent)}) != len({_set(wanted)}). "
+            f"Sent extra: {_set(sent - wanted)}. Missing but required: {_set(wanted - sent)}."
+        )
+    arrays = {}
+    for alias in sorted(sent):
+        if alias not in wanted:
+            raise invalid(
+                f"input tensor alias not found in signature: {alias}. Inputs expected to be in the set {_set(wanted)}."
+            )
+        try:
+            arrays[alias] = proto.to_array(request.inputs[alias])
+        except ValueError as error:
+            raise invalid(f"tensor parsing error: {alias}") from error
+    return arrays
+
+
+def _outputs(request: Any, signature: Any) -> list[str]:
+    wanted: list[str] = []
+    for alias in request.output_filter:
+        if alias not in signature.outputs:
+            raise invalid(
+                f"output tensor alias not found in signature: {alias} "
+                f"Outputs expected to be in the set {_set(set(signature.outputs))}."
+            )
+        if alias in wanted:
+            raise invalid(f"duplicate output tensor alias: {alias}")
+        wanted.append(alias)
+    return wanted or sorted(signature.outputs)
+
+
+def _refuse_misfits(inputs: dict[str, Array], request: Any, signature: Any) -> None:
+    for position, (alias, array) in enumerate(inputs.items()):
+        declared, sent = signature.inputs[alias], request.inputs[alias]
+        if sent.dtype != declared.dtype:
+            raise invalid(
+                f"Expects arg[{position}] to be {_type_name(declared.dtype)} but {_type_name(sent.dtype)} is provided"
+            )
+        shape = proto.shape_of(declared.tensor_shape)
+        fits = shape is None or (
+            len(shape) == array.ndim and all(size in (-1, has) for size, has in zip(shape, array.shape, strict=True))
+        )
+        if shape is not None and not fits:
+            sizes = ",".join("?" if size < 0 else str(size) for size in shape)
+            has = ",".join(map(str, array.shape))
+            raise invalid(f"input {alias} must have the shape [{sizes}], not [{has}]")
+
+
+def _to_tensor(array: Array, declared: int, as_values: bool) -> Any:
+    kind = proto.BY_NUMBER.get(declared)
+    if kind is None:
+        raise Refused(StatusCode.UNIMPLEMENTED, f"an output of dtype {declared} is not one that this server sends")
+    return proto.to_tensor(array, kind.name, as_values=as_values)
+
+
+def _type_name(number: int) -> str:
+    kind = proto.BY_NUMBER.get(number)
+    return TF_NAMES.get(kind.name, kind.name) if kind else f"dtype {number}"
+
+
+def _set(names: Collection[str]) -> str:
+    return "{" + ",".join(sorted(names)) + "}"

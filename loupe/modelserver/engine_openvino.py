@@ -1,0 +1,104 @@
+"""The openvino engine: `serving_default` compiled from the frozen SavedModel, `describe` from the card beside it.
+
+    engine = open_model(savedmodel.read(folder), Options())
+
+One stream over all CPUs and a few infer requests: a single caller gets the whole machine, concurrent ones take turns
+(`--tensorflow_inter_op_parallelism` makes more streams of fewer threads). float32 unless the card says bfloat16.
+Not covered: any other signature; those need the tensorflow engine.
+"""
+
+from __future__ import annotations
+
+import queue
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from grpc import StatusCode
+
+import proto
+from loupe.modelserver.engines import Engine, Options
+from loupe.modelserver.refused import Refused, invalid
+from loupe.modelserver.savedmodel import Array, SavedModel, sample_batch
+
+# `import openvino` alone reports the import to Google Analytics, unless its telemetry package cannot be imported.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+import openvino  # noqa: E402
+
+DESCRIBE = "describe"
+
+
+class OpenVinoEngine:
+    name = "openvino"
+
+    def __init__(self, model: SavedModel, options: Options) -> None:
+        self._card = model.card
+        signature = model.signatures[proto.PREDICT_SIGNATURE]
+        compiled = openvino.Core().compile_model(_read(model), "CPU", _settings(model, options))
+        self._inputs = _ports(compiled.inputs, signature.inputs)
+        self._outputs = _ports(compiled.outputs, signature.outputs)
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        # One more than run at once, so that a caller's arrays are copied while another's are computed.
+        for _ in range(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") + 1):
+            self._idle.put(compiled.create_infer_request())
+        if batch := sample_batch(signature):
+            self.run(proto.PREDICT_SIGNATURE, batch, list(signature.outputs))
+
+    def run(self, signature: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        if signature == DESCRIBE and self._card is not None:
+            return {alias: np.full(len(inputs["request"]), self._card, object) for alias in outputs}
+        if signature != proto.PREDICT_SIGNATURE:
+            raise Refused(
+                StatusCode.UNIMPLEMENTED, f"signature {signature} needs the tensorflow engine: --engine=tensorflow"
+            )
+        request = self._idle.get()
+        try:
+            found = request.infer({self._inputs[alias]: array for alias, array in inputs.items()})
+            return {alias: found[self._outputs[alias]] for alias in outputs}
+        except RuntimeError as error:
+            raise invalid(f"the model cannot compute this: {_reason(error)}") from error
+        finally:
+            self._idle.put(request)
+
+    def close(self) -> None:
+        """Nothing to do: its memory goes with it."""
+
+
+def open_model(model: SavedModel, options: Options) -> Engine:
+    if proto.PREDICT_SIGNATURE not in model.signatures:
+        raise invalid(f"it has no signature {proto.PREDICT_SIGNATURE}, the one that openvino serves")
+    try:
+        return OpenVinoEngine(model, options)
+    except RuntimeError as error:
+        raise invalid(f"openvino cannot load it: {_reason(error)}") from error
+
+
+def _read(model: SavedModel) -> Any:
+    return openvino.Core().read_model(str(model.folder))
+
+
+def _settings(model: SavedModel, options: Options) -> dict[str, str]:
+    half = "bfloat16" in (model.precision, options.mixed_precision)
+    settings = {"INFERENCE_PRECISION_HINT": "bf16" if half else "f32", "PERFORMANCE_HINT": "LATENCY"}
+    if options.threads:
+        settings["INFERENCE_NUM_THREADS"] = str(options.threads)
+    if options.streams:
+        settings["NUM_STREAMS"] = str(options.streams)
+    return settings
+
+
+def _ports(ports: Sequence[Any], declared: Mapping[str, Any]) -> dict[str, int]:
+    """Where each of the signature's names is; OpenVINO numbers its inputs and outputs in an order of its own."""
+    found = {name: index for index, port in enumerate(ports) for name in port.names}
+    missing = set(declared) - set(found)
+    if missing:
+        raise invalid(f"openvino finds no {', '.join(sorted(missing))} in it")
+    return {alias: found[alias] for alias in declared}
+
+
+def _reason(error: RuntimeError) -> str:
+    """The telling part of OpenVINO's message: not the lines that name its own source files."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "src/" not in line and not line.startswith("To facilitate")]
+    return " ".join(telling or lines or ["no reason given"])

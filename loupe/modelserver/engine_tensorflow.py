@@ -1,0 +1,86 @@
+"""The tensorflow engine: every signature, in a `tf.compat.v1.Session`, as TensorFlow Serving loads and runs models.
+
+    engine = open_model(savedmodel.read(folder), Options())
+
+The only module of the model server that imports TensorFlow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from grpc import StatusCode
+
+import proto
+from loupe.modelserver.engines import Engine, Options
+from loupe.modelserver.refused import BY_NUMBER, Refused
+from loupe.modelserver.savedmodel import Array, SavedModel, sample_batch
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its log is not one line an event
+import tensorflow as tf  # noqa: E402
+
+tf.get_logger().setLevel("ERROR")
+
+
+class TensorFlowEngine:
+    name = "tensorflow"
+
+    def __init__(self, model: SavedModel, options: Options) -> None:
+        self._signatures = model.signatures
+        self._session = tf.compat.v1.Session(graph=tf.Graph(), config=_settings(options))
+        try:
+            with self._session.graph.as_default():
+                tf.compat.v1.saved_model.loader.load(self._session, list(model.tags), str(model.folder))
+        except BaseException:
+            self._session.close()
+            raise
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """The first run builds the executor; better now than in a caller's time. It proves nothing if it fails."""
+        signature = self._signatures.get(proto.PREDICT_SIGNATURE)
+        batch = sample_batch(signature) if signature else None
+        if signature and batch:
+            with contextlib.suppress(Refused):
+                self.run(proto.PREDICT_SIGNATURE, batch, list(signature.outputs))
+
+    def run(self, signature: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        declared = self._signatures[signature]
+        feed = {declared.inputs[alias].name: array for alias, array in inputs.items()}
+        try:
+            found: dict[str, Array] = self._session.run(
+                {alias: declared.outputs[alias].name for alias in outputs}, feed
+            )
+            return found
+        except tf.errors.OpError as error:
+            raise _refused(error) from error
+        except (ValueError, TypeError, RuntimeError) as error:  # a signature that names what is not in the graph
+            raise Refused(StatusCode.INTERNAL, f"the model cannot compute this: {error}") from error
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def open_model(model: SavedModel, options: Options) -> Engine:
+    try:
+        return TensorFlowEngine(model, options)
+    except tf.errors.OpError as error:
+        raise _refused(error) from error
+    except Exception as error:  # whatever a broken graph makes the importer raise
+        raise Refused(StatusCode.INVALID_ARGUMENT, f"tensorflow cannot load it: {error}") from error
+
+
+def _settings(options: Options) -> Any:
+    config = tf.compat.v1.ConfigProto(
+        intra_op_parallelism_threads=options.threads, inter_op_parallelism_threads=options.streams
+    )
+    if options.mixed_precision == "bfloat16":
+        config.graph_options.rewrite_options.auto_mixed_precision_onednn_bfloat16 = 1  # RewriterConfig.ON
+    return config
+
+
+def _refused(error: Any) -> Refused:
+    return Refused(BY_NUMBER.get(error.error_code, StatusCode.UNKNOWN), str(error.message))

@@ -1,0 +1,158 @@
+"""The flags: TensorFlow Serving's, by its names and with its defaults, and two of our own (`engine`, `address`).
+
+    flags = flags.parse(["--port=8500", "--model_name=tires", "--model_base_path=models/tires"])
+
+`--flag=value` and `--flag value`; a switch is `--flag` or `--flag=true`. A flag that TensorFlow Serving knows and this
+server does not act on is named in a warning, so that its dockerfiles and manifests still start; an unknown one is an
+error. `--model_config_file` is an error too: without it another model than the one meant would be served.
+Differences: `--port=0` picks a free port (there it turns gRPC off); negative polling is refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from loupe.errors import UserError
+from loupe.modelserver.engines import CHOICES
+from loupe.modelserver.refused import say
+
+TRUE, FALSE = ("true", "t", "1", "yes", "y"), ("false", "f", "0", "no", "n")
+# Known to TensorFlow Serving, without effect here: switches, and those that take a value.
+IDLE_SWITCHES = """
+    enable_batching enable_per_model_batching_parameters allow_version_labels_for_unavailable_models
+    force_allow_any_version_labels_for_unavailable_models flush_filesystem_caches use_alts_credentials
+    enable_model_warmup remove_unused_fields_from_bundle_metagraph prefer_tflite_model
+    enable_signature_method_name_check xla_cpu_compilation_enabled xla_gpu_compilation_enabled enable_profiler
+    skip_initialize_tpu rest_api_enable_cors_support
+"""
+IDLE_VALUES = """
+    rest_api_num_threads batching_parameters_file model_config_file_poll_wait_seconds num_load_threads
+    num_unload_threads tensorflow_session_config_file platform_config_file per_process_gpu_memory_fraction
+    num_request_iterations_for_warmup monitoring_config_file num_tflite_pools num_tflite_interpreters_per_pool
+    thread_pool_factory_config_file
+"""
+# Ignoring these would serve another model, or the same one to whom it is not meant for.
+REFUSED = {
+    "model_config_file": "give --model_name and --model_base_path instead",
+    "ssl_config_file": "this server speaks plain text only; put a proxy in front of it",
+    "grpc_socket_path": "give --port instead",
+}
+
+
+@dataclass(frozen=True)
+class Flags:
+    port: int = 8500
+    rest_api_port: int = 0  # 0: no REST
+    address: str = "0.0.0.0"
+    rest_api_timeout_in_ms: int = 30_000
+    engine: str = "auto"
+    model_name: str = "default"
+    model_base_path: str = ""
+    saved_model_tags: str = "serve"
+    file_system_poll_wait_seconds: int = 1  # 0: look once
+    max_num_load_retries: int = 5
+    load_retry_interval_micros: int = 60_000_000
+    grpc_max_threads: int = 0  # 0: four for each CPU
+    grpc_channel_arguments: str = ""
+    enable_grpc_healthcheck_service: bool = False
+    enable_serialization_as_tensor_content: bool = False
+    tensorflow_session_parallelism: int = 0
+    tensorflow_intra_op_parallelism: int = 0
+    tensorflow_inter_op_parallelism: int = 0
+    mixed_precision: str = ""
+
+    @property
+    def threads(self) -> int:
+        return self.grpc_max_threads or 4 * cpus()
+
+    @property
+    def channel_arguments(self) -> list[tuple[str, int | str]]:
+        pairs = [part.partition("=") for part in self.grpc_channel_arguments.split(",") if part]
+        return [(key, int(value) if value.lstrip("-").isdigit() else value) for key, _, value in pairs]
+
+
+KINDS = {field.name: str(field.type) for field in fields(Flags)}
+
+
+def parse(arguments: Sequence[str]) -> Flags:
+    """UserError for whatever is wrong, all of it at once."""
+    found: dict[str, int | str | bool] = {}
+    wrong: list[str] = []
+    words = list(arguments)
+    while words:
+        name, given, text = words.pop(0).partition("=")
+        try:
+            key = _known(name)
+            switch = key in IDLE_SWITCHES.split() or KINDS.get(key) == "bool"
+            if not given:
+                text = "true" if switch else _next(name, words)
+            if key in KINDS:
+                found[key] = _value(name, KINDS[key], text)
+            elif not (switch and text.lower() in FALSE):
+                say(f"{name} has no effect here")
+        except UserError as error:
+            wrong.append(str(error))
+    flags = Flags(**found)  # type: ignore[arg-type]
+    wrong += _conflicts(flags)
+    if wrong:
+        raise UserError("; ".join(wrong))
+    return flags
+
+
+def _known(name: str) -> str:
+    key = name.removeprefix("--")
+    if key in REFUSED:
+        raise UserError(f"{name} is not read here: {REFUSED[key]}")
+    known = {*KINDS, *IDLE_SWITCHES.split(), *IDLE_VALUES.split()}
+    if key == name or key not in known:
+        near = difflib.get_close_matches(key, known, 1, 0)[0]
+        raise UserError(f"unknown flag {name}; the nearest is --{near}")
+    return key
+
+
+def _next(name: str, words: list[str]) -> str:
+    if not words or words[0].startswith("--"):
+        raise UserError(f"{name} needs a value: {name}=…")
+    return words.pop(0)
+
+
+def _value(name: str, kind: str, text: str) -> int | str | bool:
+    if kind == "str":
+        return text
+    if kind == "bool":
+        if text.lower() not in TRUE + FALSE:
+            raise UserError(f"{name} is true or false, not {text!r}")
+        return text.lower() in TRUE
+    try:
+        return int(text)
+    except ValueError as error:
+        raise UserError(f"{name} is a whole number, not {text!r}") from error
+
+
+def _conflicts(flags: Flags) -> list[str]:
+    wrong = []
+    if not flags.model_base_path:
+        wrong.append("--model_base_path is missing: the folder that holds the model's numbered versions")
+    if flags.engine not in CHOICES:
+        wrong.append(f"--engine is one of {', '.join(CHOICES)}, not {flags.engine!r}")
+    if flags.mixed_precision not in ("", "bfloat16"):
+        wrong.append(f"--mixed_precision is bfloat16 or nothing, not {flags.mixed_precision!r}")
+    for key in ("port", "rest_api_port"):
+        if not 0 <= getattr(flags, key) <= 65535:
+            wrong.append(f"--{key} is from 0 to 65535, not {getattr(flags, key)}")
+    if flags.port and flags.port == flags.rest_api_port:
+        wrong.append("--rest_api_port must differ from --port")
+    if flags.rest_api_timeout_in_ms < 1:
+        wrong.append("--rest_api_timeout_in_ms must be positive")
+    for key in ("file_system_poll_wait_seconds", "max_num_load_retries", "grpc_max_threads"):
+        if getattr(flags, key) < 0:
+            wrong.append(f"--{key} must not be negative")
+    return wrong
+
+
+def cpus() -> int:
+    """Those this process may run on, as TensorFlow Serving counts them; macOS cannot tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,78 @@
+"""The gRPC side: Predict, GetModelMetadata and GetModelStatus, on proto.py's messages and no generated code.
+
+    server, port = service.start(Answers(versions), flags)
+    server.stop(grace=10).wait()
+
+Other methods are UNIMPLEMENTED. More calls at once than `--grpc_max_threads` are RESOURCE_EXHAUSTED.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+
+import proto
+from loupe.errors import UserError
+from loupe.modelserver.answers import Answers
+from loupe.modelserver.flags import Flags
+from loupe.modelserver.refused import Refused, say
+
+HEALTH, SERVING = "grpc.health.v1.Health", b"\x08\x01"  # HealthCheckResponse with status SERVING
+
+
+def start(answers: Answers, flags: Flags) -> tuple[grpc.Server, int]:
+    """The running server and its port."""
+    options = [
+        ("grpc.so_reuseport", 0),  # with it a second server on a taken port would share the calls in silence
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_send_message_length", -1),
+        *flags.channel_arguments,
+    ]
+    pool = ThreadPoolExecutor(flags.threads, thread_name_prefix="grpc")
+    server = grpc.server(pool, handlers(answers, flags), options=options, maximum_concurrent_rpcs=flags.threads)
+    try:
+        port = server.add_insecure_port(f"{flags.address}:{flags.port}")
+    except RuntimeError as error:
+        raise UserError(f"port {flags.port} cannot be listened on; choose another with --port") from error
+    server.start()
+    return server, port
+
+
+def handlers(answers: Answers, flags: Flags) -> list[grpc.GenericRpcHandler]:
+    services: dict[str, dict[str, grpc.RpcMethodHandler]] = {}
+    for method, function in (
+        (proto.PREDICT, answers.predict),
+        (proto.GET_MODEL_METADATA, answers.metadata),
+        (proto.GET_MODEL_STATUS, answers.status),
+    ):
+        services.setdefault(method.service, {})[method.name] = _handler(method, function)
+    if flags.enable_grpc_healthcheck_service:
+        services[HEALTH] = {"Check": grpc.unary_unary_rpc_method_handler(_health)}
+    return [grpc.method_handlers_generic_handler(name, methods) for name, methods in services.items()]
+
+
+def _handler(method: proto.Method, function: Callable[[Any], Any]) -> grpc.RpcMethodHandler:
+    def handle(request: Any, context: grpc.ServicerContext) -> Any:
+        try:
+            return function(request)
+        except Refused as error:
+            context.abort(error.code, str(error))
+        except Exception as error:
+            say(f"{method.name} failed: {error!r}")
+            context.abort(grpc.StatusCode.INTERNAL, f"{method.name} failed inside the server; its log says why")
+
+    return grpc.unary_unary_rpc_method_handler(
+        handle,
+        request_deserializer=method.request.FromString,
+        response_serializer=method.response.SerializeToString,
+    )
+
+
+def _health(request: bytes, context: grpc.ServicerContext) -> bytes:
+    """SERVING for the server as a whole, whatever its model's state: so does TensorFlow Serving's."""
+    if request:
+        context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
+    return SERVING

@@ -1,0 +1,1 @@
+"""Training: a folder of pictures → a run that can be published. The wing that needs TensorFlow."""

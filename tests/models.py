@@ -1,0 +1,116 @@
+"""Small SavedModels for the tests, frozen and written the TF1 way, as Contract 1 says (docs/design, *the model*).
+
+    models.write(folder / "tires" / "1", seed=1)
+
+`write` makes one with `image` (uint8 unless told otherwise), `probabilities`, `heatmap` and the signature `describe`;
+`write_plain` one that knows nothing of Loupe: `serving_default` alone, float32 in, logits out, no card;
+`write_slow` one whose answer takes about as long as its input says.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+SIDE, CLASSES = 32, 3
+LABELS = ["cracked", "normal", "worn"]
+
+
+def card(name: str = "tires", **entries: Any) -> str:
+    known = {
+        "loupe": 1,
+        "name": name,
+        "labels": LABELS,
+        "input": {"height": SIDE, "width": SIDE, "resize": "bilinear-antialiased", "fit": "stretch"},
+        "precision": "float32",
+    }
+    return json.dumps(known | entries)
+
+
+def write(
+    folder: Path, *, seed: int = 1, side: int = SIDE, dtype: tf.DType = tf.uint8, text: str | None = None
+) -> Path:
+    """Write one version into `folder`; another seed is another answer."""
+    text = card() if text is None else text
+    graph = _frozen(_network(seed), tf.TensorSpec([None, side, side, 3], dtype, name="image"))
+    with tf.Graph().as_default():
+        image, probabilities, heatmap = tf.graph_util.import_graph_def(
+            graph, name="", return_elements=["image:0", "probabilities:0", "heatmap:0"]
+        )
+        request = tf.compat.v1.placeholder(tf.string, [None], name="request")
+        answer = tf.identity(tf.fill(tf.shape(request), tf.constant(text)), name="card")
+        signatures = {
+            "serving_default": _signature({"image": image}, {"probabilities": probabilities, "heatmap": heatmap}),
+            "describe": _signature({"request": request}, {"card": answer}),
+        }
+        _save(folder, signatures)
+    extra = folder / "assets.extra"
+    extra.mkdir()
+    (extra / "card.json").write_text(text)
+    return folder
+
+
+def write_plain(folder: Path) -> Path:
+    with tf.Graph().as_default():
+        pixels = tf.compat.v1.placeholder(tf.float32, [None, SIDE, SIDE, 3], name="input_8")
+        logits = tf.reduce_mean(pixels, [1, 2]) @ tf.constant(np.eye(3, 4, dtype=np.float32))
+        _save(folder, {"serving_default": _signature({"input_8": pixels}, {"dense_7": logits})})
+    return folder
+
+
+def write_slow(folder: Path) -> Path:
+    """`turns` → `done`, both float32 [N, 1]: as many turns of a loop, about 0.2 ms each, as its first value says."""
+    with tf.Graph().as_default():
+        turns = tf.compat.v1.placeholder(tf.float32, [None, 1], name="turns")
+        start = tf.constant(np.random.default_rng(1).normal(0, 0.06, (256, 256)).astype(np.float32))
+        _, last = tf.while_loop(
+            lambda i, _: i < turns[0, 0], lambda i, m: (i + 1.0, tf.tanh(m @ m)), (tf.constant(0.0), start)
+        )
+        _save(folder, {"serving_default": _signature({"turns": turns}, {"done": turns + tf.reduce_mean(last)})})
+    return folder
+
+
+def _network(seed: int) -> tf.Module:
+    rng = np.random.default_rng(seed)
+
+    class Network(tf.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel = tf.Variable(rng.normal(0, 0.3, (3, 3, 3, 8)), dtype=tf.float32)
+            self.head = tf.Variable(rng.normal(0, 1.0, (8, CLASSES)), dtype=tf.float32)
+
+        def __call__(self, image: Any) -> dict[str, Any]:
+            pixels = tf.cast(image, tf.float32) / 127.5 - 1.0
+            features = tf.nn.relu(tf.nn.conv2d(pixels, self.kernel, 2, "SAME"))
+            logits = tf.reduce_mean(features, [1, 2]) @ self.head
+            top = tf.gather(tf.transpose(self.head), tf.argmax(logits, 1))
+            heat = tf.nn.relu(tf.einsum("nhwc,nc->nhw", features, top))
+            peak = tf.reduce_max(heat, [1, 2], keepdims=True)
+            return {
+                "probabilities": tf.identity(tf.nn.softmax(logits), name="probabilities"),
+                "heatmap": tf.math.divide_no_nan(heat, peak, name="heatmap"),
+            }
+
+    return Network()
+
+
+def _frozen(network: Any, spec: tf.TensorSpec) -> Any:
+    concrete = tf.function(network.__call__, input_signature=[spec]).get_concrete_function()
+    return convert_variables_to_constants_v2(concrete).graph.as_graph_def()
+
+
+def _signature(inputs: dict[str, Any], outputs: dict[str, Any]) -> Any:
+    return tf.compat.v1.saved_model.signature_def_utils.predict_signature_def(inputs, outputs)
+
+
+def _save(folder: Path, signatures: dict[str, Any]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tf.compat.v1.Session() as session:
+        builder = tf.compat.v1.saved_model.Builder(str(folder))
+        builder.add_meta_graph_and_variables(session, ["serve"], signature_def_map=signatures)
+        builder.save()

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import resource
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from loupe.errors import ImageError, TooManyPixels, UnsupportedImage
+from loupe.images import decode
+from tests.pictures import encoded, picture, png_that_declares
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,  # what undoes the camera's turn
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def exif(orientation: int) -> bytes:
+    made = Image.Exif()
+    made[0x0112] = orientation
+    return made.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"])
+def test_every_allowed_format_becomes_rgb_of_the_wanted_size(kind: str) -> None:
+    pixels = decode(encoded(kind=kind), 30, 40)
+    assert pixels.shape == (30, 40, 3)
+    assert pixels.dtype == np.uint8
+    wanted = np.asarray(picture().resize((40, 30), Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(pixels - wanted).mean() < 12  # lossy, but the same picture
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_gives_the_same_pixels(orientation: int) -> None:
+    upright = picture(64, 48)
+    stored = upright.transpose(TURNS[orientation]) if orientation in TURNS else upright
+    data = encoded(stored, "PNG", exif=exif(orientation))
+    assert np.array_equal(decode(data, 32, 32), decode(encoded(upright, "PNG"), 32, 32))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "LA", "RGBA", "CMYK", "I;16"])
+def test_every_mode_shows_the_same_grey(mode: str) -> None:
+    if mode == "I;16":
+        image = Image.fromarray(np.full((20, 20), 200 * 257, np.uint16))
+    elif mode == "1":
+        image = Image.new("1", (20, 20), 1)
+    else:
+        grey = Image.new("RGB", (20, 20), (200, 200, 200))
+        image = grey.quantize(4) if mode == "P" else grey.convert("L" if mode == "LA" else "RGB").convert(mode)
+    kind = "JPEG" if mode == "CMYK" else "PNG"
+    wanted = 255 if mode == "1" else 200
+    assert np.abs(decode(encoded(image, kind), 8, 8).astype(int) - wanted).max() <= 3
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_white(mode: str) -> None:
+    clear = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
+    data = encoded(clear, "GIF") if mode == "P" else encoded(clear.convert(mode), "PNG")
+    assert (decode(data, 8, 8) == 255).all()
+
+
+def test_a_large_jpeg_is_decoded_small_and_stays_the_same_picture() -> None:
+    large = picture(3000, 2000)
+    pixels = decode(encoded(large, quality=95), 100, 150).astype(int)
+    whole = np.asarray(large.resize((150, 100), Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(pixels - whole).mean() < 2
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1), (3, 2)])
+def test_odd_sizes_are_pictures_too(size: tuple[int, int]) -> None:
+    assert decode(encoded(picture(*size)), 16, 16).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("size", [(50_000, 50_000), (2**31 - 1, 2**31 - 1), (6400, 6400)])
+def test_a_small_file_that_declares_a_huge_picture_is_refused_before_anything_is_allocated(
+    size: tuple[int, int],
+) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(TooManyPixels):
+        decode(png_that_declares(*size), 16, 16)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kB
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"])
+def test_a_file_cut_short_anywhere_is_broken(kind: str) -> None:
+    data = encoded(kind=kind)
+    for kept in (1, 10, len(data) // 4, len(data) // 2, len(data) * 3 // 4):
+        with pytest.raises(ImageError):
+            decode(data[:kept], 16, 16)
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 100, b"hello", b"\xff\xd8\xff", bytes(range(256)) * 20])
+def test_bytes_that_are_no_picture_are_refused(data: bytes) -> None:
+    with pytest.raises(ImageError):
+        decode(data, 16, 16)
+
+
+def test_formats_that_are_not_allowed_are_not_even_opened() -> None:
+    for data in (encoded(kind="TIFF"), encoded(kind="JPEG2000"), encoded(kind="PDF"), encoded(kind="EPS"), b"8BPS\0\1",
+                 b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>", b"SIMPLE  ="):  # fmt: skip
+        with pytest.raises(UnsupportedImage):
+            decode(data, 16, 16)
+
+
+def test_a_damaged_exif_block_does_not_damage_the_picture() -> None:
+    data = encoded(exif=b"Exif\0\0II*\0\xff\xff\xff\xff" + b"\xff" * 40)
+    assert decode(data, 16, 16).shape == (16, 16, 3)
+
+
+def test_only_the_first_frame_counts() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    assert (decode(file.getvalue(), 4, 4) == np.array([255, 0, 0])).all()
+
+
+def test_changing_any_one_byte_never_leads_past_the_error_tree() -> None:
+    random = np.random.default_rng(3)
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP"):
+        data = encoded(kind=kind)
+        for _ in range(150):
+            spoilt: Any = bytearray(data)
+            spoilt[random.integers(len(data))] = random.integers(256)
+            with contextlib.suppress(ImageError):
+                assert decode(bytes(spoilt), 8, 8).shape == (8, 8, 3)
