@@ -10,6 +10,7 @@ TensorFlow Serving loads it and answers what the trained model answers.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def main() -> None:
             raise UserError(f"{arguments.run} holds no {needed}: it is no finished run. Let its training end first.")
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # its notices of deprecation, too
     from loupe.export.publish import publish  # TensorFlow takes seconds to load: only once the arguments are right
 
     print(f"published {publish(arguments.run, arguments.models)}")

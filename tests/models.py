@@ -4,7 +4,7 @@
 
 `write` makes one with `image` (uint8 unless told otherwise), `probabilities`, `heatmap` and the signature `describe`;
 `write_plain` one that knows nothing of Loupe: `serving_default` alone, float32 in, logits out, no card;
-`write_slow` one whose answer takes about as long as its input says.
+`write_slow` one whose answer takes as long as its input says; `write_text_length` one that needs TensorFlow.
 """
 
 from __future__ import annotations
@@ -72,6 +72,14 @@ def write_slow(folder: Path) -> Path:
             lambda i, _: i < turns[0, 0], lambda i, m: (i + 1.0, tf.tanh(m @ m)), (tf.constant(0.0), start)
         )
         _save(folder, {"serving_default": _signature({"turns": turns}, {"done": turns + tf.reduce_mean(last)})})
+    return folder
+
+
+def write_text_length(folder: Path) -> Path:
+    """`text` string [N] → `length` int32 [N], which OpenVINO alone cannot compute."""
+    with tf.Graph().as_default():
+        text = tf.compat.v1.placeholder(tf.string, [None], name="text")
+        _save(folder, {"serving_default": _signature({"text": text}, {"length": tf.strings.length(text)})})
     return folder
 
 

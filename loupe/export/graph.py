@@ -45,6 +45,7 @@ def write(model: keras.Model, card: Card, folder: Path) -> None:
             },
         )
         builder.save()
+    (folder / "variables").rmdir()  # empty: the weights are constants; git and tar would lose it anyway
     extra = folder / "assets.extra"
     extra.mkdir()
     (extra / "card.json").write_text(card.to_json())

@@ -18,20 +18,22 @@ from loupe.card import Card
 from loupe.errors import UserError
 from loupe.export.check import check
 from loupe.export.graph import write
+from loupe.export.quiet import quiet
 
 PART = ".part-"  # followed by the id of the process that writes it
 
 
 def publish(run: Path, models: Path) -> Path:
     card = Card.read(run / "card.json")
-    model = _load(run / "model.keras")
     home = models / card.name
     part = home / f"{PART}{os.getpid()}"
     try:
         home.mkdir(parents=True, exist_ok=True)
         _clear_leftovers(home)
-        write(model, card, part)
-        check(part, model, card)
+        with quiet():
+            model = _load(run / "model.keras")
+            write(model, card, part)
+            check(part, model, card)
         _flush(part)
         return _rename(part, home)
     except OSError as error:
