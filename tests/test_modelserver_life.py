@@ -258,8 +258,9 @@ def test_a_wrong_command_line_is_one_line_and_status_2() -> None:
 
 def test_flags_are_read_in_every_form_that_tensorflow_serving_takes(capsys: pytest.CaptureFixture[str]) -> None:
     found = flags.parse([
-        "--port=1", "--rest_api_port", "2", "--enable_batching", "--monitoring_config_file=m", "--num_load_threads", "3",
-        "--enable_grpc_healthcheck_service", "--enable_serialization_as_tensor_content=false", "--enable_profiler=false",
+        "--port=1", "--rest_api_port", "2", "--enable_batching", "--monitoring_config_file=m",
+        "--num_load_threads", "3", "--enable_grpc_healthcheck_service", "--enable_profiler=false",
+        "--enable_serialization_as_tensor_content=false",
         "--grpc_channel_arguments=grpc.max_connection_age_ms=20000,grpc.x=y", "--model_base_path=m",
     ])  # fmt: skip
     assert (found.port, found.rest_api_port, found.model_name) == (1, 2, "default")

@@ -58,7 +58,7 @@ def _signature(inputs: dict[str, tf.Tensor], outputs: dict[str, tf.Tensor]) -> A
 def _freeze(model: keras.Model, card: Card) -> Any:
     """One graph from uint8 pixels to probabilities and heat map, its weights constants, its functions inlined."""
     pool, dense_layers = split(model)
-    features_of = keras.Model(model.inputs, pool.input)
+    features_of = keras.Model(model.input, pool.input)
 
     def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
         features = features_of(tf.cast(image, tf.float32), training=False)

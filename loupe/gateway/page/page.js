@@ -94,4 +94,9 @@ function fail(text) {
   $("result").hidden = true;
 }
 
-const percent = (share) => `${(share * 100).toFixed(share > 0.9995 || share < 0.0005 ? 0 : 1)} %`;
+// No score is ever quite 0 or 1, so none is shown as that.
+function percent(share) {
+  if (share > 0.999) return "> 99.9 %";
+  if (share < 0.001) return "< 0.1 %";
+  return `${(share * 100).toFixed(1)} %`;
+}
