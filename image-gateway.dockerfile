@@ -19,6 +19,6 @@ COPY data/samples data/samples
 USER 10001
 ENV LOUPE_HOST=0.0.0.0
 EXPOSE 9696
-HEALTHCHECK --interval=2s --timeout=2s --start-period=60s --retries=5 \
+HEALTHCHECK --interval=10s --timeout=2s --start-period=30s \
   CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://localhost:9696/healthz', timeout=1)"]
 CMD ["gunicorn", "gateway:app"]

@@ -1,6 +1,7 @@
 # Stands in for tensorflow/serving where that image cannot be had: our own model server behind the entrypoint contract
 # of the real one (a shell without exec, MODEL_NAME, MODEL_BASE_PATH, the same binary name, ports and flags).
 FROM python:3.11-slim
+LABEL loupe.stand-in=true
 WORKDIR /app
 COPY Pipfile Pipfile.lock ./
 RUN pip install --no-cache-dir pipenv==2026.10.3 \
