@@ -18,5 +18,6 @@ threads = _settings.threads
 timeout = 60  # seconds without a sign of life from a worker before it is replaced
 graceful_timeout = 30  # for requests in flight when asked to stop
 keepalive = 5
+control_socket_disable = True  # it would lie in the home folder, one for all gateways of a user
 accesslog = "-"
 access_log_format = "%(t)s %(m)s %(U)s %(s)s %(M)s ms"

@@ -43,7 +43,7 @@ def main() -> int:
     try:
         server = _start_model_server(arguments, models)
         running.append(server)
-        environment["TF_SERVING_HOST"] = f"localhost:{_port_when_ready(server)}"
+        environment["TF_SERVING_HOST"] = f"127.0.0.1:{_port_when_ready(server)}"
         gateway = subprocess.Popen(
             [sys.executable, "gateway.py"], cwd=ROOT, env=environment, text=True, process_group=0
         )
@@ -98,6 +98,7 @@ def _start_model_server(arguments: argparse.Namespace, models: Path) -> subproce
         sys.executable,
         "-m",
         "loupe.modelserver",
+        "--address=127.0.0.1",  # it trusts whoever reaches it
         f"--port={arguments.grpc_port}",
         f"--model_name={name}",
         f"--model_base_path={models / name}",

@@ -200,11 +200,12 @@ def _writing(home: Path, process: subprocess.Popen[bytes]) -> bool:
     return bool(list(home.glob(".part-*"))) or process.poll() is not None
 
 
-def test_killed_at_any_moment_no_half_version_is_ever_visible(tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [4, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_no_half_version_is_ever_visible(tmp_path: Path, times: int) -> None:
     folder, home = finished_run(tmp_path / "run"), tmp_path / "models" / "toy"
     command = [sys.executable, "convert.py", str(folder), "--models", str(tmp_path / "models")]
     random = np.random.default_rng(1)
-    for _ in range(4):
+    for _ in range(times):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until(partial(_writing, home, process), "it to begin writing")
         time.sleep(random.uniform(0, 0.4))

@@ -1,0 +1,49 @@
+"""What the gateway costs before it does anything: seconds from its start to ready, and a worker's memory at work.
+
+python benchmarks/footprint.py              # five starts, 200 uploads each; prints the medians
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from loupe.errors import run_script
+from tests.gateways import gateway
+from tests.servers import ROOT, model_server, until
+
+PICTURE = (ROOT / "data" / "samples" / "cracked-1.jpg").read_bytes()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--starts", type=int, default=5, help="how often the gateway is started (5)")
+    parser.add_argument("--requests", type=int, default=200, help="uploads before the memory is read (200)")
+    arguments = parser.parse_args()
+    with model_server(ROOT / "models", "tires") as server:
+        measured = [measure(server.port, arguments.requests) for _ in range(arguments.starts)]
+    seconds, megabytes = (statistics.median(values) for values in zip(*measured, strict=True))
+    print(f"start to ready                {seconds:6.2f} s")
+    print(f"a worker after {arguments.requests} requests   {megabytes:6.1f} MB")
+
+
+def measure(target: int, requests: int) -> tuple[float, float]:
+    started = time.monotonic()
+    with gateway(f"localhost:{target}") as here:
+        until(lambda: here.get("/readyz").status == 200, "the gateway")
+        ready = time.monotonic() - started
+        for _ in range(requests):
+            answer = here.post("/predict", PICTURE, "image/jpeg")
+            assert answer.status == 200, answer.body
+        (worker,) = here.workers()
+        status = Path(f"/proc/{worker}/status").read_text()
+        return ready, int(status.split("VmRSS:")[1].split()[0]) / 1000
+
+
+if __name__ == "__main__":
+    run_script(main)
