@@ -9,19 +9,19 @@ TensorFlow Serving loads it and answers what the trained model answers.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 from pathlib import Path
 
-from loupe.errors import UserError, run_script
+from loupe.errors import UserError
+from loupe.scripts import Parser, run_script
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("run", type=Path, help="the folder of a finished run: it holds model.keras and card.json")
     parser.add_argument("--models", type=Path, default=Path("models"), help="where versions are published (models)")
-    arguments = parser.parse_args()
+    arguments = parser.read()
     if not arguments.run.is_dir():
         raise UserError(f"There is no run at {arguments.run}. `python train.py` makes one, runs/tires.")
     for needed in ("card.json", "model.keras"):

@@ -11,19 +11,16 @@ It asks the model MODEL_NAME (tires) at TF_SERVING_HOST (localhost:8500); README
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 
-from loupe.errors import run_script
 from loupe.gateway.routes import create_app
 from loupe.gateway.settings import Settings
+from loupe.scripts import Parser, run_script
 
 
 def main() -> None:
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()  # no flags: settings come from the environment, as they do under gunicorn
+    Parser(__doc__).read()  # no flags: settings come from the environment, as they do under gunicorn
     Settings.from_environment(os.environ)
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "--config", "gunicorn.conf.py", "gateway:app"])
 

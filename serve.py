@@ -23,8 +23,9 @@ import urllib.request
 from pathlib import Path
 from types import FrameType
 
-from loupe.errors import UserError, run_script
+from loupe.errors import UserError
 from loupe.gateway.settings import Settings
+from loupe.scripts import Parser, run_script
 
 ROOT = Path(__file__).resolve().parent
 START_SECONDS = 90  # a large model on a slow disk
@@ -35,7 +36,7 @@ def main() -> int:
     arguments = _arguments()
     models = arguments.models.resolve()
     _check_model(models / arguments.model_name, arguments.model_name)
-    environment = {**os.environ, "LOUPE_PORT": str(arguments.port), "MODEL_NAME": arguments.model_name}
+    environment = {**os.environ, "LOUPE_PORT": arguments.port, "MODEL_NAME": arguments.model_name}
     settings = Settings.from_environment(environment)
     _check_port(settings.host, settings.port)
     signal.signal(signal.SIGTERM, _interrupt)
@@ -58,15 +59,15 @@ def main() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, default=9696, help="of the page and the API (9696)")
+    parser = Parser(__doc__)
+    parser.add_argument("--port", default="9696", help="of the page and the API (9696)")
     parser.add_argument("--model-name", default="tires", help="which folder of the models folder to serve (tires)")
     parser.add_argument("--models", type=Path, default=ROOT / "models", help="the models folder (models)")
     parser.add_argument("--grpc-port", type=int, default=0, help="of the model server (any free one)")
     parser.add_argument(
         "--engine", default="auto", choices=("auto", "openvino", "tensorflow"), help="what runs the model"
     )
-    return parser.parse_args()
+    return parser.read()
 
 
 def _check_model(folder: Path, name: str) -> None:

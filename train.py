@@ -11,14 +11,13 @@ Ctrl-C ends training early and keeps the best state so far beside the run, unpub
 from __future__ import annotations
 
 import argparse
-import difflib
 import logging
 import os
 import re
 from pathlib import Path
-from typing import NoReturn
 
-from loupe.errors import UserError, run_script
+from loupe.errors import UserError
+from loupe.scripts import Parser, run_script
 
 SAMPLE = Path("data/tires")
 
@@ -76,7 +75,7 @@ def main() -> int:
 
 
 def arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add(
         "data",
@@ -95,18 +94,7 @@ def arguments() -> argparse.Namespace:
     add("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are kept (runs)")
     add("--models", type=Path, default=Path("models"), metavar="DIR", help="where versions are published (models)")
     add("--no-publish", action="store_true", help="stop once the run is written")
-    args, unknown = parser.parse_known_args()
-    if unknown:
-        known = [flag for action in parser._actions for flag in action.option_strings]
-        near = difflib.get_close_matches(unknown[0], known, 1, 0)[0]
-        hint = f"Did you mean {near}?" if unknown[0].startswith("-") else "Give one folder."
-        raise UserError(f"{unknown[0]!r} is not understood. {hint} --help lists all flags.")
-    return args
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}. --help lists all flags.")
+    return parser.read()
 
 
 def draw_sample() -> None:

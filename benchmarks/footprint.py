@@ -5,7 +5,6 @@ python benchmarks/footprint.py              # five starts, 200 uploads each; pri
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from loupe.errors import run_script
+from loupe.scripts import Parser, run_script
 from tests.gateways import gateway
 from tests.servers import ROOT, model_server, until
 
@@ -21,10 +20,10 @@ PICTURE = (ROOT / "data" / "samples" / "cracked-1.jpg").read_bytes()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--starts", type=int, default=5, help="how often the gateway is started (5)")
     parser.add_argument("--requests", type=int, default=200, help="uploads before the memory is read (200)")
-    arguments = parser.parse_args()
+    arguments = parser.read()
     with model_server(ROOT / "models", "tires") as server:
         measured = [measure(server.port, arguments.requests) for _ in range(arguments.starts)]
     seconds, megabytes = (statistics.median(values) for values in zip(*measured, strict=True))

@@ -8,7 +8,6 @@ best of its settings. The sample model, read from its SavedModel, must reach 95 
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import warnings
@@ -21,8 +20,9 @@ import numpy as np
 from PIL import Image
 
 from data.tires import CLASSES, draw
-from loupe.errors import UserError, run_script
+from loupe.errors import UserError
 from loupe.images import decode
+from loupe.scripts import Parser, run_script
 
 THUMBNAIL = 16  # px, of a side
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1, 10, 100)  # scikit-learn's C
@@ -30,10 +30,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--data", type=Path, default=Path("data/tires"), help="the drawn pictures (data/tires)")
     parser.add_argument("--model", type=Path, default=Path("models/tires"), help="its newest version is asked")
-    args = parser.parse_args()
+    args = parser.read()
     if not args.data.exists():
         draw(args.data)
     version = newest(args.model)

@@ -23,9 +23,6 @@ LoupeError
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-
 
 class LoupeError(Exception):
     pass
@@ -105,20 +102,3 @@ class ModelUnavailable(ModelError):
 
 class ModelTooSlow(ModelError):
     status, code = 504, "model_too_slow"
-
-
-def run_script(main: Callable[[], int | None]) -> None:
-    """Run a script's main(): errors meant for people become one line and status 2, Ctrl-C becomes status 130."""
-    try:
-        status = main() or 0
-    except LoupeError as error:
-        print(f"{_name()}: {error}", file=sys.stderr)
-        status = 2
-    except KeyboardInterrupt:
-        print(f"\n{_name()}: interrupted", file=sys.stderr)
-        status = 130
-    sys.exit(status)
-
-
-def _name() -> str:
-    return sys.argv[0].rsplit("/", 1)[-1]

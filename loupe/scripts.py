@@ -1,0 +1,52 @@
+"""How every script takes its flags and how it ends.
+
+    parser = Parser(__doc__)
+    parser.add_argument("--port", …)
+    arguments = parser.read()
+    …
+    run_script(main)
+
+An unknown flag is one line that names the nearest known one. An error meant for people is one line and status 2; Ctrl-C
+is status 130.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from loupe.errors import LoupeError, UserError
+
+
+class Parser(argparse.ArgumentParser):
+    def __init__(self, doc: str | None) -> None:
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+    def read(self) -> argparse.Namespace:
+        found, unknown = self.parse_known_args()
+        if unknown and not unknown[0].startswith("-"):
+            self.error(f"{unknown[0]!r} is one argument too many")
+        if unknown:
+            known = [flag for action in self._actions for flag in action.option_strings]
+            near = difflib.get_close_matches(unknown[0].partition("=")[0], known, 1, 0)[0]
+            self.error(f"{unknown[0]!r} is no flag of this script; did you mean {near}?")
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.rstrip('.?')}{'?' if message.endswith('?') else '.'} --help lists all flags.")
+
+
+def run_script(main: Callable[[], int | None]) -> None:
+    name = sys.argv[0].rsplit("/", 1)[-1]
+    try:
+        status = main() or 0
+    except LoupeError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status)
