@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from loupe.gateway.routes import create_app
 from loupe.gateway.settings import Settings
@@ -22,6 +23,7 @@ from loupe.scripts import Parser, run_script
 def main() -> None:
     Parser(__doc__).read()  # no flags: settings come from the environment, as they do under gunicorn
     Settings.from_environment(os.environ)
+    os.chdir(Path(__file__).resolve().parent)
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "--config", "gunicorn.conf.py", "gateway:app"])
 
 

@@ -11,7 +11,7 @@ try:
 except UserError as error:
     sys.exit(f"gateway: {error}")
 
-bind = f"{_settings.host}:{_settings.port}"
+bind = f"[{_settings.host}]:{_settings.port}" if ":" in _settings.host else f"{_settings.host}:{_settings.port}"
 workers = _settings.workers
 worker_class = "gthread"
 threads = _settings.threads
@@ -20,4 +20,4 @@ graceful_timeout = 30  # for requests in flight when asked to stop
 keepalive = 5
 control_socket_disable = True  # it would lie in the home folder, one for all gateways of a user
 accesslog = "-"
-access_log_format = "%(t)s %(m)s %(U)s %(s)s %(M)s ms"
+access_log_format = "%(t)s %(r)s %(s)s %(M)s ms"

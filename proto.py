@@ -49,7 +49,7 @@ GetModelStatusResponse      1 model_version_status *ModelVersionStatus
 PREDICT_SIGNATURE = "serving_default"
 SIGNATURE_MAP_URL = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
 MAX_TENSOR_BYTES = 1 << 31  # the wire itself ends at 2 GiB
-MAX_SPREAD_BYTES = 1 << 28  # where few values stand for many: a shape of a few bytes may declare any size
+MAX_SPREAD_BYTES = 1 << 24  # where few values stand for many: a shape of a few bytes may declare any size
 
 # ModelVersionStatus.state
 START, LOADING, AVAILABLE, UNLOADING, END = 10, 20, 30, 40, 50

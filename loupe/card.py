@@ -17,6 +17,7 @@ from loupe.errors import UserError
 from loupe.images import FIT, RESIZE
 
 FORMAT = 1  # of the card itself
+LARGEST = 4096  # px, of an input's side
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,13 @@ class Card:
             raise UserError(f"A card needs at least two labels, each a text; this one has {list(self.labels)}.")
         if len(set(self.labels)) != len(self.labels):
             raise UserError(f"A card's labels must differ; these do not: {list(self.labels)}.")
-        if min(self.height, self.width) < 1:
-            raise UserError(f"A card's input size must be positive, not {self.height}×{self.width}.")
+        if not 1 <= min(self.height, self.width) <= max(self.height, self.width) <= LARGEST:
+            raise UserError(f"A card's input size must be from 1 to {LARGEST}, not {self.height}×{self.width}.")
         if not self.temperature > 0:
             raise UserError(f"A card's temperature must be positive, not {self.temperature}.")
+        for limit in (self.certain_at, self.unfamiliar_below):
+            if limit is not None and not 0 <= limit <= 1:
+                raise UserError(f"A card's limits must be from 0 to 1, not {limit}.")
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -70,7 +74,7 @@ class Card:
         try:
             data = json.loads(text)
             version = data["loupe"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError("This is not a Loupe card: it is no JSON object with a `loupe` entry.") from error
         if version != FORMAT:
             raise UserError(
@@ -84,8 +88,11 @@ class Card:
                     f"The card asks for pixels prepared by {how}; this Loupe prepares them by {(RESIZE, FIT)}."
                 )
             optional = {key: data[key] for key in _OPTIONAL if key in data}
-            return cls(data["name"], tuple(data["labels"]), int(entry["height"]), int(entry["width"]), **optional)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            labels = data["labels"]
+            if not isinstance(labels, list):
+                raise TypeError("labels")
+            return cls(data["name"], tuple(labels), int(entry["height"]), int(entry["width"]), **optional)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UserError(f"The card is incomplete or malformed at {error}. Export the model again.") from error
 
     @classmethod

@@ -18,6 +18,7 @@ LoupeError
     └── ModelError          the model's side
         ├── ModelUnfit      502  its answer or card is not one this gateway understands
         ├── ModelUnavailable 503
+        │   └── ModelGone   503  it answers, and serves no such model or version
         └── ModelTooSlow    504
 """
 
@@ -98,6 +99,10 @@ class ModelUnfit(ModelError):
 
 class ModelUnavailable(ModelError):
     status, code, retry_after = 503, "model_unavailable", 1
+
+
+class ModelGone(ModelUnavailable):
+    pass
 
 
 class ModelTooSlow(ModelError):

@@ -20,6 +20,7 @@ from loupe.errors import ImageError, TooManyPixels, UnsupportedImage
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
 NAMES = "JPEG, PNG, WebP, GIF, BMP or AVIF"
 MAX_PIXELS = 40_000_000
+MAX_SCANS = 100  # of a progressive JPEG: each costs a pass over all pixels, and few bytes; cameras write about 10
 BEHIND_ALPHA = (255, 255, 255)
 RESIZE, FIT = "bilinear-antialiased", "stretch"  # as the card calls what happens here
 
@@ -46,6 +47,8 @@ def decode(data: bytes, height: int, width: int) -> Pixels:
         raise TooManyPixels(
             f"The picture is {image.width}×{image.height}; send one of at most {MAX_PIXELS // 1_000_000} megapixels."
         )
+    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
+        raise ImageError(f"The picture comes in more than {MAX_SCANS} scans; save it as a plain JPEG.")
     try:
         turn = _orientation(image)
         side = max(height, width) * 2  # whichever way up it will be

@@ -7,16 +7,23 @@ import http.client
 import io
 import json
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from PIL import Image
 
+import proto
+from loupe.errors import RefusedURL
+from loupe.gateway.fetch import fetch
+from loupe.gateway.settings import Settings
 from tests import models
 from tests.gateways import Gateway, gateway, internet
 from tests.pictures import encoded, picture, png_that_declares
@@ -63,6 +70,10 @@ def site(path: str, write: Write) -> None:
         write(f"HTTP/1.1 302 Found\r\nLocation: {target}\r\nContent-Length: 0\r\n\r\n".encode())
     elif path.startswith("/to/"):
         write(f"HTTP/1.1 302 Found\r\nLocation: {path[4:]}\r\nContent-Length: 0\r\n\r\n".encode())
+    elif path == "/to-no-url":
+        write(b"HTTP/1.1 302 Found\r\nLocation: http://[/\r\nContent-Length: 0\r\n\r\n")
+    elif path == "//twice?really":
+        write(ok + f"Content-Length: {len(PICTURE)}\r\n\r\n".encode() + PICTURE)
     elif path == "/nowhere":
         write(b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n")
     elif path == "/silent":
@@ -199,13 +210,14 @@ def test_requests_that_make_no_sense_say_so(here: Gateway) -> None:
     problem(here.post_files("/predict", PICTURE, url="http://example.org/x.jpg"), 400)
     problem(here.post_files("/predict"), 400)
     problem(here.post("/predict", b"broken", "multipart/form-data; boundary=x"), 400)
+    problem(here.post("/predict", '{"url": ' + "[" * 100_000, "application/json"), 400)
     problem(here.post("/predict", b""), 422)
     problem(here.post_json("/predict", {"urls": ["http://example.org/x.jpg"] * 33}), 400)
     problem(here.post_files("/predict", *[PICTURE] * 33), 400)
     problem(here.get("/nothing"), 404)
     assert "POST" in here.get("/predict").headers["Allow"]
     problem(here.get("/predict"), 405)
-    for query in ("top=abc", "top=-1", "top=0", "top=1.5", "top=", "heatmap=yes"):
+    for query in ("top=abc", "top=-1", "top=0", "top=1.5", "top=", "top=%EF%BC%93", "heatmap=yes"):
         problem(here.post(f"/predict?{query}", PICTURE), 400)
 
 
@@ -216,6 +228,17 @@ def test_a_body_over_the_limit_is_refused_however_it_comes(here: Gateway) -> Non
     problem(here.post_files("/predict", *[b"x"] * 1000), 413)
     problem(here.post("/predict", iter([PICTURE] + [b"\0" * 100_000] * 120), "image/jpeg"), 413)  # chunked
     assert here.post("/predict", iter([PICTURE]), "image/jpeg").status == 200  # chunked, and small
+
+
+@pytest.mark.parametrize("chunks", [b"zz\r\n", b"-5\r\nabcde\r\n", b"5\r\nabc", b"5\r\nabcde\r\n", b"f" * 9000])
+def test_a_body_whose_chunks_are_malformed_or_break_off_is_a_bad_request(here: Gateway, chunks: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", here.port), timeout=10) as connection:
+        head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head + chunks)
+        connection.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert b" 400 " in answer.split(b"\r\n")[0]
+    assert b"application/problem+json" in answer
 
 
 @pytest.mark.parametrize(
@@ -271,10 +294,29 @@ def test_a_redirect_is_judged_like_the_first_address(here: Gateway, origin: str)
 
 
 @pytest.mark.parametrize(
-    "path", ["/404", "/500", "/204", "/nowhere", "/moved/9", "/garbage", "/gzip", "/short", "/html"]
+    "path", ["/404", "/500", "/204", "/nowhere", "/to-no-url", "/moved/9", "/garbage", "/gzip", "/short", "/html"]
 )
 def test_what_the_pictures_server_does_is_the_callers_problem(here: Gateway, origin: str, path: str) -> None:
     problem(here.post_json("/predict", {"url": origin + path}), 422)
+
+
+def test_a_path_is_asked_for_as_it_was_given(here: Gateway, origin: str) -> None:
+    assert here.post_json("/predict", {"url": f"{origin}//twice?really#not"}).status == 200
+
+
+def test_when_a_host_has_several_addresses_each_is_tried(monkeypatch: pytest.MonkeyPatch, origin: str) -> None:
+    port = int(origin.rsplit(":", 1)[1])
+    answers = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in ("127.0.0.9", "127.0.0.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answers)
+    settings = Settings.from_environment({"LOUPE_FETCH_ALLOW": "127.0.0.0/8"})
+    assert fetch(f"http://two.example:{port}/tire.jpg", settings) == PICTURE
+
+
+def test_one_private_address_among_public_ones_is_enough_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80)) for address in ("8.8.8.8", "10.0.0.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answers)
+    with pytest.raises(RefusedURL):
+        fetch("http://both.example/", Settings.from_environment({}))
 
 
 @pytest.mark.parametrize("path", ["/silent", "/drip", "/drip-header", "/endless"])
@@ -300,6 +342,54 @@ def test_while_the_model_is_away_the_gateway_lives_and_finds_it_again(folder: Pa
                 until(lambda: lonely.post("/predict", PICTURE).status == 200, "an answer", patience=2)
                 assert lonely.get("/readyz").json()["model"]["version"] == 1
             problem(lonely.post("/predict", PICTURE), 503)
+
+
+def test_another_model_under_the_same_number_brings_its_own_labels(tmp_path: Path) -> None:
+    """A server restarted on another folder: its version 1 is not the one whose card was asked for before."""
+    port = free_port()
+    for place, labels in (("old", ["a", "b", "c"]), ("new", ["x", "y", "z"])):
+        text = models.card(labels=labels, input={"height": 32 if place == "old" else 48, "width": 48})
+        models.write(tmp_path / place / "tires" / "1", seed=1, side=48, text=text)
+    with gateway(f"localhost:{port}") as here:
+        seen = []
+        for place in ("old", "new"):
+            with model_server(tmp_path / place, "tires", f"--port={port}"):
+                until(lambda: here.post("/predict", PICTURE).status != 503, "an answer", patience=5)
+                seen.append(here.post("/predict", PICTURE))
+    assert seen[0].status == 502, "its card says 32×48, and the model takes 48×48"
+    assert set(seen[1].json()["scores"]) == {"x", "y", "z"}
+
+
+def test_a_large_request_that_a_dying_server_refused_is_asked_once_more() -> None:
+    """gRPC keeps 256 KiB of a call for trying again unless told otherwise; eight pictures are more than a megabyte."""
+    asked: list[int] = []
+    card = models.card(input={"height": 224, "width": 224})
+
+    def predict(request: Any, context: grpc.ServicerContext) -> Any:
+        answer = proto.PredictResponse(model_spec=proto.model_spec("tires", 1))
+        if request.model_spec.signature_name == "describe":
+            answer.outputs["card"].CopyFrom(proto.to_tensor([card]))
+            return answer
+        asked.append(request.ByteSize())
+        if len(asked) == 1:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "going away")
+        answer.outputs["probabilities"].CopyFrom(proto.to_tensor(np.full((8, 3), 1 / 3, np.float32)))
+        return answer
+
+    server = grpc.server(ThreadPoolExecutor(2), options=[("grpc.max_receive_message_length", -1)])
+    handler = grpc.unary_unary_rpc_method_handler(
+        predict, proto.PREDICT.request.FromString, proto.PREDICT.response.SerializeToString
+    )
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(proto.PREDICT.service, {"Predict": handler})])
+    port = server.add_insecure_port("localhost:0")
+    server.start()
+    try:
+        with gateway(f"localhost:{port}") as here:
+            assert here.post_files("/predict", *[PICTURE] * 8).status == 200
+    finally:
+        server.stop(0).wait()
+    assert len(asked) == 2
+    assert asked[0] > 1_000_000
 
 
 def test_another_models_name_is_said(server: ModelServer) -> None:
@@ -374,7 +464,7 @@ def test_a_stopped_gateway_answers_what_it_has_in_hand(server: ModelServer, orig
 
 
 def test_every_answer_carries_the_headers_that_keep_a_browser_safe(here: Gateway) -> None:
-    for path in ("/", "/nothing", "/healthz", "/static/page.js"):
+    for path in ("/", "/nothing", "/healthz", "/page/page.js"):
         headers = here.get(path).headers
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert "default-src 'none'" in headers["Content-Security-Policy"]

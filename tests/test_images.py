@@ -116,6 +116,15 @@ def test_a_damaged_exif_block_does_not_damage_the_picture() -> None:
     assert decode(data, 16, 16).shape == (16, 16, 3)
 
 
+def test_a_progressive_jpeg_of_endless_scans_is_refused_at_once() -> None:
+    """Each repeated scan of some bytes costs a pass over every pixel: 10 MB of them would take most of an hour."""
+    data = encoded(picture(400, 300), progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    assert decode(data, 16, 16).shape == (16, 16, 3)
+    with pytest.raises(ImageError, match="scans"):
+        decode(data[:-2] + last * 100 + b"\xff\xd9", 16, 16)
+
+
 def test_only_the_first_frame_counts() -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     file = io.BytesIO()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 from collections.abc import Iterator
@@ -138,6 +139,15 @@ def test_concurrent_callers_get_each_their_own_answer(client: Client) -> None:
     alone = [ask(image) for image in images]
     with ThreadPoolExecutor(6) as pool:
         assert list(pool.map(ask, images)) == alone
+
+
+def test_an_empty_batch_spoils_nothing_for_the_next_caller(client: Client) -> None:
+    """OpenVINO fails for every later batch of one once it has computed an empty one."""
+    one = IMAGES[:1]
+    wanted = answers(client.predict({"name": "tires"}, image=one))["probabilities"]
+    with contextlib.suppress(grpc.RpcError):
+        client.predict({"name": "tires"}, image=one[:0])
+    assert np.array_equal(answers(client.predict({"name": "tires"}, image=one))["probabilities"], wanted)
 
 
 def test_describe_answers_the_card_for_every_request(client: Client) -> None:

@@ -69,6 +69,17 @@ def states(server: ModelServer) -> list[tuple[int, str, int]]:
 # ------------------------------------------------------------------------------------------------------- versions
 
 
+def test_a_version_whose_card_is_still_being_copied_waits_for_it(tmp_path: Path, shelf: Path) -> None:
+    publish(shelf / "1", tmp_path / "tires" / "1")
+    with model_server(tmp_path, "tires") as server:
+        predict = predictor(server)
+        shutil.copytree(shelf / "2", tmp_path / "tires" / "2", ignore=shutil.ignore_patterns("assets.extra"))
+        until(lambda: "version 2 of tires does not load" in server.stderr(), "version 2 to be refused")
+        assert ask(predict)[0] == 1
+        shutil.copytree(shelf / "2" / "assets.extra", tmp_path / "tires" / "2" / "assets.extra")
+        until(lambda: ask(predict)[0] == 2, "version 2", patience=10)
+
+
 def test_a_new_version_is_swapped_in_under_load_without_a_failed_call(shelf: Path, tmp_path: Path, engine: str) -> None:
     publish(shelf / "1", tmp_path / "tires" / "1")
     with model_server(tmp_path, "tires", engine=engine) as server:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -64,7 +66,7 @@ def _from_form(request: Request, limit: int) -> Sent:
         texts = request.form
     except RequestEntityTooLarge as error:
         raise TooLarge(f"The form has more than {MAX_PARTS} parts, or a text in it is too long.") from error
-    if files and "url" in texts:
+    if files and ("url" in texts or "urls" in texts):
         raise BadRequest("Both a file and a URL; send one or the other.")
     if not files:
         raise BadRequest(f"The form holds no file. With curl: -F file=@picture.jpg. For URLs {EXAMPLE} as JSON.")
@@ -72,7 +74,10 @@ def _from_form(request: Request, limit: int) -> Sent:
 
 
 def _from_json(request: Request) -> Sent:
-    body = request.get_json(silent=True)
+    try:
+        body = request.get_json(silent=True)
+    except RecursionError:
+        body = None
     if not isinstance(body, dict):
         raise BadRequest(f"The body is not a JSON object; {EXAMPLE}.")
     given = [key for key in ("url", "urls", "b64") if key in body]
@@ -106,8 +111,9 @@ def _from_base64(text: str) -> bytes:
 def _too_large(limit: int, stream: IO[bytes]) -> TooLarge:
     """Most of what is still coming is taken and thrown away: a client that cannot send to the end never reads why."""
     left = DRAINED * limit
-    while left > 0 and (data := stream.read(min(left, 1 << 16))):
-        left -= len(data)
+    with contextlib.suppress(Exception):  # it need not be well formed either
+        while left > 0 and (data := stream.read(min(left, 1 << 16))):
+            left -= len(data)
     return TooLarge(f"The body is larger than {limit:,} bytes; send less at once, or smaller pictures.")
 
 
@@ -118,12 +124,16 @@ class _Capped:
         self._stream, self._limit, self._left = stream, limit, limit
 
     def read(self, size: int = -1) -> bytes:
-        return self._count(self._stream.read(self._left + 1 if size is None or size < 0 else size))
+        return self._count(self._stream.read, size)
 
     def readline(self, size: int = -1) -> bytes:
-        return self._count(self._stream.readline(self._left + 1 if size is None or size < 0 else size))
+        return self._count(self._stream.readline, size)
 
-    def _count(self, data: bytes) -> bytes:
+    def _count(self, read: Callable[[int], bytes], size: int) -> bytes:
+        try:
+            data = read(self._left + 1 if size is None or size < 0 else size)
+        except Exception as error:  # the HTTP server's own: a chunk that is none, a client that left
+            raise BadRequest("The body broke off, or its chunks are malformed; send it again.") from error
         self._left -= len(data)
         if self._left < 0:
             raise _too_large(self._limit, self._stream)

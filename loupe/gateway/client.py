@@ -3,9 +3,9 @@
     model = ModelClient(settings)
     answer = model.predict(prepare)           # prepare: (height, width) → uint8 [N, height, width, 3]
 
-The card comes from the model itself (the signature `describe`), once a version. When another version answers than the
-one the pictures were prepared for, they are prepared again for it and sent once more: it may have another size, and
-TensorFlow Serving does not check shapes.
+The card comes from the model itself (the signature `describe`), asked again each second. When another version answers
+than the one the pictures were prepared for, they are prepared again for it and sent once more: it may have another
+size, and TensorFlow Serving does not check shapes.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ import numpy as np
 
 import proto
 from loupe.card import Card
-from loupe.errors import ModelError, ModelTooSlow, ModelUnavailable, ModelUnfit, UserError
+from loupe.errors import ModelError, ModelGone, ModelTooSlow, ModelUnavailable, ModelUnfit, UserError
 from loupe.gateway.settings import Settings
 
 Prepare = Callable[[int, int], np.ndarray[Any, Any]]
 
-CARDS_KEPT = 8  # versions: those before and after a change, and some that were rolled back
+CARD_SECONDS = 1.0  # for which a card is believed: a server may come back with another model under the same number
+PROBE_SECONDS = 2.0
 TRIES = 3  # preparations of one request, should versions change under it
 
 _SERVICE_CONFIG = {
@@ -41,7 +42,7 @@ _SERVICE_CONFIG = {
                 "initialBackoff": "0.1s",
                 "maxBackoff": "1s",
                 "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],  # cancelled: it drains
             },
         }
     ],
@@ -51,6 +52,7 @@ _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),  # 120 s otherwise: a restarted server must be found soon
+    ("grpc.per_rpc_retry_buffer_size", 1 << 26),  # a call larger than this is never retried; 256 KiB otherwise
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
 ]
 
@@ -71,41 +73,50 @@ class ModelClient:
         self._lock = threading.Lock()
         self._channel: Any = None
         self._channel_of = 0  # the process: a channel made before a fork does not work after it
-        self._cards: dict[int, Card] = {}
-        self._last: tuple[int, Card] | None = None  # the version that answered last
+        self._last: tuple[int, Card, float] | None = None  # version, its card, and when it said so
 
     def card(self) -> tuple[int, Card]:
         """The version served now and its card, asked anew."""
-        return self._describe(self._deadline())
+        return self._describe(time.monotonic() + min(PROBE_SECONDS, self._settings.model_timeout))
 
     def predict(self, prepare: Prepare, *, heatmaps: bool = False) -> Answer:
-        deadline = self._deadline()
+        deadline = time.monotonic() + self._settings.model_timeout
         preparing = asking = 0.0
-        version, card = self._last or self._describe(deadline)
+        outputs = ["probabilities", "heatmap"] if heatmaps else ["probabilities"]
         for _ in range(TRIES):
+            version, card = self._served(deadline)
             started = time.monotonic()
             pixels = prepare(card.height, card.width)
             prepared = time.monotonic()
             preparing += prepared - started
-            outputs = ["probabilities", "heatmap"] if heatmaps else ["probabilities"]
+            deadline += prepared - started  # it is the model's time, and preparing is ours
             request = proto.predict_request(self._settings.model, {"image": pixels}, outputs=outputs)
             try:
                 response = self._ask(proto.PREDICT, request, deadline)
             except ModelUnfit:  # of a size that a version new to us does not take?
-                served = self._describe(deadline)
-                if served[0] == version:
+                if self._describe(deadline) == (version, card):
                     raise
-                version, card = served
                 continue
             asking += time.monotonic() - prepared
             answered = response.model_spec.version.value
             if answered != version:
                 size = (card.height, card.width)
-                version, card = answered, self._card_of(answered, deadline)
+                try:
+                    version, card = self._describe(deadline, answered)
+                except ModelGone:  # replaced between its answer and this question
+                    self._last = None
+                    continue
                 if size != (card.height, card.width):
                     continue
             return self._answer(version, card, response, len(pixels), preparing, asking)
         raise ModelUnavailable("The model is changing versions just now; try again in a second.")
+
+    def _served(self, deadline: float) -> tuple[int, Card]:
+        """What answered last, if that was just now: a version's number alone does not tell which card it has."""
+        last = self._last
+        if last and time.monotonic() - last[2] < CARD_SECONDS:
+            return last[:2]
+        return self._describe(deadline)
 
     def _answer(self, version: int, card: Card, response: Any, count: int, preparing: float, asking: float) -> Answer:
         try:
@@ -115,12 +126,12 @@ class ModelClient:
         probabilities = arrays.get("probabilities")
         if probabilities is None or probabilities.shape != (count, len(card.labels)):
             raise ModelUnfit("The model's answer does not fit its labels; export it again.")
-        return Answer(version, card, probabilities, arrays.get("heatmap"), preparing, asking)
-
-    def _card_of(self, version: int, deadline: float) -> Card:
-        card = self._cards.get(version) or self._describe(deadline, version)[1]
-        self._last = (version, card)
-        return card
+        heatmaps = arrays.get("heatmap")
+        if heatmaps is not None and (heatmaps.ndim != 3 or len(heatmaps) != count):
+            raise ModelUnfit("The model's heat map is no picture; export it again.")
+        if not np.isfinite(probabilities).all():
+            raise ModelUnfit("The model's answer is no number at all; train it again with a lower rate.")
+        return Answer(version, card, probabilities, heatmaps, preparing, asking)
 
     def _describe(self, deadline: float, version: int | None = None) -> tuple[int, Card]:
         request = proto.predict_request(
@@ -134,11 +145,7 @@ class ModelClient:
         except UserError as error:
             raise ModelUnfit(str(error)) from error
         answered: int = response.model_spec.version.value
-        with self._lock:
-            self._cards[answered] = card
-            self._last = (answered, card)
-            for old in sorted(self._cards)[:-CARDS_KEPT]:
-                del self._cards[old]
+        self._last = (answered, card, time.monotonic())
         return answered, card
 
     def _ask(self, method: proto.Method, request: Any, deadline: float) -> Any:
@@ -146,7 +153,10 @@ class ModelClient:
         try:
             return proto.call(self._open_channel(), method)(request, timeout=max(0.001, remaining))
         except grpc.RpcError as error:
-            raise self._problem(error) from error
+            problem = self._problem(error)
+            if isinstance(problem, ModelUnavailable):
+                self._last = None
+            raise problem from error
 
     def _problem(self, error: Any) -> ModelError:
         code, name = error.code(), self._settings.model
@@ -154,10 +164,10 @@ class ModelClient:
             return ModelTooSlow("The model did not answer in time; try again, or send fewer pictures at once.")
         if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
             return ModelUnavailable("The model server is at its limit; try again in a second.")
-        if code == grpc.StatusCode.UNAVAILABLE:
+        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
             return ModelUnavailable("The model server does not answer; try again in a second.")
         if code == grpc.StatusCode.NOT_FOUND:
-            return ModelUnavailable(f"The model server serves no model {name!r} now; is MODEL_NAME right?")
+            return ModelGone(f"The model server serves no model {name!r} now; is MODEL_NAME right?")
         if code == grpc.StatusCode.FAILED_PRECONDITION:
             return ModelUnfit(f"The model {name!r} does not describe itself; export it with convert.py.")
         return ModelUnfit(f"The model server refused the question ({code.name}).")
@@ -168,6 +178,3 @@ class ModelClient:
                 self._channel = grpc.insecure_channel(f"dns:///{self._settings.target}", options=_OPTIONS)
                 self._channel_of = os.getpid()
             return self._channel
-
-    def _deadline(self) -> float:
-        return time.monotonic() + self._settings.model_timeout

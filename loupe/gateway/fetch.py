@@ -51,12 +51,12 @@ _lookups = ThreadPoolExecutor(8, thread_name_prefix="lookup")  # getaddrinfo kno
 
 @dataclass(frozen=True)
 class _Place:
-    """Where one request goes: the URL's parts, and the judged address to connect to."""
+    """Where one request goes: the URL's parts, and the judged addresses to connect to, the first that answers."""
 
     url: SplitResult
     host: str
     port: int
-    address: str
+    addresses: list[str]
 
 
 def fetch(url: str, settings: Settings) -> bytes:
@@ -67,7 +67,10 @@ def fetch(url: str, settings: Settings) -> bytes:
         answer = _get(place, settings.max_bytes, deadline)
         if isinstance(answer, bytes):
             return answer
-        url = urljoin(url, answer.location)
+        try:
+            url = urljoin(url, answer.location)
+        except ValueError:
+            raise FetchFailed("The picture's server redirects to what is no URL.") from None
     raise FetchFailed(f"The picture's server redirects more than {MAX_REDIRECTS} times; give the address it ends at.")
 
 
@@ -97,7 +100,7 @@ def _judge(url: str, settings: Settings, deadline: float) -> _Place:
         raise _refused()
     if not allowed and (port not in PORTS.values() or host == settings.target.rpartition(":")[0].lower()):
         raise _refused()
-    return _Place(parts, host, port, addresses[0])
+    return _Place(parts, host, port, addresses)
 
 
 def _refused() -> RefusedURL:
@@ -134,8 +137,8 @@ def _get(place: _Place, max_bytes: int, deadline: float) -> bytes | _Redirect:
     watch.daemon = True
     watch.start()
     try:
-        path = place.url._replace(scheme="", netloc="", fragment="").geturl() or "/"
-        connection.request("GET", path if path.startswith("/") else f"/{path}", headers=_HEADERS)
+        path = (place.url.path or "/") + (f"?{place.url.query}" if place.url.query else "")
+        connection.request("GET", path, headers=_HEADERS)
         response = connection.getresponse()
         if response.status in REDIRECTS:
             location = response.getheader("Location")
@@ -181,13 +184,29 @@ class _Connection(http.client.HTTPConnection):
         self._open: socket.socket | None = None  # self.sock is forgotten as soon as the headers are read
 
     def connect(self) -> None:
-        remaining = max(0.001, self._deadline - time.monotonic())
-        self.sock = self._open = socket.create_connection((self._place.address, self._place.port), remaining)
+        self.sock = self._open = self._dial()
         if self._place.url.scheme == "https":
             context = ssl.create_default_context()
             secure = context.wrap_socket(self.sock, server_hostname=self._place.host, do_handshake_on_connect=False)
             self.sock = self._open = secure
             secure.do_handshake()
+
+    def _dial(self) -> socket.socket:
+        """Each address gets a share of the time that is left, the last one all of it."""
+        addresses = self._place.addresses
+        for tried, address in enumerate(addresses, 1):
+            remaining = max(0.001, self._deadline - time.monotonic())
+            try:
+                dialled = socket.create_connection(
+                    (address, self._place.port), remaining / (len(addresses) - tried + 1)
+                )
+            except OSError:
+                if tried == len(addresses):
+                    raise
+            else:
+                dialled.settimeout(max(0.001, self._deadline - time.monotonic()))
+                return dialled
+        raise OSError("no address")
 
     def cut(self) -> None:
         """At the deadline, from another thread: whatever waits for this socket stops waiting."""

@@ -23,7 +23,7 @@ from loupe.gateway.settings import Settings
 
 SAMPLES = Path(__file__).resolve().parents[2] / "data" / "samples"
 SAMPLES_OF = "tires"  # the model that the sample pictures are for
-_REQUEST_ID = re.compile(r"[\w.-]{1,64}")
+_REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -33,7 +33,7 @@ _HEADERS = {
 
 
 def create_app(settings: Settings) -> Flask:
-    app = Flask("loupe", root_path=str(Path(__file__).parent), static_folder="page", template_folder="page")
+    app = Flask("loupe", root_path=str(Path(__file__).parent), static_folder="page")
     app.json.sort_keys = False  # type: ignore[attr-defined]  # scores stand in order, best first
     model = ModelClient(settings)
     _add_health(app, model, settings)
@@ -74,9 +74,9 @@ def _top() -> int | None:
     text = request.args.get("top")
     if text is None:
         return None
-    if not text.isdecimal() or not 0 < int(text[:6]) < 100_000:
+    if not re.fullmatch("0*[1-9][0-9]{0,4}", text):
         raise BadRequest("top must be a whole number, at least 1: how many labels to list.")
-    return int(text[:6])
+    return int(text)
 
 
 def _flag(name: str) -> bool:

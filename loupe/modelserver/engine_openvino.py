@@ -20,13 +20,14 @@ from grpc import StatusCode
 import proto
 from loupe.modelserver.engines import Engine, Options
 from loupe.modelserver.refused import Refused, invalid
-from loupe.modelserver.savedmodel import Array, SavedModel, sample_batch
+from loupe.modelserver.savedmodel import CARD, Array, SavedModel, sample_batch
 
 # `import openvino` alone reports the import to Google Analytics, unless its telemetry package cannot be imported.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 import openvino  # noqa: E402
 
 DESCRIBE = "describe"
+MOST_CARDS = 1024  # a request of some bytes may ask for any number
 
 
 class OpenVinoEngine:
@@ -47,11 +48,15 @@ class OpenVinoEngine:
 
     def run(self, signature: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         if signature == DESCRIBE and self._card is not None:
+            if len(inputs["request"]) > MOST_CARDS:
+                raise invalid(f"at most {MOST_CARDS} cards are given at once")
             return {alias: np.full(len(inputs["request"]), self._card, object) for alias in outputs}
         if signature != proto.PREDICT_SIGNATURE:
             raise Refused(
                 StatusCode.UNIMPLEMENTED, f"signature {signature} needs the tensorflow engine: --engine=tensorflow"
             )
+        if not all(array.size for array in inputs.values()):
+            raise invalid("an input is empty, and openvino would fail for every later caller, too")
         request = self._idle.get()
         try:
             found = request.infer({self._inputs[alias]: array for alias, array in inputs.items()})
@@ -68,6 +73,8 @@ class OpenVinoEngine:
 def open_model(model: SavedModel, options: Options) -> Engine:
     if proto.PREDICT_SIGNATURE not in model.signatures:
         raise invalid(f"it has no signature {proto.PREDICT_SIGNATURE}, the one that openvino serves")
+    if DESCRIBE in model.signatures and model.card is None:  # half copied, it may be
+        raise invalid(f"it has the signature {DESCRIBE}, but no card in {CARD}")
     try:
         return OpenVinoEngine(model, options)
     except RuntimeError as error:

@@ -35,7 +35,11 @@ def start(answers: Answers, flags: Flags) -> ThreadingHTTPServer | None:
         timeout = flags.rest_api_timeout_in_ms / 1000
 
         def reply(self, method: str) -> tuple[int, dict[str, Any]]:
-            return reply(answers, method, urlsplit(self.path).path)
+            try:
+                path = urlsplit(self.path).path
+            except ValueError:
+                path = self.path
+            return reply(answers, method, path)
 
     try:
         server = ThreadingHTTPServer((flags.address, flags.rest_api_port), Handler)
@@ -87,7 +91,7 @@ def reply(answers: Answers, method: str, path: str) -> tuple[int, dict[str, Any]
 
 
 def _spec(name: str, number: str | None, label: str | None) -> Any:
-    if number and int(number) > MAX_VERSION:
+    if number and (len(number) > 19 or int(number) > MAX_VERSION):
         raise invalid(f"Failed to convert version: {number} to numeric.")
     spec = proto.model_spec(name, int(number) if number else None)
     spec.version_label = label or ""

@@ -38,6 +38,8 @@ class SavedModel:
 
 def read(folder: Path, tags: Sequence[str] = ("serve",)) -> SavedModel:
     path = folder / "saved_model.pb"
+    if path.exists() and not path.is_file():  # a pipe would be waited for without end
+        raise Refused(StatusCode.NOT_FOUND, f"{path} is no file")
     try:
         graphs = proto.SavedModel.FromString(path.read_bytes()).meta_graphs
     except OSError as error:
