@@ -19,8 +19,8 @@ SAMPLES = ROOT / "data" / "samples"
 
 
 @pytest.fixture(scope="module")
-def here() -> Iterator[Gateway]:
-    with model_server(ROOT / "models", "tires") as server, gateway(f"localhost:{server.port}") as running:
+def here(sample_models: Path) -> Iterator[Gateway]:
+    with model_server(sample_models, "tires") as server, gateway(f"localhost:{server.port}") as running:
         yield running
 
 

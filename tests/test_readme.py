@@ -44,8 +44,8 @@ def test_every_make_command_is_one_that_make_knows(command: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_every_curl_command_is_answered() -> None:
-    with model_server(ROOT / "models", "tires") as server, gateway(f"localhost:{server.port}") as here:
+def test_every_curl_command_is_answered(sample_models: Path) -> None:
+    with model_server(sample_models, "tires") as server, gateway(f"localhost:{server.port}") as here:
         for command in (command for command in COMMANDS if command.startswith("curl")):
             words = shlex.split(command.replace("localhost:9696", f"localhost:{here.port}"))
             done = subprocess.run([*words, "--silent"], cwd=ROOT, capture_output=True, text=True, timeout=60)

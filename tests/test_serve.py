@@ -20,15 +20,13 @@ from tests.gateways import internet
 from tests.pictures import encoded
 from tests.servers import ROOT, free_port, until
 
-SAMPLE = ROOT / "models" / "tires"
-
 
 @contextmanager
-def served(*flags: str, log: Path, **settings: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+def served(models: Path, log: Path, **settings: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     port = free_port()
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "serve.py", "--port", str(port), *flags],
+            [sys.executable, "serve.py", "--port", str(port), "--models", str(models)],
             cwd=ROOT, env={**os.environ, **settings}, stdout=out, stderr=out, start_new_session=True,
         )  # fmt: skip
     try:
@@ -49,8 +47,8 @@ def descendants(process: int) -> list[int]:
     return [found for child in children for found in (int(child), *descendants(int(child)))]
 
 
-def test_the_sample_is_served_and_the_smoke_check_agrees(tmp_path: Path) -> None:
-    with served(log=tmp_path / "log") as (port, process):
+def test_the_sample_is_served_and_the_smoke_check_agrees(tmp_path: Path, sample_models: Path) -> None:
+    with served(sample_models, tmp_path / "log") as (port, process):
         done = smoke("--url", f"http://localhost:{port}")
         assert done.returncode == 0, done.stderr
         assert re.search(r"cracked-1.jpg +cracked +\d+\.\d%", done.stdout)
@@ -65,33 +63,36 @@ def test_the_sample_is_served_and_the_smoke_check_agrees(tmp_path: Path) -> None
         assert not [child for child in running if Path(f"/proc/{child}").exists()]
 
 
-def test_a_url_from_an_allowed_origin_is_answered(tmp_path: Path) -> None:
+def test_a_url_from_an_allowed_origin_is_answered(tmp_path: Path, sample_models: Path) -> None:
     data = (ROOT / "data" / "samples" / "cracked-1.jpg").read_bytes()
 
     def site(path: str, write: object) -> None:
         assert callable(write)
         write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
 
-    with internet(site) as origin, served(log=tmp_path / "log", LOUPE_FETCH_ALLOW="127.0.0.0/8") as (port, _):
+    with (
+        internet(site) as origin,
+        served(sample_models, tmp_path / "log", LOUPE_FETCH_ALLOW="127.0.0.0/8") as (port, _),
+    ):
         done = smoke("--url", f"http://localhost:{port}", f"http://127.0.0.1:{origin}/tire.jpg")
         assert done.returncode == 0, done.stderr
         assert " cracked " in done.stdout
 
 
-def test_a_new_version_is_served_without_a_restart(tmp_path: Path) -> None:
+def test_a_new_version_is_served_without_a_restart(tmp_path: Path, sample_models: Path) -> None:
     models = tmp_path / "models"
-    shutil.copytree(SAMPLE / "1", models / "tires" / "1")
-    with served("--models", str(models), log=tmp_path / "log") as (port, _):
+    shutil.copytree(sample_models / "tires" / "1", models / "tires" / "1")
+    with served(models, tmp_path / "log") as (port, _):
         assert "version 1" in smoke("--url", f"http://localhost:{port}").stdout
-        shutil.copytree(SAMPLE / "1", models / "tires" / ".part")
+        shutil.copytree(sample_models / "tires" / "1", models / "tires" / ".part")
         (models / "tires" / ".part").rename(models / "tires" / "2")
         until(lambda: "version 2" in smoke("--url", f"http://localhost:{port}").stdout, "version 2", patience=10)
 
 
 @pytest.mark.parametrize("part", ["loupe.modelserver", "gunicorn"])
-def test_when_one_part_dies_the_other_is_stopped_and_it_says_so(tmp_path: Path, part: str) -> None:
+def test_when_one_part_dies_the_other_is_stopped_and_it_says_so(tmp_path: Path, sample_models: Path, part: str) -> None:
     log = tmp_path / "log"
-    with served(log=log) as (_, process):
+    with served(sample_models, log) as (_, process):
         running = descendants(process.pid)
         for child in running:
             if part in Path(f"/proc/{child}/cmdline").read_text().replace("\0", " "):
@@ -115,8 +116,8 @@ def test_a_taken_port_is_said_before_anything_is_started() -> None:
     assert "make PORT=8080 up" in said
 
 
-def test_a_model_that_is_not_there_or_has_no_version_is_said(tmp_path: Path) -> None:
-    assert "there are: tires" in refusal("--model-name", "nope")
+def test_a_model_that_is_not_there_or_has_no_version_is_said(tmp_path: Path, sample_models: Path) -> None:
+    assert "there are: tires" in refusal("--models", str(sample_models), "--model-name", "nope")
     (tmp_path / "empty").mkdir()
     assert "holds no version" in refusal("--models", str(tmp_path), "--model-name", "empty")
     assert "train.py" in refusal("--models", str(tmp_path / "none"))
@@ -151,9 +152,9 @@ def test_the_smoke_check_fails_with_a_reason(tmp_path: Path) -> None:
         assert "it should be cracked" in done.stderr
 
 
-def test_the_smoke_check_shows_what_the_gateway_says_of_a_bad_picture(tmp_path: Path) -> None:
+def test_the_smoke_check_shows_what_the_gateway_says_of_a_bad_picture(tmp_path: Path, sample_models: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(encoded()[:300])
-    with served(log=tmp_path / "log") as (port, _):
+    with served(sample_models, tmp_path / "log") as (port, _):
         done = smoke("--url", f"http://localhost:{port}", str(tmp_path / "bad.jpg"))
     assert done.returncode == 1
     assert "422" in done.stderr
