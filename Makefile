@@ -5,11 +5,13 @@
 #   make check              style and types
 #   make train              draw the sample pictures, train on them, publish the next version of models/tires
 #
+#   make clean              remove .venv, runs and the drawn pictures; published versions stay
+#
 #   make PORT=8080 MODEL_NAME=cars up        another port, another model
 #   make PYTHON=python3.13 up                another Python (3.11 to 3.13)
 
-PORT ?= 9696
-MODEL_NAME ?= tires
+PORT ?=
+MODEL_NAME ?=
 # An existing .venv keeps its Python unless another is named.
 PYTHON ?= $(firstword $(wildcard .venv/bin/python) python3)
 SET_UP = $(PYTHON) -c '' 2>/dev/null || { echo "set-up: $(PYTHON) does not run; install it, or name another: make PYTHON=… $@" >&2; exit 2; }; \
@@ -20,11 +22,11 @@ RUN = .venv/bin/python
 .PHONY: help up test test-slow test-containers check train lock clean
 
 help:
-	@sed -n '3,9p' Makefile | cut -c3-
+	@sed -n '3,10p' Makefile | cut -c3-
 
 up:
 	@$(SET_UP) packages modelserver
-	@exec $(RUN) serve.py --port $(PORT) --model-name $(MODEL_NAME)
+	@exec $(RUN) serve.py $(if $(PORT),--port "$(PORT)") $(if $(MODEL_NAME),--model-name "$(MODEL_NAME)")
 
 test:
 	@$(SET_UP) packages modelserver training dev-packages
@@ -52,5 +54,5 @@ lock:
 	@$(SET_UP) --lock
 
 clean:
-	rm -rf .venv runs data/tires .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv runs data/tires data/tires.part .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
-from loupe.gateway.routes import create_app
 from loupe.gateway.settings import Settings
 from loupe.scripts import Parser, run_script
 
@@ -23,6 +23,8 @@ from loupe.scripts import Parser, run_script
 def main() -> None:
     Parser(__doc__).read()  # no flags: settings come from the environment, as they do under gunicorn
     Settings.from_environment(os.environ)
+    if not find_spec("gunicorn"):
+        raise ModuleNotFoundError(name="gunicorn")
     os.chdir(Path(__file__).resolve().parent)
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "--config", "gunicorn.conf.py", "gateway:app"])
 
@@ -30,4 +32,6 @@ def main() -> None:
 if __name__ == "__main__":
     run_script(main)
 else:
+    from loupe.gateway.routes import create_app
+
     app = create_app(Settings.from_environment(os.environ))

@@ -10,6 +10,8 @@ settings come from the environment, as README lists them.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import json
 import os
 import re
 import select
@@ -20,8 +22,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from loupe.errors import UserError
 from loupe.gateway.settings import Settings
@@ -34,20 +38,21 @@ STOP_SECONDS = 4  # for both to end by themselves before they are killed
 
 def main() -> int:
     arguments = _arguments()
+    if not find_spec("grpc"):
+        raise ModuleNotFoundError(name="grpc")
     models = arguments.models.resolve()
     _check_model(models / arguments.model_name, arguments.model_name)
     environment = {**os.environ, "LOUPE_PORT": arguments.port, "MODEL_NAME": arguments.model_name}
     settings = Settings.from_environment(environment)
     _check_port(settings.host, settings.port)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # SIGHUP: the terminal was closed
+        signal.signal(number, _interrupt)
     running: list[subprocess.Popen[str]] = []
     try:
         server = _start_model_server(arguments, models)
         running.append(server)
         environment["TF_SERVING_HOST"] = f"127.0.0.1:{_port_when_ready(server)}"
-        gateway = subprocess.Popen(
-            [sys.executable, "gateway.py"], cwd=ROOT, env=environment, text=True, process_group=0
-        )
+        gateway = _start([sys.executable, "gateway.py"], env=environment)
         running.append(gateway)
         _wait_until_ready(settings, running)
         print(
@@ -60,8 +65,12 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("--port", default="9696", help="of the page and the API (9696)")
-    parser.add_argument("--model-name", default="tires", help="which folder of the models folder to serve (tires)")
+    parser.add_argument("--port", default=os.environ.get("LOUPE_PORT") or "9696", help="of the page and the API (9696)")
+    parser.add_argument(
+        "--model-name",
+        default=os.environ.get("MODEL_NAME") or "tires",
+        help="which folder of the models folder to serve (tires)",
+    )
     parser.add_argument("--models", type=Path, default=ROOT / "models", help="the models folder (models)")
     parser.add_argument("--grpc-port", type=int, default=0, help="of the model server (any free one)")
     parser.add_argument(
@@ -87,6 +96,8 @@ def _check_port(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+        except socket.gaierror as error:
+            raise UserError(f"LOUPE_HOST is {host!r}, which is no address of this machine; try 127.0.0.1.") from error
         except OSError as error:
             raise UserError(
                 f"Port {port} cannot be used ({error.strerror}); choose another: make PORT=8080 up."
@@ -106,7 +117,18 @@ def _start_model_server(arguments: argparse.Namespace, models: Path) -> subproce
         f"--engine={arguments.engine}",
         "--max_num_load_retries=0",  # a model that is broken now should be said so now
     ]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, process_group=0)
+    return _start(command, stdout=subprocess.PIPE)
+
+
+def _start(command: list[str], **options: Any) -> subprocess.Popen[str]:
+    """In a group of its own, so that Ctrl-C reaches this process alone; it stops them in order."""
+    return subprocess.Popen(command, cwd=ROOT, text=True, process_group=0, preexec_fn=_end_with_parent, **options)
+
+
+def _end_with_parent() -> None:
+    """Where the system can: should this process be killed outright, its children get SIGTERM."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _port_when_ready(server: subprocess.Popen[str]) -> int:
@@ -135,11 +157,20 @@ def _wait_until_ready(settings: Settings, running: list[subprocess.Popen[str]]) 
             with urllib.request.urlopen(f"{address}:{settings.port}/readyz", timeout=5):
                 return
         except urllib.error.HTTPError as error:
-            last = error.read().decode(errors="replace")[:300]
+            last = _detail(error)
+            if error.code == 502:  # the model is not one that the gateway can use, and waiting does not change it
+                raise UserError(last) from error
         except OSError:
             pass
-        time.sleep(0.05)
+        time.sleep(0.1)
     raise UserError(f"The gateway was not ready after {START_SECONDS} s. It last said: {last or 'nothing'}")
+
+
+def _detail(error: urllib.error.HTTPError) -> str:
+    try:
+        return str(json.load(error)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return f"{error.code} {error.reason}"
 
 
 def _watch(running: list[subprocess.Popen[str]]) -> int:
@@ -156,8 +187,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _stop(running: list[subprocess.Popen[str]]) -> None:
     """The gateway first, so that what it has in hand is still answered."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     deadline = time.monotonic() + STOP_SECONDS
     for process in reversed(running):
         process.terminate()

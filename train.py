@@ -14,6 +14,8 @@ import argparse
 import logging
 import os
 import re
+import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from loupe.errors import UserError
@@ -27,6 +29,10 @@ def main() -> int:
     name = args.name or args.data.resolve().name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise UserError(f"{name!r} cannot be a model's name: give one of letters, digits, '-', '_' and '.' by --name.")
+    if not find_spec("keras"):
+        raise ModuleNotFoundError(name="keras")  # now, and not after all pictures are read
+    if not args.no_publish:
+        check_writable(args.models)
     if args.data == SAMPLE and not SAMPLE.exists():
         draw_sample()
 
@@ -70,7 +76,7 @@ def main() -> int:
     from loupe.export.publish import publish
 
     print(f"published          {publish(folder, args.models)}")
-    print("next               `make up` serves it" + f", with MODEL_NAME={name}" * (name != SAMPLE.name))
+    print(f"next               {serving(args.models, name)} serves it")
     return 0
 
 
@@ -95,6 +101,24 @@ def arguments() -> argparse.Namespace:
     add("--models", type=Path, default=Path("models"), metavar="DIR", help="where versions are published (models)")
     add("--no-publish", action="store_true", help="stop once the run is written")
     return parser.read()
+
+
+def serving(models: Path, name: str) -> str:
+    if models.resolve() != Path(__file__).resolve().parent / "models":
+        return f"`.venv/bin/python serve.py --models {models} --model-name {name}`"
+    return "`make up`" if name == SAMPLE.name else f"`make MODEL_NAME={name} up`"
+
+
+def check_writable(models: Path) -> None:
+    """Now, and not after an hour of training."""
+    try:
+        models.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=models):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"Nothing can be published to {models} ({error.strerror}): name another by --models, or --no-publish."
+        ) from error
 
 
 def draw_sample() -> None:

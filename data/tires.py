@@ -293,6 +293,7 @@ def _drawn(out: Path) -> dict[str, Any] | None:
 
 def draw(out: Path = OUT, seed: int = 42, splits: dict[str, int] = SPLITS, force: bool = False) -> bool:
     """Draw the set into `out`, or return False if it is there already. A killed run leaves at most `out`.part."""
+    out = Path(out).resolve() if out.name in ("", "..") else out
     part, note = out.with_name(out.name + ".part"), {"seed": seed, **splits}
     for folder in (out, part):
         if folder.exists() and _drawn(folder) is None and (not folder.is_dir() or any(folder.iterdir())):
@@ -303,10 +304,13 @@ def draw(out: Path = OUT, seed: int = 42, splits: dict[str, int] = SPLITS, force
         for label in CLASSES
         for index in range(count // len(CLASSES))
     ]
-    if not force and _drawn(out) is not None and all((out / name).is_file() for name in names):
-        if _drawn(out) != note:
-            raise FileExistsError(f"{out} holds another drawing ({_drawn(out)}): add --force to draw over it.")
-        return False
+    if not force and _drawn(out) is not None:
+        strange = {path.relative_to(out) for path in out.rglob("*") if path.is_file()} - {*names, Path(MARK)}
+        if _drawn(out) != note or strange:
+            what = f"also {min(strange)}" if strange else f"another drawing ({_drawn(out)})"
+            raise FileExistsError(f"{out} holds {what}: add --force to draw over it all.")
+        if all((out / name).is_file() for name in names):
+            return False
     shutil.rmtree(part, ignore_errors=True)
     for split in splits:
         for label in CLASSES:
@@ -334,6 +338,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=42, help="other seeds, other pictures (default: 42)")
     parser.add_argument("--force", action="store_true", help="draw again over an earlier drawing")
     args = parser.parse_args()
+    if args.seed < 0:
+        parser.error("--seed is a whole number from 0 up")
     try:
         if not draw(args.out, args.seed, force=args.force):
             print(f"{args.out}: all pictures are there already (--force draws them again).")

@@ -46,6 +46,15 @@ def run_script(main: Callable[[], int | None]) -> None:
     except LoupeError as error:
         print(f"{name}: {error}", file=sys.stderr)
         status = 2
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.split(".")[0] in ("loupe", "proto", "data"):
+            raise
+        print(
+            f"{name}: {error.name} is not installed for this Python. `make up` sets up serving, `make train` training, "
+            f"both in .venv; then run it as .venv/bin/python {name}",
+            file=sys.stderr,
+        )
+        status = 2
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted", file=sys.stderr)
         status = 130

@@ -102,6 +102,17 @@ def test_when_one_part_dies_the_other_is_stopped_and_it_says_so(tmp_path: Path, 
     assert "ended by itself" in log.read_text()
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])
+def test_a_closed_terminal_or_a_kill_leaves_nothing_running(
+    tmp_path: Path, sample_models: Path, number: signal.Signals
+) -> None:
+    with served(sample_models, tmp_path / "log") as (_, process):
+        running = descendants(process.pid)
+        process.send_signal(number)
+        process.wait(10)
+        until(lambda: not [child for child in running if Path(f"/proc/{child}").exists()], "the rest to end", 10)
+
+
 def refusal(*flags: str) -> str:
     done = subprocess.run([sys.executable, "serve.py", *flags], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2, done.stdout

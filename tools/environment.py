@@ -66,12 +66,12 @@ def install(missing: list[str]) -> None:
 
 def make_venv() -> None:
     """A fresh .venv with pipenv in it; one of another Python, or a half-made one, is replaced."""
+    base = os.path.realpath(sys.executable)  # of the Python itself: this may be running from the .venv that goes
     try:
         shutil.rmtree(VENV, ignore_errors=True)
         VENV.mkdir()
     except OSError as error:
         fail(f"cannot write {VENV}: {error.strerror}. Work in a folder that is yours")
-    base = os.path.realpath(sys.executable)  # of the Python itself: this may be running from the .venv just removed
     run(
         [base, "-m", "venv", str(VENV)],
         f"could not make .venv. On Debian and Ubuntu: apt install python{_python()}-venv",
@@ -156,4 +156,8 @@ def _megabytes(categories: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        print("\nset-up: interrupted; run it again, what is downloaded is kept.", file=sys.stderr)
+        sys.exit(130)

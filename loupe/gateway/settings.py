@@ -114,5 +114,5 @@ class Settings:
                 near = difflib.get_close_matches(name, SETTINGS, 1)
                 wrong.append(f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else ""))
         if wrong:
-            raise UserError("Settings: " + "; ".join(wrong) + ".")
+            raise UserError("Settings: " + "; ".join(wrong).rstrip("?") + ("?" if wrong[-1].endswith("?") else "."))
         return cls(**values)
