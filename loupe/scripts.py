@@ -51,7 +51,7 @@ def run_script(main: Callable[[], int | None]) -> None:
             raise
         print(
             f"{name}: {error.name} is not installed for this Python. `make up` sets up serving, `make train` training, "
-            f"both in .venv; then run it as .venv/bin/python {name}",
+            f"`make check` the rest, all in .venv; then run it as .venv/bin/python {name}",
             file=sys.stderr,
         )
         status = 2
