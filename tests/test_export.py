@@ -119,7 +119,7 @@ def test_the_graph_is_flat_and_frozen(published: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["labels", "scaling", "variable", "card"])
-def test_an_export_that_is_not_the_model_is_caught(tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_is_not_the_model_is_caught(tmp_path: Path, fault: str) -> None:
     """The faults are in the SavedModel itself, made by exporting something else than what is checked against."""
     model, other = network(), network()
     card = Card(name="toy", labels=LABELS, height=48, width=64)

@@ -44,7 +44,7 @@ def read(request: Request, settings: Settings) -> Sent:
     request.environ["wsgi.input"] = _Capped(stream, limit)
     kind = request.mimetype
     if kind == "multipart/form-data":
-        sent = _from_form(request, limit)
+        sent = _from_form(request)
     elif kind == "application/json":
         sent = _from_json(request)
     elif kind.startswith("image/") or kind in ("", "application/octet-stream"):
@@ -59,7 +59,7 @@ def read(request: Request, settings: Settings) -> Sent:
     return sent
 
 
-def _from_form(request: Request, limit: int) -> Sent:
+def _from_form(request: Request) -> Sent:
     request.max_form_parts = MAX_PARTS
     try:
         files = [file for name in request.files for file in request.files.getlist(name)]
