@@ -21,7 +21,7 @@ SET_UP = $(PYTHON) -c '' 2>/dev/null || { echo "set-up: $(PYTHON) does not run; 
 RUN = .venv/bin/python
 
 .DEFAULT_GOAL = help
-.PHONY: help up test test-slow test-containers check train lock clean
+.PHONY: help up test test-slow test-containers check train bench-export lock clean
 
 help:
 	@sed -n '3,12p' Makefile | cut -c3-
@@ -31,26 +31,30 @@ up:
 	@exec $(RUN) serve.py $(if $(PORT),--port "$(PORT)") $(if $(MODEL_NAME),--model-name "$(MODEL_NAME)")
 
 test:
-	@$(SET_UP) packages modelserver training dev-packages
+	@$(SET_UP) packages modelserver training export dev-packages
 	@$(RUN) -m pytest -m "not slow and not containers"
 
 test-slow:
-	@$(SET_UP) packages modelserver training dev-packages
+	@$(SET_UP) packages modelserver training export dev-packages
 	@$(RUN) -m pytest -m slow
 
 test-containers:
-	@$(SET_UP) packages modelserver training dev-packages
+	@$(SET_UP) packages modelserver training export dev-packages
 	@$(RUN) -m pytest -m containers
 
 check:
-	@$(SET_UP) packages modelserver training dev-packages
+	@$(SET_UP) packages modelserver training export dev-packages
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
 
 train:
-	@$(SET_UP) packages training $(if $(GPU),gpu)
+	@$(SET_UP) packages modelserver training export $(if $(GPU),gpu)
 	@$(RUN) train.py
+
+bench-export:
+	@$(SET_UP) packages modelserver training export
+	@$(RUN) benchmarks/export.py
 
 lock:
 	@$(SET_UP) --lock

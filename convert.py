@@ -1,38 +1,150 @@
-"""Export a finished run as the SavedModel that TensorFlow Serving and Loupe's own model server serve.
+"""Export a trained model as the SavedModel that TensorFlow Serving and Loupe's own model server serve.
 
-    python convert.py runs/tires                    # → models/tires/<next version>/
-    python convert.py runs/tires --models /srv/models
+    python convert.py runs/tires                        # → models/tires/<next version>/
+    python convert.py runs/tires --precision auto --int8 --keep 3
+    python convert.py model.h5 --labels cup,fork,spoon --preprocess xception --size 299
+    python convert.py runs/tires --to onnx              # → exports/tires-onnx/; or litert, openvino
+    python convert.py --show models/tires               # what is in a SavedModel, any SavedModel
+    python convert.py --rollback tires                  # the newest version goes out of service
 
-A server that watches the folder takes the new version by itself. Nothing is published unless it loads the way
-TensorFlow Serving loads it and answers what the trained model answers.
+A server that watches the folder takes the new version by itself. Nothing is published unless pictures get the same
+answers from the trained model, the SavedModel as TensorFlow Serving loads it, OpenVINO, and the service over HTTP.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loupe.errors import UserError
+from loupe.export.runs import check_run
 from loupe.scripts import Parser, run_script
+
+if TYPE_CHECKING:
+    from loupe.export.sources import Source
+
+PRECISIONS = ("float32", "bfloat16", "auto")
+FORMATS = ("onnx", "litert", "openvino")
+ENDS = ("logits", "softmax", "sigmoid")
+ONLY_FOREIGN = ("labels", "preprocess", "size", "ends_in")
+ONLY_PUBLISHED = ("precision", "int8", "keep", "warm_up", "no_parity")
 
 
 def main() -> None:
-    parser = Parser(__doc__)
-    parser.add_argument("run", type=Path, help="the folder of a finished run: it holds model.keras and card.json")
-    parser.add_argument("--models", type=Path, default=Path("models"), help="where versions are published (models)")
-    arguments = parser.read()
-    if not arguments.run.is_dir():
-        raise UserError(f"There is no run at {arguments.run}. `python train.py` makes one, runs/tires.")
-    for needed in ("card.json", "model.keras"):
-        if not (arguments.run / needed).is_file():
-            raise UserError(f"{arguments.run} holds no {needed}: it is no finished run. Let its training end first.")
+    args = arguments()
+    if args.show:
+        from loupe.export.show import show
 
+        print(show(args.show))
+    elif args.rollback:
+        from loupe.export.publish import rollback
+
+        done = rollback(args.models, args.rollback)
+        print(f"out of service     version {done.withdrawn} of {args.rollback}, moved to {done.moved}")
+        print(f"in service         version {done.serving}, within a second or two")
+        print(f"to undo it         mv {done.moved} {done.moved.with_name(str(done.withdrawn))}")
+    else:
+        export(args)
+
+
+def export(args: argparse.Namespace) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # its notices of deprecation, too
-    from loupe.export.publish import publish  # TensorFlow takes seconds to load: only once the arguments are right
+    source = read(args)
+    if args.to:
+        from loupe.export import formats
 
-    print(f"published {publish(arguments.run, arguments.models)}")
+        print(f"written            {formats.write(source, args.to, args.out / f'{source.card.name}-{args.to}')}")
+        return
+    from loupe.export.conversion import Options, convert
+    from loupe.export.show import show
+
+    chosen = Options(
+        args.models, args.precision or "float32", args.int8, not args.no_parity, args.keep, args.images,
+        **({"batches": args.warm_up} if args.warm_up else {}),
+    )  # fmt: skip
+    folder = convert(source, chosen)
+    print(f"published          {folder}\n\n{show(folder)}")
+
+
+def read(args: argparse.Namespace) -> Source:
+    """A run, or what others made. TensorFlow takes seconds to load: only once the arguments are right."""
+    run = args.source.name == "model.keras" and (args.source.parent / "card.json").is_file()
+    path = args.source.parent if run else args.source
+    if not path.is_file() and not (path / "saved_model.pb").exists():
+        refuse(args, ONLY_FOREIGN, f"{path} is a run, whose card says that already")
+        check_run(path)
+        from loupe.export.sources import read_run
+
+        return read_run(path, args.name)
+    if not args.labels:
+        raise UserError(f"{path} does not say what its outputs mean: name them in order, --labels cup,fork,spoon")
+    from loupe.export.foreign import read_model
+
+    return read_model(
+        path, labels=args.labels, preprocess=args.preprocess, size=args.size, name=args.name, output=args.ends_in
+    )
+
+
+def refuse(args: argparse.Namespace, flags: tuple[str, ...], why: str) -> None:
+    for flag in flags:
+        if getattr(args, flag):
+            raise UserError(f"--{flag.replace('_', '-')} does not go with this: {why}.")
+
+
+def arguments() -> argparse.Namespace:
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("source", type=Path, nargs="?", metavar="SOURCE", help="a finished run; or a .keras, .h5 or SavedModel")
+    add("--models", type=Path, default=Path("models"), metavar="DIR", help="where versions are published (models)")
+    add("--name", help="of the model (as the run's card says, or the file's name)")
+    add("--images", type=Path, metavar="DIR", help="pictures to compare with, best in a folder a label (the run's own)")
+    group = parser.add_argument_group("what is published")
+    add = group.add_argument
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        help="float32 (default); bfloat16: half the size, and faster where the processor has it; auto: measured here",
+    )
+    add("--int8", action="store_true", help="also an OpenVINO variant in int8, for Loupe's own model server")
+    add("--keep", type=count, metavar="N", help="delete all but the newest N versions afterwards")
+    add("--warm-up", type=sizes, metavar="N,N", help="batch sizes that a server runs before it serves (1,2,4,8)")
+    add("--no-parity", action="store_true", help="publish without comparing answers; the card will say so")
+    group = parser.add_argument_group("a model that Loupe did not train")
+    add = group.add_argument
+    add("--labels", metavar="A,B", help="what its outputs mean, in order; or a text file of them, one a line")
+    add("--preprocess", metavar="NAME", help="what it expects of pixels: xception, resnet50, …; rescale: 0…1; none")
+    add("--size", metavar="PX", help="of its input: 299, or 320x240 for height x width (what the model says)")
+    add("--ends-in", choices=ENDS, help="what its output is, where that is misjudged")
+    group = parser.add_argument_group("instead of publishing")
+    add = group.add_argument
+    add("--to", choices=FORMATS, help="write another format, with the card beside it")
+    add("--out", type=Path, default=Path("exports"), metavar="DIR", help="where that goes (exports)")
+    add("--show", type=Path, metavar="DIR", help="say what is in a SavedModel: signatures, names, types, shapes")
+    add("--rollback", metavar="NAME", help="take a model's newest version out of service; it is moved aside")
+    args = parser.read()
+    ways = [bool(args.source), bool(args.show), bool(args.rollback)]
+    if sum(ways) != 1:
+        raise UserError("Give one of these: a SOURCE to export, --show DIR, or --rollback NAME. --help has examples.")
+    if args.to or not args.source:
+        why = "nothing is published by --to" if args.to else "nothing is exported here"
+        refuse(args, ONLY_PUBLISHED, why)
+    if not args.source:
+        refuse(args, (*ONLY_FOREIGN, "to", "name", "images"), "nothing is exported here")
+    return args
+
+
+def count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("a whole number from 1 on")
+    return int(text)
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    return tuple(sorted({count(part.strip()) for part in text.split(",")}))
 
 
 if __name__ == "__main__":

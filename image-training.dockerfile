@@ -15,15 +15,17 @@ WORKDIR /app
 # The packages first: they change less often than the code.
 COPY Pipfile Pipfile.lock ./
 RUN pip install --no-cache-dir pipenv==2026.10.3 \
- && PIP_NO_CACHE_DIR=1 pipenv sync --system --categories "packages training ${GPU:+gpu}" \
+ && PIP_NO_CACHE_DIR=1 pipenv sync --system --categories "packages modelserver training export ${GPU:+gpu}" \
  && rm -rf /root/.cache
 
 COPY train.py convert.py proto.py ./
-COPY loupe/*.py loupe/
-COPY loupe/training loupe/training
-COPY loupe/export loupe/export
+COPY loupe loupe
 COPY recipes recipes
 COPY data/tires.py data/fetch.py data/
+
+# What serves: before a model is published, its answers are compared with those of the whole service.
+COPY serve.py gateway.py gunicorn.conf.py ./
+COPY data/samples data/samples
 
 # The sample draws its pictures into data/, whoever runs it.
 RUN mkdir runs models && chmod 1777 data runs models

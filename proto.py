@@ -33,11 +33,15 @@ TensorInfo                  1 name string; 2 dtype int32; 3 tensor_shape TensorS
 Signature                   1 inputs map TensorInfo; 2 outputs map TensorInfo; 3 method_name string
 SignatureMap                1 signature_def map Signature
 MetaInfo                    4 tags *string
-MetaGraph                   1 meta_info_def MetaInfo; 5 signature_def map Signature
+Node                        2 op string
+Graph                       1 node *Node
+MetaGraph                   1 meta_info_def MetaInfo; 2 graph_def Graph; 5 signature_def map Signature
 SavedModel                  1 saved_model_schema_version int64; 2 meta_graphs *MetaGraph
 ModelSpec                   1 name string; 2 version Int64Value; 3 signature_name string; 4 version_label string
 PredictRequest              1 model_spec ModelSpec; 2 inputs map Tensor; 3 output_filter *string
 PredictResponse             1 outputs map Tensor; 2 model_spec ModelSpec
+PredictLog                  1 request PredictRequest
+PredictionLog               6 predict_log PredictLog
 GetModelMetadataRequest     1 model_spec ModelSpec; 2 metadata_field *string
 GetModelMetadataResponse    1 model_spec ModelSpec; 2 metadata map Any
 GetModelStatusRequest       1 model_spec ModelSpec
@@ -100,6 +104,7 @@ SavedModel = _classes["SavedModel"]
 ModelSpec = _classes["ModelSpec"]
 PredictRequest = _classes["PredictRequest"]
 PredictResponse = _classes["PredictResponse"]
+PredictionLog = _classes["PredictionLog"]
 GetModelMetadataRequest = _classes["GetModelMetadataRequest"]
 GetModelMetadataResponse = _classes["GetModelMetadataResponse"]
 GetModelStatusRequest = _classes["GetModelStatusRequest"]

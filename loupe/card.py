@@ -30,6 +30,7 @@ class Card:
     fit: str = FIT
     backbone: dict[str, Any] = field(default_factory=dict)
     precision: str = "float32"
+    heatmap: bool = True  # whether the model gives one: for some heads it cannot be computed
     temperature: float = 1.0
     certain_at: float | None = None  # below it an answer is marked uncertain; None: no such limit was fitted
     unfamiliar_below: float | None = None
@@ -38,12 +39,19 @@ class Card:
     parity: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        for entry in (self.backbone, self.metrics, self.training, self.parity or {}):
+            if not isinstance(entry, dict):
+                raise UserError(f"A card's backbone, metrics, training and parity are objects, not {entry!r}.")
+        if not isinstance(self.name, str) or not self.name:
+            raise UserError(f"A card's name must be a text, not {self.name!r}.")
         if len(self.labels) < 2 or not all(isinstance(label, str) and label for label in self.labels):
             raise UserError(f"A card needs at least two labels, each a text; this one has {list(self.labels)}.")
         if len(set(self.labels)) != len(self.labels):
             raise UserError(f"A card's labels must differ; these do not: {list(self.labels)}.")
         if not 1 <= min(self.height, self.width) <= max(self.height, self.width) <= LARGEST:
             raise UserError(f"A card's input size must be from 1 to {LARGEST}, not {self.height}×{self.width}.")
+        if not isinstance(self.heatmap, bool):
+            raise UserError(f"A card's heatmap must be true or false, not {self.heatmap!r}.")
         if not self.temperature > 0:
             raise UserError(f"A card's temperature must be positive, not {self.temperature}.")
         for limit in (self.certain_at, self.unfamiliar_below):
@@ -58,6 +66,7 @@ class Card:
             "input": {"height": self.height, "width": self.width, "resize": self.resize, "fit": self.fit},
             "backbone": self.backbone,
             "precision": self.precision,
+            "heatmap": self.heatmap,
             "temperature": self.temperature,
             "certain_at": self.certain_at,
             "unfamiliar_below": self.unfamiliar_below,
@@ -104,5 +113,5 @@ class Card:
 
 
 _OPTIONAL = (
-    "backbone", "precision", "temperature", "certain_at", "unfamiliar_below", "metrics", "training", "parity"
+    "backbone", "precision", "heatmap", "temperature", "certain_at", "unfamiliar_below", "metrics", "training", "parity"
 )  # fmt: skip

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from loupe.card import Card
-from loupe.export.publish import publish
 from loupe.training.calibrate import calibrate
 from tests import models
 from tests.gateways import Gateway, gateway
+from tests.networks import export
 from tests.pictures import encoded
 from tests.servers import model_server, until
 
@@ -63,7 +63,7 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         unfamiliar_below=fitted.unfamiliar_below,
     )  # fmt: skip
     (scratch / "run" / "card.json").write_text(card.to_json())
-    publish(scratch / "run", scratch / "models")
+    export(scratch / "run", scratch / "models")
     with (
         model_server(scratch / "models", "colours") as server,
         gateway(f"localhost:{server.port}", MODEL_NAME="colours") as running,

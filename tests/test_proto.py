@@ -17,7 +17,7 @@ from google.protobuf import any_pb2, descriptor, wrappers_pb2
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2
+from tensorflow.core.framework import graph_pb2, node_def_pb2, tensor_pb2, tensor_shape_pb2
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
@@ -25,6 +25,7 @@ from tensorflow_serving.apis import (
     model_pb2,
     model_service_pb2_grpc,
     predict_pb2,
+    prediction_log_pb2,
     prediction_service_pb2_grpc,
     status_pb2,
 )
@@ -44,11 +45,15 @@ OFFICIAL: dict[str, Any] = {
     "Signature": meta_graph_pb2.SignatureDef,
     "SignatureMap": get_model_metadata_pb2.SignatureDefMap,
     "MetaInfo": meta_graph_pb2.MetaGraphDef.MetaInfoDef,
+    "Node": node_def_pb2.NodeDef,
+    "Graph": graph_pb2.GraphDef,
     "MetaGraph": meta_graph_pb2.MetaGraphDef,
     "SavedModel": saved_model_pb2.SavedModel,
     "ModelSpec": model_pb2.ModelSpec,
     "PredictRequest": predict_pb2.PredictRequest,
     "PredictResponse": predict_pb2.PredictResponse,
+    "PredictLog": prediction_log_pb2.PredictLog,
+    "PredictionLog": prediction_log_pb2.PredictionLog,
     "GetModelMetadataRequest": get_model_metadata_pb2.GetModelMetadataRequest,
     "GetModelMetadataResponse": get_model_metadata_pb2.GetModelMetadataResponse,
     "GetModelStatusRequest": get_model_status_pb2.GetModelStatusRequest,

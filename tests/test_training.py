@@ -179,6 +179,7 @@ def test_a_folder_becomes_a_run_with_everything_that_tells_of_it(tmp_path: Path)
     run = trained(tmp_path, tmp_path / "photos", *SMALL, "--flip", "horizontal", "--certain", "0.8")
     made = {entry.name for entry in run.iterdir()}
     assert made >= {"model.keras", "card.json", "metrics.json", "history.csv", "dataset.json", "report.html"}
+    assert made >= {"pictures.json"}, "which ones an export is checked on"
     assert "curves.png" in made
     assert [entry.name for entry in run.parent.iterdir()] == ["mine"], "nothing is left behind"
     card, metrics = Card.read(run / "card.json"), json.loads((run / "metrics.json").read_text())

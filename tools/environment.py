@@ -25,10 +25,11 @@ STAMP = VENV / "loupe.json"
 LOCK = ROOT / "Pipfile.lock"
 PIPENV = "2026.10.3"  # also in two dockerfiles; tests hold them together
 OLDEST, NEWEST = (3, 11), (3, 13)  # the newest that TensorFlow 2.20 is built for
-ALONE = {"packages": 40, "modelserver": 60, "training": 740, "dev-packages": 760, "gpu": 3450}  # MB to download
-TENSORFLOW = 640  # MB of these
+# MB to download
+ALONE = {"packages": 40, "modelserver": 60, "training": 740, "export": 670, "dev-packages": 760, "gpu": 3450}
+TENSORFLOW = 640  # of these
 CATEGORIES = tuple(ALONE)
-WITH_TENSORFLOW = ("training", "dev-packages", "gpu")  # tensorflow-serving-api needs it, too
+WITH_TENSORFLOW = ("training", "export", "dev-packages", "gpu")  # tensorflow-serving-api needs it, too
 
 
 def main(wanted: list[str]) -> None:

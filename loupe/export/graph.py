@@ -1,9 +1,12 @@
 """The serving graph: a flat, frozen SavedModel that explains itself (contract 1).
 
-    write(model, card, folder, familiarity)
+    frozen = freeze(network_of(model), card, familiarity)
+    save(frozen, card, folder)
+    with loaded(folder) as ask:
+        ask("serving_default", {"image": pixels})["probabilities"]
 
-`serving_default`: `image` uint8 [N, H, W, 3] → `probabilities` [N, C], `heatmap` [N, h, w], and `familiarity` [N] where
-training measured it.
+`serving_default`: `image` uint8 [N, H, W, 3] → `probabilities` [N, C], `heatmap` [N, h, w] where the network's head is
+one that it can be computed for, and `familiarity` [N] where training measured it.
 `describe`: `request` string [N] → `card` string [N].
 It is written the way TensorFlow 1 wrote them, because that is how TensorFlow Serving loads them: a SavedModel that
 keeps its variables in a plain tf.Module loads in Python and fails there.
@@ -11,6 +14,9 @@ keeps its variables in a plain tf.Module loads in Python and fails there.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +29,68 @@ from loupe.card import Card
 from loupe.explain import forward, grad_cam, split
 from loupe.familiarity import FAINTEST, LEAST, Familiarity
 
-OUTPUTS = ("heatmap", "probabilities")
-FEATURES = "pooled_features"  # what the graph calls the pooled features, for the check
+FEATURES = "pooled_features"  # what the graph calls the pooled features, for the parity gate
+
+Ask = Callable[..., dict[str, Any]]
 
 
-def write(model: keras.Model, card: Card, folder: Path, familiarity: Familiarity | None = None) -> None:
+@dataclass(frozen=True)
+class Parts:
+    logits: tf.Tensor  # [N, C]
+    heatmap: tf.Tensor | None = None  # [N, h, w] of 0…1
+    pooled: tf.Tensor | None = None  # [N, D], what familiarity is measured in
+
+
+Network = Callable[[tf.Tensor], Parts]  # of pixels, float32 [N, H, W, 3] of 0…255; traced once
+
+
+@dataclass(frozen=True)
+class Frozen:
+    graph: Any  # GraphDef
+    image: str  # the names of its tensors
+    outputs: dict[str, str]
+
+
+def network_of(model: keras.Model) -> Network:
+    """Of a flat Keras model from pixels of 0…255 to logits, with a head that explain.split knows."""
+    pool, head = split(model)
+    feature_map_of = keras.Model(model.input, pool.input)
+
+    def network(pixels: tf.Tensor) -> Parts:
+        feature_map = feature_map_of(pixels, training=False)
+        values = forward(pool, feature_map, head)
+        return Parts(values[-1], grad_cam(feature_map, head, values), values[0])
+
+    return network
+
+
+def freeze(network: Network, card: Card, familiarity: Familiarity | None = None) -> Frozen:
+    """One graph from uint8 pixels to all outputs, its weights constants, its functions inlined."""
+
+    def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
+        parts = network(tf.cast(image, tf.float32))
+        outputs = {"probabilities": tf.nn.softmax(parts.logits / card.temperature)}
+        if parts.heatmap is not None:
+            outputs["heatmap"] = parts.heatmap
+        if familiarity:
+            outputs["familiarity"] = _score(familiarity, tf.identity(parts.pooled, name=FEATURES))
+        return outputs
+
+    spec = tf.TensorSpec([None, card.height, card.width, 3], tf.uint8, name="image")
+    traced = tf.function(serve).get_concrete_function(spec)
+    frozen = convert_variables_to_constants_v2(traced)
+    names = sorted(traced.structured_outputs)  # as a traced function returns its dict
+    outputs = {name: tensor.name for name, tensor in zip(names, frozen.outputs, strict=True)}
+    return Frozen(frozen.graph.as_graph_def(), frozen.inputs[0].name, outputs)
+
+
+def save(frozen: Frozen, card: Card, folder: Path) -> None:
     """Write the SavedModel to `folder`, which must not exist."""
-    frozen = _freeze(model, card, familiarity)
     graph = tf.Graph()
     with graph.as_default(), tf.compat.v1.Session(graph=graph) as session:
-        tf.import_graph_def(frozen.graph.as_graph_def(), name="")
-        image = graph.get_tensor_by_name(frozen.inputs[0].name)
-        names = sorted([*OUTPUTS, "familiarity"] if familiarity else OUTPUTS)  # as a traced function returns its dict
-        outputs = {
-            name: graph.get_tensor_by_name(tensor.name) for name, tensor in zip(names, frozen.outputs, strict=True)
-        }
+        tf.import_graph_def(frozen.graph, name="")
+        image = graph.get_tensor_by_name(frozen.image)
+        outputs = {name: graph.get_tensor_by_name(tensor) for name, tensor in frozen.outputs.items()}
         request = tf.compat.v1.placeholder(tf.string, [None], name="request")
         described = tf.fill(tf.shape(request), tf.constant(card.to_json()), name="card")
         builder = tf.compat.v1.saved_model.Builder(str(folder))
@@ -53,54 +106,50 @@ def write(model: keras.Model, card: Card, folder: Path, familiarity: Familiarity
     (folder / "variables").rmdir()  # empty: the weights are constants; git and tar would lose it anyway
     extra = folder / "assets.extra"
     extra.mkdir()
-    (extra / "card.json").write_text(card.to_json())
+    (extra / "card.json").write_text(card.to_json(), encoding="utf-8")
+
+
+@contextmanager
+def loaded(folder: Path) -> Iterator[Ask]:
+    """A function that answers (signature, inputs), loaded the way TensorFlow Serving loads. A third argument sets
+    tensors within the graph by their names there, which are then not computed; `outputs=` names those wanted."""
+    session = tf.compat.v1.Session(graph=tf.Graph())
+    with closing(session):
+        with session.graph.as_default():
+            graph = tf.compat.v1.saved_model.loader.load(session, [tf.saved_model.SERVING], str(folder))
+
+        def ask(
+            signature: str, inputs: dict[str, Any], inner: dict[str, Any] | None = None, outputs: Any = None
+        ) -> dict[str, Any]:
+            definition = graph.signature_def[signature]
+            fetches = {name: definition.outputs[name].name for name in outputs or definition.outputs}
+            fed = {definition.inputs[name].name: value for name, value in inputs.items()}
+            answer: dict[str, Any] = session.run(fetches, fed | (inner or {}))
+            return answer
+
+        yield ask
+
+
+def run(folder: Path, signature: str, inputs: dict[str, Any]) -> dict[str, Any]:
+    """One answer of a SavedModel's signature, from a session of its own."""
+    with loaded(folder) as ask:
+        return ask(signature, inputs)
 
 
 def _signature(inputs: dict[str, tf.Tensor], outputs: dict[str, tf.Tensor]) -> Any:
     return tf.compat.v1.saved_model.predict_signature_def(inputs, outputs)
 
 
-def _freeze(model: keras.Model, card: Card, familiarity: Familiarity | None) -> Any:
-    """One graph from uint8 pixels to all outputs, its weights constants, its functions inlined."""
-    pool, dense_layers = split(model)
-    feature_map_of = keras.Model(model.input, pool.input)
-
-    def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
-        feature_map = feature_map_of(tf.cast(image, tf.float32), training=False)
-        values = forward(feature_map, dense_layers)
-        outputs = {
-            "probabilities": tf.nn.softmax(values[-1] / card.temperature),
-            "heatmap": grad_cam(feature_map, dense_layers, values),
-        }
-        if familiarity:
-            outputs["familiarity"] = _score(familiarity, tf.identity(values[0], name=FEATURES))
-        return outputs
-
-    spec = tf.TensorSpec([None, card.height, card.width, 3], tf.uint8, name="image")
-    return convert_variables_to_constants_v2(tf.function(serve).get_concrete_function(spec))
-
-
 def _score(familiarity: Familiarity, features: tf.Tensor) -> tf.Tensor:
-    """As Familiarity.score computes it."""
+    """As Familiarity.score computes it. Without a matrix product: where an engine computes in bfloat16 it rounds what
+    goes into one, and of two features close together nothing would be left (seen: 0.27 of a familiarity)."""
     length = tf.sqrt(tf.reduce_sum(tf.square(features), axis=1, keepdims=True))
-    apart = (features / tf.maximum(length, FAINTEST))[:, None, :] - familiarity.centroids
-    forgiven = tf.tensordot(apart, tf.constant(familiarity.axes), 1)
+    unit = features / tf.maximum(length, FAINTEST)
+    apart = unit[:, None, :] - familiarity.centroids
+    along = tf.reduce_sum(unit[:, :, None] * familiarity.axes, axis=1)
+    forgiven = along[:, None, :] - familiarity.centroids @ familiarity.axes
     squares = tf.reduce_sum(tf.square(apart), axis=2) - tf.reduce_sum(tf.square(forgiven), axis=2)
     distance = tf.sqrt(tf.maximum(tf.reduce_min(squares, axis=1, keepdims=True), LEAST))
     low, high = familiarity.marks[:-1], familiarity.marks[1:]
     beyond = (high - distance) / np.maximum(high - low, LEAST)
     return tf.reduce_mean(tf.clip_by_value(beyond, 0.0, 1.0), axis=1)
-
-
-def in_float32(model: keras.Model) -> keras.Model:
-    """The same network computing in float32 throughout, whatever it was trained in: a graph that casts between its
-    layers is slower where it is served, and not every engine computes it alike."""
-    if all(layer.compute_dtype == "float32" for layer in model.layers):
-        return model
-
-    def remade(layer: Any) -> Any:
-        return type(layer).from_config({**layer.get_config(), "dtype": "float32"})
-
-    copy = keras.models.clone_model(model, clone_function=remade)
-    copy.set_weights(model.get_weights())
-    return copy

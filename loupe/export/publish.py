@@ -1,107 +1,188 @@
-"""Put a run's model where the server looks: models/<name>/<next version>/, whole or not at all.
+"""Put a model where servers look: models/<name>/<next number>/, whole or not at all. And take the newest back.
 
-    folder = publish(Path("runs/tires"), Path("models"))
+    with publication(Path("models"), "tires") as part:
+        ...                              # write the SavedModel to part.folder, which is not there yet, and check it
+        folder = part.publish(keep=3)    # models/tires/4
+    rollback(Path("models"), "tires")    # 4 is moved aside, servers fall back to 3; the next number is 5
 
-It is written beside under a name the server ignores, checked, flushed to the disk, and renamed. A process killed on the
-way leaves a `.part-…` folder and never a version; the next publication clears such leftovers away.
+part.folder is .part-<pid>/<name>/1 in the model's folder: hidden from servers that look there, and .part-<pid> is a
+models folder of its own, which a server can be started with for a check. Killed at any moment, a publication leaves a
+part and never half a version; the next one clears it away. loupe.export.shelf tells what else lies there.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
-import keras
+from loupe.errors import LoupeError, UserError
+from loupe.export import shelf
+from loupe.export.shelf import PART, REMOVED, WITHDRAWN, versions
 
-from loupe.card import Card
-from loupe.errors import UserError
-from loupe.export.check import check
-from loupe.export.graph import in_float32, write
-from loupe.export.quiet import quiet
-from loupe.familiarity import Familiarity
+__all__ = ["Publication", "Rollback", "publication", "rollback", "versions"]
 
-PART = ".part-"  # followed by the id of the process that writes it
+LOCK = ".lock"  # of a part
+FULL = (errno.ENOSPC, errno.EDQUOT)
+OF_THE_DISK = (*FULL, errno.EROFS, errno.EFBIG)
+DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def publish(run: Path, models: Path) -> Path:
-    card = Card.read(run / "card.json")
-    home = models / card.name
-    part = home / f"{PART}{os.getpid()}"
+class Rollback(NamedTuple):
+    withdrawn: int
+    serving: int
+    moved: Path  # where the withdrawn version lies
+
+
+class Publication:
+    """Made by `publication`."""
+
+    def __init__(self, home: Path, part: Path) -> None:
+        self.home = home
+        self.folder = part / home.name / "1"
+        self.notes: list[str] = []  # for a person to read once it is published
+
+    def publish(self, keep: int | None = None) -> Path:
+        """The version's folder. With `keep`, only so many of the newest versions stay."""
+        if keep is not None and keep < 1:
+            raise UserError(f"At least one version must be kept, not {keep}.")
+        for path in [*self.folder.rglob("*"), self.folder]:
+            shelf.sync(path)  # before it has its name: a rename may reach the disk sooner than the bytes do
+        with shelf.locked(self.home) as ledger:
+            folder = self._rename(ledger)
+            if keep:
+                self._thin_out(keep)
+        return folder
+
+    def _rename(self, ledger: int) -> Path:
+        while True:
+            folder = self.home / str(shelf.next_number(self.home, ledger))
+            try:
+                self.folder.rename(folder)
+            except OSError:
+                if not os.path.lexists(folder):
+                    raise
+                continue  # made meanwhile by somebody who takes no lock: the next number
+            shelf.sync(self.home)
+            return folder
+
+    def _thin_out(self, keep: int) -> None:
+        """Each is renamed before it is deleted, so that no server sees one with half its files. The new version is in
+        service by now: what cannot be deleted is no reason to say that it is not."""
+        kept = versions(self.home)[-keep:]
+        for number, entry in shelf.entries(self.home):
+            if number not in kept:
+                try:
+                    shelf.delete(entry.rename(shelf.free(self.home, f"{REMOVED}{number}")))
+                except OSError as error:
+                    self.notes.append(f"{entry} could not be deleted: {error.strerror or error}")
+
+
+@contextmanager
+def publication(models: Path, name: str) -> Iterator[Publication]:
+    home = shelf.home(models, name)
+    part = None
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        _clear_leftovers(home)
-        with quiet():
-            model = in_float32(_load(run / "model.keras"))
-            familiarity = _familiarity(run / "familiarity.npz", card)
-            write(model, card, part, familiarity)
-            check(part, model, card, familiarity)
-        _flush(part)
-        return _rename(part, home)
-    except OSError as error:
-        reason = f"{error.strerror or error} ({error.filename or home})"
-        raise UserError(
-            f"Cannot publish to {home}: {reason}. Free it, or name another folder with --models."
-        ) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def versions(home: Path) -> list[int]:
-    """The versions published in a model's folder, oldest first."""
-    return sorted(int(entry.name) for entry in home.iterdir() if entry.name.isdecimal() and entry.is_dir())
-
-
-def _load(path: Path) -> keras.Model:
-    if not path.is_file():
-        raise UserError(f"There is no trained model at {path}. Name a finished run, such as runs/tires.")
-    try:
-        return keras.saving.load_model(path, compile=False)
-    except (ValueError, OSError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is not a Keras model that can be read: it is damaged or of another kind.") from error
-
-
-def _familiarity(path: Path, card: Card) -> Familiarity | None:
-    if path.is_file():
-        return Familiarity.load(path)
-    if card.unfamiliar_below is None:
-        return None
-    raise UserError(f"The card has a limit of familiarity, and {path} is missing: bring it back, or train again.")
-
-
-def _clear_leftovers(home: Path) -> None:
-    for entry in home.glob(f"{PART}*"):
-        if not _alive(int(entry.name.removeprefix(PART))):
-            shutil.rmtree(entry, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _flush(folder: Path) -> None:
-    """On the disk before it has its name: a rename may reach it sooner than the bytes do."""
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
+        shelf.make(home)
+        with shelf.locked(home) as ledger:
+            shelf.catch_up(home, ledger)
+            _clear(home)
+            part, lock = _begin(home)
         try:
-            os.fsync(descriptor)
+            yield Publication(home, part)
         finally:
-            os.close(descriptor)
+            shutil.rmtree(part, ignore_errors=True)
+            os.close(lock)
+    except LoupeError:
+        raise
+    except Exception as error:
+        if fault := _fault(home, error, begun=part is not None):
+            raise _refusal(home, fault) from error
+        raise
 
 
-def _rename(part: Path, home: Path) -> Path:
-    """The next free number. A rename onto a version that somebody else published meanwhile fails, so go one up."""
-    number = max(versions(home), default=0) + 1
-    while True:
-        try:
-            return part.rename(home / str(number))
-        except OSError:
-            if not (home / str(number)).exists():
-                raise
-            number += 1
+def _fault(home: Path, error: Exception, begun: bool) -> OSError | None:
+    """Of the disk, or of the model's folder. Other faults of what is done in between are not ours to explain."""
+    if isinstance(error, OSError):
+        ours = not begun or str(error.filename or "").startswith(str(home))
+        if ours or error.errno in OF_THE_DISK:
+            return error
+    told = str(error)  # TensorFlow, h5py and shutil say it in words
+    found = (number for number in OF_THE_DISK if os.strerror(number) in told)
+    return next((OSError(number, os.strerror(number), str(home)) for number in found), None)
+
+
+def _begin(home: Path) -> tuple[Path, int]:
+    """A folder to write in, and its lock. Another container may have a process of the same id, hence `free`."""
+    part = shelf.free(home, f"{PART}{os.getpid()}")
+    try:
+        (part / home.name).mkdir(parents=True)
+        lock = os.open(part / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        shelf.take(lock)
+    except OSError:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return part, lock
+
+
+def _clear(home: Path) -> None:
+    """With the folder's lock held, under which parts are begun: one whose own lock is free is nobody's."""
+    for entry in shelf.listed(home):
+        if entry.name.startswith(REMOVED) or (entry.name.startswith(PART) and not _alive(entry)):
+            with suppress(OSError):
+                shelf.delete(entry)
+
+
+def _alive(part: Path) -> bool:
+    try:
+        lock = os.open(part / LOCK, os.O_RDWR)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    taken = shelf.take(lock)
+    os.close(lock)
+    return not taken
+
+
+def rollback(models: Path, name: str) -> Rollback:
+    """Take the newest version out of service: moved aside, not deleted. Renamed back, it is in service again."""
+    home = shelf.home(models, name)
+    if not versions(home):
+        known = ", ".join(sorted(entry.name for entry in shelf.listed(models) if versions(entry)))
+        raise UserError(f"There is no model {name} in {models}{f'; there are: {known}' if known else ', nor another'}.")
+    try:
+        with shelf.locked(home) as ledger:
+            return _withdraw(home, ledger)
+    except OSError as error:
+        raise UserError(f"Cannot take a version out of {home}: {_reason(home, error)}.") from error
+
+
+def _withdraw(home: Path, ledger: int) -> Rollback:
+    *older, newest = versions(home)
+    if not older:
+        raise UserError(f"{home} has no version but {newest}: nothing to fall back to. Publish another one first.")
+    shelf.record(home, ledger, newest)
+    for entry in [entry for number, entry in shelf.entries(home) if number == newest]:
+        moved = entry.rename(shelf.free(home, f"{WITHDRAWN}{newest}"))
+    shelf.sync(home)
+    return Rollback(newest, older[-1], moved)
+
+
+def _refusal(home: Path, error: OSError) -> UserError:
+    return UserError(f"Cannot publish to {home}: {_reason(home, error)}, or name another folder with --models.")
+
+
+def _reason(home: Path, error: OSError) -> str:
+    """What is wrong, where, and what to do about it."""
+    for path in [*reversed(home.parents), home]:
+        if os.path.exists(path) and not os.path.isdir(path):  # noqa: PTH110, PTH112 (pathlib's raise for some)
+            return f"{path} is a file where a folder should be. Move it away"
+    where = f"{error.strerror or error} ({error.filename or home})"
+    if error.errno in FULL:
+        return f"{where}. Free some space, by deleting old versions for instance"
+    return f"{where}. Make it writable" if error.errno in DENIED else f"{where}. Put that right"

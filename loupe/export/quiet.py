@@ -2,6 +2,8 @@
 
     with quiet():
         ...
+    with quiet(stdout=True):      # around converters, which chat there as well
+        ...
 If what is inside fails for a reason that is not ours to explain, the notes are shown after all.
 """
 
@@ -17,19 +19,28 @@ from loupe.errors import LoupeError
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    sys.stderr.flush()
-    terminal = os.dup(2)
+def quiet(stdout: bool = False) -> Iterator[None]:
+    hushed = (1, 2) if stdout else (2,)
+    _flush()
+    kept = {number: os.dup(number) for number in hushed}
     with tempfile.TemporaryFile() as notes:
-        os.dup2(notes.fileno(), 2)
+        for number in hushed:
+            os.dup2(notes.fileno(), number)
         try:
             yield
         except BaseException as error:
-            if not isinstance(error, LoupeError):
+            _flush()
+            if not isinstance(error, LoupeError | KeyboardInterrupt):
                 notes.seek(0)
-                os.write(terminal, notes.read())
+                os.write(kept[2], notes.read())
             raise
         finally:
-            sys.stderr.flush()
-            os.dup2(terminal, 2)
-            os.close(terminal)
+            _flush()
+            for number, terminal in kept.items():
+                os.dup2(terminal, number)
+                os.close(terminal)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()

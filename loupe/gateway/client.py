@@ -184,6 +184,11 @@ class ModelClient:
 
 
 def _outputs(card: Card, heatmaps: bool) -> list[str]:
-    """What to ask for. A model whose card sets no limit may know nothing of familiarity, and would refuse."""
-    wanted = {"probabilities": True, "heatmap": heatmaps, "familiarity": card.unfamiliar_below is not None}
+    """What to ask for: an output that a model does not have it would refuse, and one whose card sets no limit may know
+    nothing of familiarity."""
+    wanted = {
+        "probabilities": True,
+        "heatmap": heatmaps and card.heatmap,
+        "familiarity": card.unfamiliar_below is not None,
+    }
     return [name for name, asked in wanted.items() if asked]

@@ -82,8 +82,8 @@ def _result(answer: Answer, row: int, top: int | None, heatmaps: bool) -> dict[s
         "reason": reason,
         "scores": {card.labels[n]: round(float(scores[n]), 6) for n in order[:top]},
     }
-    if heatmaps and answer.heatmaps is not None:
-        result["heatmap"] = _picture_of(answer.heatmaps[row], card)
+    if heatmaps:  # null says that this model has none to give
+        result["heatmap"] = None if answer.heatmaps is None else _picture_of(answer.heatmaps[row], card)
     return result
 
 

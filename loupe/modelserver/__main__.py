@@ -19,7 +19,7 @@ from dataclasses import fields
 from types import FrameType
 
 from loupe.errors import UserError
-from loupe.modelserver import engines, flags, rest, service
+from loupe.modelserver import engines, flags, rest, service, warmup
 from loupe.modelserver.answers import Answers
 from loupe.modelserver.refused import say
 from loupe.modelserver.versions import Versions
@@ -56,7 +56,10 @@ def serve(settings: flags.Flags) -> None:
     streams = settings.tensorflow_inter_op_parallelism or settings.tensorflow_session_parallelism
     threads = settings.tensorflow_intra_op_parallelism or settings.tensorflow_session_parallelism
     options = engines.Options(threads, streams, settings.mixed_precision)
-    versions = Versions(settings, engines.chooser(settings.engine, options), settled=stop.woken.set)
+    open_engine = engines.chooser(settings.engine, options)
+    if settings.enable_model_warmup:
+        open_engine = warmup.replaying(open_engine)
+    versions = Versions(settings, open_engine, settled=stop.woken.set)
     versions.start()
     stop.woken.wait()
     if stop.asked.is_set():

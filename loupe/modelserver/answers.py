@@ -16,8 +16,9 @@ from typing import Any
 from grpc import StatusCode
 
 import proto
+from loupe.modelserver.engines import Engine
 from loupe.modelserver.refused import Refused, invalid
-from loupe.modelserver.savedmodel import Array
+from loupe.modelserver.savedmodel import Array, SavedModel
 from loupe.modelserver.versions import Versions, refuse_label
 
 TF_NAMES = {"float32": "float", "float64": "double", "float16": "half"}  # where they differ from numpy's
@@ -33,17 +34,10 @@ class Answers:
         _refuse_missing_spec(request)
         with self.versions.lease(request.model_spec) as version:
             assert version.model and version.engine
-            name = request.model_spec.signature_name or proto.PREDICT_SIGNATURE
-            signature = version.model.signatures.get(name)
-            if signature is None:
-                raise Refused(StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
-            inputs = _inputs(request, signature)
-            outputs = _outputs(request, signature)
-            _refuse_misfits(inputs, request, signature)
-            found = version.engine.run(name, inputs, outputs)
+            name, signature, found = compute(request, version.model, version.engine)
             response = proto.PredictResponse(model_spec=proto.model_spec(self.versions.name, version.number, name))
-        for alias in outputs:
-            tensor = _to_tensor(found[alias], signature.outputs[alias].dtype, self._as_values)
+        for alias, array in found.items():
+            tensor = _to_tensor(array, signature.outputs[alias].dtype, self._as_values)
             response.outputs[alias].CopyFrom(tensor)
         return response
 
@@ -80,6 +74,19 @@ class Answers:
             entry.status.error_code = error.number if error else 0
             entry.status.error_message = str(error or "")
         return response
+
+
+def compute(request: Any, model: SavedModel, engine: Engine) -> tuple[str, Any, dict[str, Array]]:
+    """The signature that a PredictRequest asks for, by name and as it is, and the arrays that it gives."""
+    name = request.model_spec.signature_name or proto.PREDICT_SIGNATURE
+    signature = model.signatures.get(name)
+    if signature is None:
+        raise Refused(StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
+    inputs = _inputs(request, signature)
+    outputs = _outputs(request, signature)
+    _refuse_misfits(inputs, request, signature)
+    found = engine.run(name, inputs, outputs)
+    return name, signature, {alias: found[alias] for alias in outputs}
 
 
 def _refuse_missing_spec(request: Any) -> None:

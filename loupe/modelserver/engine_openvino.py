@@ -2,6 +2,8 @@
 
     engine = open_model(savedmodel.read(folder), Options())
 
+Where the export left an int8 variant in `assets.extra/openvino-int8/`, that one computes, unless `--mixed_precision`
+asks for bfloat16; one that is damaged or half copied is named in the log, and the SavedModel computes.
 One stream over all CPUs and a few infer requests: a single caller gets the whole machine, concurrent ones take turns
 (`--tensorflow_inter_op_parallelism` makes more streams of fewer threads). float32 unless the card says bfloat16.
 Not covered: any other signature; those need the tensorflow engine.
@@ -9,9 +11,11 @@ Not covered: any other signature; those need the tensorflow engine.
 
 from __future__ import annotations
 
+import hashlib
 import queue
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +23,7 @@ from grpc import StatusCode
 
 import proto
 from loupe.modelserver.engines import Engine, Options
-from loupe.modelserver.refused import Refused, invalid
+from loupe.modelserver.refused import Refused, invalid, say
 from loupe.modelserver.savedmodel import CARD, Array, SavedModel, sample_batch
 
 # `import openvino` alone reports the import to Google Analytics, unless its telemetry package cannot be imported.
@@ -27,16 +31,20 @@ sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 import openvino  # noqa: E402
 
 DESCRIBE = "describe"
+INT8 = Path("assets.extra", "openvino-int8")
 MOST_CARDS = 1024  # a request of some bytes may ask for any number
 
 
 class OpenVinoEngine:
     name = "openvino"
 
-    def __init__(self, model: SavedModel, options: Options) -> None:
+    def __init__(self, model: SavedModel, source: Path, settings: Mapping[str, str]) -> None:
+        """`source`: the SavedModel's folder, or what else gives its outputs."""
         self._card = model.card
         signature = model.signatures[proto.PREDICT_SIGNATURE]
-        compiled = openvino.Core().compile_model(_read(model), "CPU", _settings(model, options))
+        core = openvino.Core()
+        core.set_property({"ENABLE_MMAP": False})  # a file cut short beneath a map ends the process
+        compiled = core.compile_model(core.read_model(str(source)), "CPU", settings)
         self._inputs = _ports(compiled.inputs, signature.inputs)
         self._outputs = _ports(compiled.outputs, signature.outputs)
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -75,18 +83,40 @@ def open_model(model: SavedModel, options: Options) -> Engine:
         raise invalid(f"it has no signature {proto.PREDICT_SIGNATURE}, the one that openvino serves")
     if DESCRIBE in model.signatures and model.card is None:  # half copied, it may be
         raise invalid(f"it has the signature {DESCRIBE}, but no card in {CARD}")
+    half = "bfloat16" in (model.precision, options.mixed_precision)
+    if options.mixed_precision != "bfloat16" and (engine := _int8(model, options)):
+        return engine
     try:
-        return OpenVinoEngine(model, options)
+        return OpenVinoEngine(model, model.folder, _settings(options, half))
     except RuntimeError as error:
         raise invalid(f"openvino cannot load it: {_reason(error)}") from error
 
 
-def _read(model: SavedModel) -> Any:
-    return openvino.Core().read_model(str(model.folder))
+def _int8(model: SavedModel, options: Options) -> OpenVinoEngine | None:
+    folder = model.folder / INT8
+    if not folder.is_dir():
+        return None
+    try:
+        _refuse_damaged(folder)
+        engine = OpenVinoEngine(model, folder / "model.xml", _settings(options, half=False))
+    except (Refused, RuntimeError, OSError) as error:
+        reason = _reason(error) if isinstance(error, RuntimeError) else error
+        say(f"the int8 variant {folder} cannot be used: {reason}; the SavedModel is served. Export again, or delete it")
+        return None
+    say(f"{model.folder} computes in int8, by {INT8}")
+    return engine
 
 
-def _settings(model: SavedModel, options: Options) -> dict[str, str]:
-    half = "bfloat16" in (model.precision, options.mixed_precision)
+def _refuse_damaged(folder: Path) -> None:
+    """OpenVINO alone notices a file that is too short, and not one of the right length that has not arrived yet."""
+    sums = (folder / "SHA256SUMS").read_bytes().splitlines()
+    for name in ("model.bin", "model.xml"):
+        path = folder / name
+        if not path.is_file() or f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}".encode() not in sums:
+            raise invalid(f"{name} is not as it was exported")
+
+
+def _settings(options: Options, half: bool) -> dict[str, str]:
     settings = {"INFERENCE_PRECISION_HINT": "bf16" if half else "f32", "PERFORMANCE_HINT": "LATENCY"}
     if options.threads:
         settings["INFERENCE_NUM_THREADS"] = str(options.threads)

@@ -24,7 +24,7 @@ TRUE, FALSE = ("true", "t", "1", "yes", "y"), ("false", "f", "0", "no", "n")
 IDLE_SWITCHES = """
     enable_batching enable_per_model_batching_parameters allow_version_labels_for_unavailable_models
     force_allow_any_version_labels_for_unavailable_models flush_filesystem_caches use_alts_credentials
-    enable_model_warmup remove_unused_fields_from_bundle_metagraph prefer_tflite_model
+    remove_unused_fields_from_bundle_metagraph prefer_tflite_model
     enable_signature_method_name_check xla_cpu_compilation_enabled xla_gpu_compilation_enabled enable_profiler
     skip_initialize_tpu rest_api_enable_cors_support
 """
@@ -63,6 +63,7 @@ class Flags:
     tensorflow_intra_op_parallelism: int = 0
     tensorflow_inter_op_parallelism: int = 0
     mixed_precision: str = ""
+    enable_model_warmup: bool = True  # replay assets.extra/tf_serving_warmup_requests before a version is served
 
     @property
     def threads(self) -> int:

@@ -21,6 +21,7 @@ import proto
 from loupe.modelserver.refused import Refused
 
 CARD = Path("assets.extra", "card.json")
+WARMUP = Path("assets.extra", "tf_serving_warmup_requests")
 Array = np.ndarray[Any, Any]
 
 

@@ -227,11 +227,11 @@ def refuse_label(spec: Any) -> None:
 
 
 def _looks(folder: Path) -> object:
-    """Something that differs once a folder was written to: the time and size of its graph and weights."""
+    """Something that differs once a folder was written to: the time and size of what is read of it."""
     looks = []
-    for path in (folder, folder / "saved_model.pb", folder / "variables", folder / savedmodel.CARD):
+    for name in ("", "saved_model.pb", "variables", savedmodel.CARD, savedmodel.WARMUP):
         try:
-            about = path.stat()
+            about = (folder / name).stat()
             looks.append((about.st_ino, about.st_mtime_ns, about.st_size))
         except OSError:
             looks.append((0, 0, 0))

@@ -20,7 +20,7 @@ from loupe.card import Card
 from loupe.errors import ImageError, UserError
 from loupe.explain import heatmaps
 from loupe.images import decode
-from loupe.training import report
+from loupe.training import kept, report
 from loupe.training.course import Course, backbone_of
 from loupe.training.dataset import Dataset
 from loupe.training.doctor import Findings
@@ -45,6 +45,7 @@ def write(
         if result.calibration.familiarity:
             result.calibration.familiarity.save(part / "familiarity.npz")
         (part / "card.json").write_text(card(name, course, result).to_json(), encoding="utf-8")
+        kept.write(part / "pictures.json", data)
         _write_table(part / "history.csv", course.history)
         with course.timed("label check"):
             suspects = suspected_labels(course)

@@ -1,0 +1,70 @@
+"""A Keras model made elsewhere in Loupe's own form: flat, from pixels of 0…255 to logits of two classes or more.
+
+    model = flattened(original, scaling, 299, 299)
+    kind_of_last(model)                       # logits, softmax or sigmoid; None: its last layer does not tell
+    model = with_logits(model, "softmax")     # raises ValueError where it cannot be done
+
+The answers stay what they were, up to rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import activations, layers
+
+from loupe.explain import before
+from loupe.export.lean import flat, in_precision, rebuilt
+from loupe.export.scaling import Scaling
+
+MEANS = {activations.softmax: "softmax", activations.sigmoid: "sigmoid", activations.linear: "logits"}
+
+
+def kind_of_last(model: keras.Model) -> str | None:
+    """Of a flat model."""
+    layer, _ = before(model.outputs[0])
+    return MEANS.get(_activation(layer))
+
+
+def flattened(model: keras.Model, scaling: Scaling, height: int, width: int) -> keras.Model:
+    image = keras.Input((height, width, 3), name="image")
+    return in_precision(flat(keras.Model(image, model(scaling.layers(image)))), "float32")
+
+
+def with_logits(model: keras.Model, kind: str) -> keras.Model:
+    """What turns logits into probabilities left out, and one output turned into two. `model` is flat."""
+    last, given = before(model.outputs[0])
+    activation = None if isinstance(last, layers.Dense) else last
+    if activation is not None and _activation(activation) in MEANS:
+        last = before(given)[0]
+    else:
+        activation = None
+    one = model.output_shape[-1] == 1
+    if one and not isinstance(last, layers.Dense):
+        raise ValueError(f"its one output comes from {last.name}, which is no Dense layer")
+    if activation is None and kind != "logits" and not isinstance(last, layers.Dense):
+        raise ValueError(f"what turns its outputs into probabilities is within {last.name}")
+
+    def make(layer: Any) -> Any:
+        if layer is activation:
+            return None
+        changes = {"activation": "linear", **({"units": 2} if one else {})}
+        return type(layer).from_config(
+            {**layer.get_config(), **(changes if layer is last and isinstance(layer, layers.Dense) else {})}
+        )
+
+    def weights(layer: Any) -> list[Any]:
+        values = [np.asarray(value) for value in layer.get_weights()]
+        return (
+            [np.concatenate([-value / 2, value / 2], axis=-1) for value in values] if one and layer is last else values
+        )
+
+    return rebuilt(model, make, weights)
+
+
+def _activation(layer: Any) -> Any:
+    if isinstance(layer, layers.Softmax) or type(layer).__name__ == "Softmax":  # a layer, or keras.ops.softmax
+        return activations.softmax if getattr(layer, "axis", -1) in (-1, 1) else None
+    return layer.activation if isinstance(layer, (layers.Dense, layers.Activation)) else None

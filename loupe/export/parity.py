@@ -1,0 +1,230 @@
+"""The parity gate: is what would be published what was trained? Nothing is published that differs.
+
+    entry = gate(folder, source, for_replay(run, None, labels))     # the card's `parity`; UserError naming the stage
+
+`folder` is <models>/<name>/<number>. Pictures are replayed through every stage on the way to a caller, and each is
+compared with the model's own answers:
+
+    training  is the model right on labelled pictures about as often as its card says? Else the labels are not its own
+    keras     the model as it was made, by its own library: the reference
+    session   the SavedModel in a TF1 session, which is how TensorFlow Serving loads it
+    openvino  the SavedModel compiled by OpenVINO
+    service   model server and gateway, over HTTP, from the pictures' original bytes
+
+With the pictures go a few smooth random ones, so that every brightness and colour is seen.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from loupe.card import Card
+from loupe.errors import UserError
+from loupe.explain import heatmaps, split
+from loupe.export import stages
+from loupe.export.compare import AT_ONCE, Answers, Array, Fault, Row, Skipped, Step, Wanted, judged
+from loupe.export.pictures import Picture, Pictures, readable
+from loupe.export.quiet import quiet
+from loupe.export.service import Body, encoded, service
+from loupe.export.sources import Source
+from loupe.export.stages import in_batches
+
+SMOOTH = 8  # random pictures
+EXPLAINED = 32  # pictures whose heat maps and familiarity are compared; each costs another pass of the model
+STANDARD_ERRORS, POINTS = 4, 0.05  # by which the model may be less often right than its card says
+INT8 = Path("assets.extra", "openvino-int8", "model.xml")  # the model server takes it where it is there
+IDLE_LINES = ("Graph execution error", "Detected at", "File ", "Exception from")  # of TensorFlow's and OpenVINO's
+LONGEST = 300  # letters of another's message
+HEAD = ("stage", "pictures", "other label", "near-ties", "largest", "mean", "ms each", "verdict")
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The random pictures first, then those chosen."""
+
+    chosen: Pictures
+    pixels: Array  # [N, H, W, 3]
+    bodies: list[Body]
+
+
+def gate(folder: Path, source: Source, chosen: Pictures) -> dict[str, Any]:
+    card = source.card
+    replay = _replay(chosen, card)
+    with quiet():
+        rows = list(_rows(folder, source, replay))
+    for note in replay.chosen.notes:
+        print(f"note               {note}")
+    count, what = len(replay.chosen.pictures), replay.chosen.what
+    print(f"parity             {count} {what} pictures and {SMOOTH} random ones")
+    print(table(rows))
+    failed = next((row for row in rows if row.fault), None)
+    if failed:
+        raise UserError(f"Nothing is published: the stage {failed.stage} {failed.fault}. {_hint(failed.stage, card)}")
+    compared = {row.stage: row.steps for row in rows if row.steps}
+    steps = compared.values()
+    return {
+        "images": count,
+        "pictures": what,
+        "disagreements": max((one.turned for one in steps), default=0),
+        "near_ties": max((one.near_ties for one in steps), default=0),
+        "largest_difference": float(f"{max((one.largest for one in steps), default=0.0):.2g}"),
+        "stages": list(compared),
+    }
+
+
+def table(rows: list[Row]) -> str:
+    lines = [HEAD, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(HEAD) - 1)]
+    shown = []
+    for first, *numbers, verdict in lines:
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True))]
+        shown.append("  ".join(["", *cells, verdict]))
+    return "\n".join(shown)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    steps = row.steps
+    counts = (
+        (str(steps.turned), str(steps.near_ties), f"{steps.largest:.2g}", f"{steps.mean:.2g}") if steps else ("",) * 4
+    )
+    ms = "" if row.ms is None else f"{row.ms:.1f}"
+    return (row.stage, str(row.pictures or ""), *counts, ms, f"FAILED: it {row.fault}" if row.fault else row.note)
+
+
+def _hint(stage: str, card: Card) -> str:
+    if stage == "training":
+        return "Is this the run's own card? If so, name pictures with the right labels by --images FOLDER."
+    if stage != "keras" and card.precision != "float32":
+        return f"Try --precision float32; {card.precision} may be too coarse for this model."
+    if stage == "openvino":
+        return "If TensorFlow Serving alone is to serve it, --no-parity publishes it unchecked."
+    return "The table says which stages agree with the model."
+
+
+# ------------------------------------------------------------------------------------------------------- the stages
+
+
+def _rows(folder: Path, source: Source, replay: Replay) -> Iterator[Row]:
+    """All stages, though one failed: which of them agree tells where the fault is. Without a reference there is
+    nothing to compare."""
+    card, pixels, familiarity = source.card, replay.pixels, source.familiarity
+    with _bars() as bar:
+        try:
+            reference, wanted = _reference(source, pixels, bar("keras", len(pixels)))
+        except Exception as error:  # whatever a model of any kind may raise
+            yield Row("keras", fault=_reason(error))
+            return
+        yield _training(card, replay.chosen.pictures, wanted.probabilities[SMOOTH:])
+        yield Row("keras", len(pixels), ms=reference.ms, note="the reference")
+        served = "int8" if (folder / INT8).is_file() else card.precision
+        for stage, precision, answer in (
+            ("session", card.precision, partial(stages.session, folder, card, pixels, familiarity)),
+            ("openvino", card.precision, partial(stages.openvino, folder, card, pixels)),
+            ("service", served, partial(service, folder, card, replay.bodies)),
+        ):
+            try:
+                yield judged(stage, answer(bar(stage, len(pixels))), wanted, precision)
+            except Skipped as why:
+                yield Row(stage, note=f"skipped: {why}")
+            except Exception as error:  # a stage that breaks has failed, however it broke
+                yield Row(stage, fault=_reason(error))
+
+
+def _reference(source: Source, pixels: Array, step: Step) -> tuple[Answers, Wanted]:
+    card = source.card
+    found = in_batches(lambda some: {"probabilities": source.reference(some)}, pixels, step)
+    probabilities = found.probabilities
+    if probabilities.shape != (len(pixels), len(card.labels)):
+        raise Fault(f"gives {probabilities.shape[-1]} classes, and the card has {len(card.labels)} labels")
+    if not np.isfinite(probabilities).all():
+        raise Fault("gives no number (NaN or infinite): train it again with a lower rate")
+    if probabilities.min() < 0 or np.abs(probabilities.sum(axis=1) - 1).max() > 0.01:
+        raise Fault("gives what are no probabilities: a picture's do not add up to 1")
+    heat = heatmaps(source.model, pixels[:EXPLAINED]) if source.model and card.heatmap else None
+    return found, Wanted(probabilities, heat, _familiarity(source, pixels[:EXPLAINED]))
+
+
+def _familiarity(source: Source, pixels: Array) -> Array | None:
+    if source.familiarity is None or source.model is None:
+        return None
+    pool, _ = split(source.model)
+    pooled = keras.Model(source.model.input, pool.output)
+    return source.familiarity.score(pooled.predict(pixels.astype(np.float32), batch_size=AT_ONCE, verbose=0))
+
+
+def _training(card: Card, pictures: tuple[Picture, ...], probabilities: Array) -> Row:
+    """By the share of right answers, and by that weighted as the classes were in training: the pictures are drawn
+    evenly, and a card's accuracy is not. The better of the two counts, since either may be the fairer."""
+    places = {label: place for place, label in enumerate(card.labels)}
+    rows = [row for row, picture in enumerate(pictures) if picture.label in places]
+    said = card.metrics.get("accuracy")
+    if not rows or said is None:
+        return Row("training", note="skipped: " + ("the card tells no accuracy" if rows else "no labels are known"))
+    truth = np.array([places[str(pictures[row].label)] for row in rows])
+    right = probabilities[rows].argmax(axis=1) == truth
+    share = card.training.get("images", {})
+    present = Counter(truth.tolist())
+    weights = np.array([share.get(card.labels[place], 0) / present[place] for place in truth.tolist()], np.float64)
+    accuracy = max(right.mean(), (right * weights).sum() / weights.sum() if weights.sum() else 0.0)
+    likely = (said * len(rows) + 2) / (len(rows) + 4)  # so that a card that says 1.0 allows for chance, too
+    least = said - STANDARD_ERRORS * np.sqrt(likely * (1 - likely) / len(rows)) - POINTS
+    told = f"right on {accuracy:.1%}; its card says {said:.1%}"
+    if accuracy >= least:
+        return Row("training", len(rows), note=told)
+    return Row("training", len(rows), fault=f"is {told}: these labels or these pixels are not this model's")
+
+
+# ------------------------------------------------------------------------------------------------------ the pictures
+
+
+def _replay(chosen: Pictures, card: Card) -> Replay:
+    left, pixels = readable(chosen, card.height, card.width)
+    smooth = _smooth(card)
+    bodies: list[Body] = [partial(encoded, one) for one in smooth]
+    return Replay(
+        left, np.concatenate([smooth, pixels]), bodies + [picture.path.read_bytes for picture in left.pictures]
+    )
+
+
+def _smooth(card: Card) -> Array:
+    """The same ones each time, of every brightness and colour."""
+    coarse = np.random.default_rng(0).integers(0, 256, (SMOOTH, 7, 7, 3)).astype(np.uint8)
+    size = (card.width, card.height)
+    return np.stack([np.asarray(Image.fromarray(one).resize(size, Image.Resampling.BILINEAR)) for one in coarse])
+
+
+# ---------------------------------------------------------------------------------------------------------- for people
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str, int], Step]]:
+    """On stdout, since TensorFlow's own notes are kept off stderr; nothing where there is no terminal."""
+    console = Console()
+    columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+
+        def bar(stage: str, total: int) -> Step:
+            return partial(progress.advance, progress.add_task(f"parity: {stage}", total=total))
+
+        yield bar
+
+
+def _reason(error: Exception) -> str:
+    """In words that follow the stage's name."""
+    if isinstance(error, Fault):
+        return str(error)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(IDLE_LINES) and "src/" not in line]
+    return f"breaks: {(telling or [type(error).__name__])[0][:LONGEST]}"

@@ -1,0 +1,88 @@
+"""How pixels of 0…255 are scaled for a network, by the names people know: those of keras.applications' models, and
+keras-image-helper's.
+
+    scaling = scaling_of("inception_v3")
+    scaling.layers(image)                     # in the graph
+    scaling.of(pixels)                        # in numpy, as keras.applications does it: what the graph is held to
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+from keras.applications.imagenet_utils import preprocess_input
+
+from loupe.errors import UserError
+
+MEANS = (103.939, 116.779, 123.68)  # blue, green, red: of ImageNet, as Caffe's networks were trained with
+TORCH_MEANS, TORCH_SPREADS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # red, green, blue, of 0…1
+
+NAMES = {
+    "tf": "xception inceptionv3 inceptionresnetv2 mobilenet mobilenetv2 nasnet nasnetmobile nasnetlarge "
+    "resnetv2 resnet50v2 resnet101v2 resnet152v2",
+    "caffe": "resnet resnet50 resnet101 resnet152 vgg16 vgg19",
+    "torch": "densenet densenet121 densenet169 densenet201",
+    "none": "none efficientnet efficientnetb0 efficientnetb1 efficientnetb2 efficientnetb3 efficientnetb4 "
+    "efficientnetb5 efficientnetb6 efficientnetb7 efficientnetv2 efficientnetv2b0 efficientnetv2b1 efficientnetv2b2 "
+    "efficientnetv2b3 efficientnetv2s efficientnetv2m efficientnetv2l mobilenetv3 mobilenetv3small mobilenetv3large "
+    "convnext convnexttiny convnextsmall convnextbase convnextlarge convnextxlarge",
+    "rescale": "rescale",
+}
+MODES = {name: mode for mode, names in NAMES.items() for name in names.split()}
+
+
+@dataclass(frozen=True)
+class Scaling:
+    name: str
+    mode: str
+
+    def layers(self, image: Any) -> Any:
+        """On a Keras tensor or a TensorFlow one, float32."""
+        if self.mode == "tf":
+            return layers.Rescaling(1 / 127.5, -1.0, name="scaling")(image)
+        if self.mode == "rescale":
+            return layers.Rescaling(1 / 255, name="scaling")(image)
+        if self.mode == "caffe":
+            return layers.Rescaling(1.0, [-mean for mean in MEANS], name="scaling")(keras.ops.flip(image, axis=-1))
+        if self.mode == "torch":
+            spreads = [1 / (255 * spread) for spread in TORCH_SPREADS]
+            offsets = [-mean / spread for mean, spread in zip(TORCH_MEANS, TORCH_SPREADS, strict=True)]
+            return layers.Rescaling(spreads, offsets, name="scaling")(image)
+        return image
+
+    def of(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        scaled = pixels.astype(np.float32)
+        if self.mode == "none":
+            return scaled
+        if self.mode == "rescale":
+            return scaled / 255
+        return np.asarray(preprocess_input(scaled, mode=self.mode))
+
+
+def scaling_of(name: str | None) -> Scaling:
+    """`mobilenet_v2`, `MobileNetV2` and `mobilenetv2` are one."""
+    if not name:
+        raise UserError(
+            "How its pixels were scaled in training must be said, nothing in the file tells: --preprocess "
+            f"{', '.join(_families())}; rescale is 0…1, none 0…255."
+        )
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    if plain not in MODES:
+        near = difflib.get_close_matches(plain, MODES, 1, 0.6)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise UserError(f"--preprocess is one of {', '.join(_families())}, not {name!r}{hint}")
+    return Scaling(plain, MODES[plain])
+
+
+def _families() -> list[str]:
+    """The names without those of their kinds: efficientnet, and not its seventeen sizes."""
+    sizes = re.compile(
+        r"(efficientnet.*[bsml]|efficientnet.*b\d|mobilenetv3.+|convnext.+|densenet\d+|nasnet.+|resnet1.*)"
+    )
+    return [name for name in MODES if not sizes.fullmatch(name)]

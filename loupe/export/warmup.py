@@ -1,0 +1,43 @@
+"""Requests that a server replays before it serves a version, so that no caller waits for what is set up only once.
+
+    write(folder, card)           # → folder/assets.extra/tf_serving_warmup_requests
+
+TensorFlow Serving's own file: TFRecords of PredictionLog, one Predict request a batch size. A picture's tensor is its
+type, its shape and one value, which TensorFlow spreads over the shape: some hundred bytes in all. A server that batches
+must be allowed batches of the largest size here (`max_batch_size` at least 8), or it refuses the version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import proto
+from loupe import records
+from loupe.card import Card
+
+REQUESTS = Path("assets.extra", "tf_serving_warmup_requests")
+BATCHES = (1, 2, 4, 8)  # what TensorFlow Serving's batching rounds up to
+GREY = 128
+
+
+def write(folder: Path, card: Card, batches: Sequence[int] = BATCHES) -> None:
+    path = folder / REQUESTS
+    path.parent.mkdir(exist_ok=True)
+    records.write(path, [_record(card, batch) for batch in batches if _spreadable(card, batch)])
+
+
+def _spreadable(card: Card, batch: int) -> bool:
+    """Of pictures so large a server would not believe that one value stands for so many."""
+    return batch * card.height * card.width * 3 <= proto.MAX_SPREAD_BYTES
+
+
+def _record(card: Card, batch: int) -> bytes:
+    image = proto.Tensor(dtype=proto.BY_NAME["uint8"].number, int_val=[GREY])
+    for size in (batch, card.height, card.width, 3):
+        image.tensor_shape.dim.add(size=size)
+    request = proto.predict_request(card.name, {"image": image}, signature=proto.PREDICT_SIGNATURE)
+    log = proto.PredictionLog()
+    log.predict_log.request.CopyFrom(request)
+    data: bytes = log.SerializeToString(deterministic=True)
+    return data

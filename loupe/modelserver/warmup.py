@@ -1,0 +1,76 @@
+"""A model's own warm-up requests, replayed before it is served: TensorFlow Serving's file, rules and words.
+
+    open_engine = warmup.replaying(engines.chooser("auto", options))
+    engine = open_engine(model)         # has answered every request in assets.extra/tf_serving_warmup_requests
+
+Without the file nothing is done. A request that fails fails the load, and so do a damaged file and one of more than
+1,000 records. Differences: records that this server answers to nobody (Classify, Regress, MultiInference, and with
+openvino any signature but `serving_default`) are passed over with a line; there they are run. A record of more than
+32 MiB is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from grpc import StatusCode
+
+import proto
+from loupe import records
+from loupe.modelserver.answers import compute
+from loupe.modelserver.engines import Engine, Opener
+from loupe.modelserver.refused import Refused, invalid, say
+from loupe.modelserver.savedmodel import WARMUP, SavedModel
+
+MOST = 1000
+LONGEST = 500  # characters of a reason: it may quote names from the file
+
+
+def replaying(open_engine: Opener) -> Opener:
+    def open_and_replay(model: SavedModel) -> Engine:
+        engine = open_engine(model)
+        try:
+            _replay(model, engine)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
+
+    return open_and_replay
+
+
+def _replay(model: SavedModel, engine: Engine) -> None:
+    path = model.folder / WARMUP
+    try:
+        for count, record in enumerate(records.read(path), 1):
+            if count > MOST:
+                raise invalid(f"Number of warmup records exceeds the maximum ({MOST}) at {path}")
+            if log := _predict_log(record, f"{path}, record {count}"):
+                _run(log.request, model, engine, f"{path}, record {count}")
+    except FileNotFoundError:
+        return
+    except records.Damaged as error:
+        text = f"{path}: {error}. Please verify your warmup data is in TFRecord format."
+        raise Refused(StatusCode.DATA_LOSS, text) from error
+    except OSError as error:
+        raise Refused(StatusCode.UNAVAILABLE, f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _predict_log(record: bytes, where: str) -> Any:
+    try:
+        log = proto.PredictionLog.FromString(record)
+    except proto.WireError as error:
+        raise invalid(f"Failed to parse warmup record: {where}") from error
+    if log.HasField("predict_log"):
+        return log.predict_log
+    say(f"{where}, is no Predict request: passed over")
+    return None
+
+
+def _run(request: Any, model: SavedModel, engine: Engine, where: str) -> None:
+    try:
+        compute(request, model, engine)
+    except Refused as error:
+        if error.code != StatusCode.UNIMPLEMENTED:
+            raise Refused(error.code, f"{where}: {str(error)[:LONGEST]}") from error
+        say(f"{where}: {str(error)[:LONGEST]}; passed over")
