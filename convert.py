@@ -57,7 +57,8 @@ def export(args: argparse.Namespace) -> None:
     if args.to:
         from loupe.export import formats
 
-        print(f"written            {formats.write(source, args.to, args.out / f'{source.card.name}-{args.to}')}")
+        folder = args.out / f"{source.card.name}-{args.to}"
+        print(f"written            {formats.write(source, args.to, folder, args.images)}")
         return
     from loupe.export.conversion import Options, convert
     from loupe.export.show import show

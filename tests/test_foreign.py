@@ -156,6 +156,8 @@ def test_statistics_names_with_slashes_and_ends_in_a_dict_are_taken_over(tmp_pat
     norm = k.layers.Normalization(name="norm" if k is keras else "block/norm")
     norm.adapt(scaled())
     x = k.layers.DepthwiseConv2D(5)(norm(image))
+    for number in range(9):  # what Keras 3 calls by itself as layers of the file are called
+        x = k.layers.Rescaling(1.0, name=f"rescaling_{number}")(x * 1.01)
     for layer in usual(k):
         x = layer(x)
     model = k.Model({"photo": image}, {"scores": x})

@@ -135,7 +135,7 @@ def test_a_network_that_bears_it_is_kept_and_answers_alike(made: Made) -> None:
 
 def test_its_line_tells_the_numbers(made: Made) -> None:
     line = str(made.verdict)
-    assert line.startswith("int8 kept: of ")
+    assert line.startswith("kept: of ")
     for part in ("right answers", "heatmap 0.0", "familiarity 0.", "unfamiliar pictures", "at batch 8", "MB"):
         assert part in line
     assert "\n" not in line
@@ -158,7 +158,7 @@ def test_a_network_that_quantisation_breaks_is_refused_and_leaves_nothing(made: 
     verdict = add(folder, CARD, TRAINING, VALIDATION, TRUTH.tolist())
     assert not verdict.kept
     assert verdict.accuracy and verdict.accuracy.broken > 0.05 * verdict.accuracy.right
-    assert str(verdict).startswith("int8 not kept: of ")
+    assert str(verdict).startswith("not kept: of ")
     assert not (folder / FOLDER).exists()
 
 

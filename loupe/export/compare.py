@@ -50,6 +50,10 @@ class Fault(Exception):
     """What is wrong with a stage, in words that follow its name."""
 
 
+class NotTaken(Exception):
+    """Why OpenVINO cannot compile it."""
+
+
 class Skipped(Exception):
     """Why a stage cannot be gone through here."""
 

@@ -9,6 +9,7 @@ Frozen, saved beside, compared with what it was made from (the parity gate), and
 from __future__ import annotations
 
 import shutil
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,11 +79,18 @@ def _frozen(source: Source, precision: str, replayed: pictures.Pictures) -> tupl
 def _add_int8(source: Source, folder: Path, images: Path | None) -> None:
     from loupe.export import int8  # nncf and openvino: only where they are asked for
 
-    size, labels = (source.card.height, source.card.width), source.card.labels
-    calibration = pictures.read(pictures.for_calibration(source.run, images, labels), *size)
-    judged = pictures.for_replay(source.run, images, labels, most=int8.JUDGED)
-    pixels, truth = pictures.read_labelled(judged, labels, *size)
-    print(int8.add(folder, source.card, calibration, pixels, truth))
+    card = source.card
+    size = (card.height, card.width)
+    calibration = pictures.read(pictures.for_calibration(source.run, images, card.labels), *size)
+    judged = pictures.for_replay(source.run, images, card.labels, most=int8.JUDGED)
+    pixels, truth = pictures.read_labelled(judged, card.labels, *size)
+    with tempfile.TemporaryDirectory() as scratch:
+        float32 = folder if card.precision == "float32" else Path(scratch) / "float32"
+        if float32 != folder:  # only that can be quantised
+            with quiet():
+                plain = replace(card, precision="float32")
+                save(freeze(network_in(source, "float32"), plain, source.familiarity), plain, float32)
+        print(f"int8               {int8.add(folder, card, calibration, pixels, truth, float32=float32)}")
 
 
 def _describe_anew(frozen: Frozen, card: Card, folder: Path) -> None:

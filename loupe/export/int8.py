@@ -104,7 +104,7 @@ class Verdict:
     cost: Cost | None = None
 
     def __str__(self) -> str:
-        return f"int8 {'kept' if self.kept else 'not kept'}: {self.reason}"
+        return f"{'kept' if self.kept else 'not kept'}: {self.reason}"
 
 
 def add(

@@ -84,7 +84,7 @@ def _like(layer: Any, taken: set[str]) -> Any:
     if isinstance(axis := config.get("axis"), (list, tuple)) and len(axis) == 1:
         config["axis"] = axis[0]
     config["dtype"] = "float32"
-    config["name"] = config["name"].replace("/", "_")  # which Keras 3 does not take
+    config["name"] = config["name"].replace("/", "_") + "_"  # no slash in Keras 3, and no name it gives by itself
     while config["name"] in taken:
         config["name"] += "_"
     try:

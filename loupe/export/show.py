@@ -161,7 +161,11 @@ def _parity(entry: Mapping[str, Any]) -> str:
         return "not compared with what it was made from"
     if entry.get("skipped"):
         return "skipped"
-    told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in entry.items() if key != "stages")
+    told = ", ".join(
+        f"{key.replace('_', ' ')} {value}" for key, value in entry.items() if key not in ("stages", "int8")
+    )
+    if int8 := _object(entry.get("int8")):
+        told += f"; in int8 {int8.get('disagreements', '?')} disagreements"
     stages = entry.get("stages")
     return _plain(told, 300) + (f"; by {_join(map(str, stages))}" if isinstance(stages, list) else "")
 

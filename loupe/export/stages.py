@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from loupe.card import Card
-from loupe.export.compare import AT_ONCE, BOUNDS, Answers, Array, Fault, Skipped, Step
+from loupe.export.compare import AT_ONCE, BOUNDS, Answers, Array, Fault, NotTaken, Skipped, Step
 from loupe.export.graph import FEATURES, loaded
 from loupe.familiarity import Familiarity
 
@@ -26,10 +26,6 @@ OUTPUTS = ("probabilities", "heatmap", "familiarity")
 SPREAD = 64  # features that the exported familiarity is tried with
 
 Ask = Callable[[Array], dict[str, Array]]  # of pixels; outputs by name
-
-
-class NotTaken(Exception):
-    """Why OpenVINO cannot compile it."""
 
 
 def session(folder: Path, card: Card, pixels: Array, familiarity: Familiarity | None, step: Step) -> Answers:
