@@ -162,8 +162,9 @@ def test_statistics_names_with_slashes_and_ends_in_a_dict_are_taken_over(tmp_pat
         x = layer(x)
     model = k.Model({"photo": image}, {"scores": x})
     model.layers[-1].set_weights([np.random.default_rng(0).normal(0, 4, (3, 3)), np.zeros(3)])
-    model.save(tmp_path / "model.h5")
-    source = read(tmp_path / "model.h5")
+    path = tmp_path / ("model.keras" if k is keras else "model.h5")
+    model.save(path)
+    source = read(path)
     answer = served(source, tmp_path / "1")
     assert_same(answer, model.predict({"photo": scaled()}, verbose=0)["scores"])
     assert "heatmap" in answer

@@ -138,22 +138,17 @@ def _card(path: Path) -> Iterator[tuple[str, str]]:
     except (UserError, OSError) as error:
         yield "unreadable", _plain(str(error), 300)
         return
-    yield "name", _plain(str(card.name))
+    yield "name", _plain(card.name)
     yield "labels", f"{len(card.labels)}: {_join(card.labels)}"
     yield "input", f"{card.height} × {card.width}, {card.resize}, {card.fit}"
     yield "precision", _plain(str(card.precision))
-    backbone, metrics = _object(card.backbone), _object(card.metrics)
+    backbone, metrics = card.backbone, card.metrics
     if "name" in backbone:
         yield "backbone", _plain(str(backbone["name"]))
     if isinstance(accuracy := metrics.get("accuracy"), int | float):
         on = f"{metrics.get('images', '?')} {metrics.get('split', '')} pictures".replace("  ", " ")
         yield "accuracy", _plain(f"{accuracy:.4g} on {on}")
-    yield "parity", _parity(_object(card.parity))
-
-
-def _object(entry: object) -> dict[str, Any]:
-    """A card promises no more of these than that they are JSON."""
-    return entry if isinstance(entry, dict) else {}
+    yield "parity", _parity(card.parity or {})
 
 
 def _parity(entry: Mapping[str, Any]) -> str:
@@ -164,7 +159,7 @@ def _parity(entry: Mapping[str, Any]) -> str:
     told = ", ".join(
         f"{key.replace('_', ' ')} {value}" for key, value in entry.items() if key not in ("stages", "int8")
     )
-    if int8 := _object(entry.get("int8")):
+    if isinstance(int8 := entry.get("int8"), dict):
         told += f"; in int8 {int8.get('disagreements', '?')} disagreements"
     stages = entry.get("stages")
     return _plain(told, 300) + (f"; by {_join(map(str, stages))}" if isinstance(stages, list) else "")
