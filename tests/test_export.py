@@ -24,7 +24,7 @@ from loupe.export.precision import choose
 from loupe.export.publish import versions
 from loupe.export.sources import Source, read_run
 from loupe.familiarity import Familiarity
-from loupe.training.backbones import BACKBONES, build_trunk, with_head
+from loupe.training.backbones import build_trunk, with_head
 from tests.networks import LABELS, coarse, export, finished_run, lively, network
 from tests.servers import ROOT
 
@@ -70,7 +70,13 @@ def last_pool(model: keras.Model) -> Any:
     return [layer for layer in model.layers if isinstance(layer, keras.layers.GlobalAveragePooling2D)][-1]
 
 
-@pytest.mark.parametrize("name", [*sorted(BACKBONES), "cnn"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("cnn", "xception", "mobilenetv2"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet50", "inceptionv3", "efficientnetv2b0")),
+    ],
+)
 def test_every_backbone_answers_alike_in_keras_numpy_a_tf1_session_and_openvino(tmp_path: Path, name: str) -> None:
     keras.utils.set_random_seed(4)
     model = lively(with_head(build_trunk(name, 80, 75), classes=3, head=8, dropout=0.2))
@@ -118,7 +124,7 @@ def test_what_was_trained_in_half_precision_is_exported_in_float32(tmp_path: Pat
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
-        model = lively(with_head(build_trunk("mobilenetv2", 64, 64), classes=3, head=8, dropout=0.2))
+        model = lively(with_head(build_trunk("cnn", 64, 64), classes=3, head=8, dropout=0.2))
     finally:
         keras.config.set_dtype_policy(before)
     folder = finished_run(tmp_path / "run", model, familiar=True, height=64, width=64)
@@ -126,7 +132,7 @@ def test_what_was_trained_in_half_precision_is_exported_in_float32(tmp_path: Pat
     images = coarse(6, (64, 64, 3), 7)
     session = run(version, "serving_default", {"image": images})
     trained = np.asarray(keras.ops.softmax(model(images.astype(np.float32), training=False) / 1.7))
-    assert np.abs(session["probabilities"] - trained).max() < 0.3, "half precision rounds"
+    assert np.abs(session["probabilities"] - trained).max() < 0.1, "half precision rounds"
     assert all(output.dtype == np.float32 for output in session.values())
     parity = Card.read(version / "assets.extra" / "card.json").parity
     assert parity
