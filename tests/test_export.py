@@ -116,7 +116,7 @@ def test_at_full_size_every_network_passes_the_gate_with_a_heat_map_of_its_last_
     session = run(version, "serving_default", {"image": images})
     assert session["heatmap"].shape == (4, *model.get_layer("pool").input.shape[1:3])
     assert np.abs(session["heatmap"] - grad_cam_by_a_tape(model, images)).max() < 1e-3
-    assert np.ptp(session["probabilities"], axis=0).min() > 0.1
+    assert np.ptp(session["probabilities"], axis=0).min() > 0.05
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
