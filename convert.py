@@ -19,6 +19,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loupe.card import check_name
 from loupe.errors import UserError
 from loupe.export.runs import check_run
 from loupe.scripts import Parser, run_script
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 PRECISIONS = ("float32", "bfloat16", "auto")
 FORMATS = ("onnx", "litert", "openvino")
 ENDS = ("logits", "softmax", "sigmoid")
+MOST = 1024  # versions kept, pictures in a batch
 ONLY_FOREIGN = ("labels", "preprocess", "size", "ends_in")
+EXPORTS = Path("exports")
 ONLY_PUBLISHED = ("precision", "int8", "keep", "warm_up", "no_parity")
 
 
@@ -51,13 +54,15 @@ def main() -> None:
 
 
 def export(args: argparse.Namespace) -> None:
+    if args.name:
+        check_name(args.name)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # its notices of deprecation, too
     source = read(args)
     if args.to:
         from loupe.export import formats
 
-        folder = args.out / f"{source.card.name}-{args.to}"
+        folder = (args.out or EXPORTS) / f"{source.card.name}-{args.to}"
         print(f"written            {formats.write(source, args.to, folder, args.images)}")
         return
     from loupe.export.conversion import Options, convert
@@ -76,13 +81,11 @@ def read(args: argparse.Namespace) -> Source:
     run = args.source.name == "model.keras" and (args.source.parent / "card.json").is_file()
     path = args.source.parent if run else args.source
     if not path.is_file() and not (path / "saved_model.pb").exists():
-        refuse(args, ONLY_FOREIGN, f"{path} is a run, whose card says that already")
         check_run(path)
+        refuse(args, ONLY_FOREIGN, f"{path} is a run, whose card says that already")
         from loupe.export.sources import read_run
 
         return read_run(path, args.name)
-    if not args.labels:
-        raise UserError(f"{path} does not say what its outputs mean: name them in order, --labels cup,fork,spoon")
     from loupe.export.foreign import read_model
 
     return read_model(
@@ -123,7 +126,7 @@ def arguments() -> argparse.Namespace:
     group = parser.add_argument_group("instead of publishing")
     add = group.add_argument
     add("--to", choices=FORMATS, help="write another format, with the card beside it")
-    add("--out", type=Path, default=Path("exports"), metavar="DIR", help="where that goes (exports)")
+    add("--out", type=Path, metavar="DIR", help="where that goes (exports)")
     add("--show", type=Path, metavar="DIR", help="say what is in a SavedModel: signatures, names, types, shapes")
     add("--rollback", metavar="NAME", help="take a model's newest version out of service; it is moved aside")
     args = parser.read()
@@ -133,14 +136,16 @@ def arguments() -> argparse.Namespace:
     if args.to or not args.source:
         why = "nothing is published by --to" if args.to else "nothing is exported here"
         refuse(args, ONLY_PUBLISHED, why)
+    if not args.to:
+        refuse(args, ("out",), "it says where --to writes; versions are published to --models")
     if not args.source:
         refuse(args, (*ONLY_FOREIGN, "to", "name", "images"), "nothing is exported here")
     return args
 
 
 def count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError("a whole number from 1 on")
+    if not text.isdecimal() or not 1 <= int(text) <= MOST:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 to {MOST}, not {text!r}")
     return int(text)
 
 

@@ -23,6 +23,7 @@ import shlex
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -133,10 +134,11 @@ def publish(folder: Path, models: Path, name: str) -> None:
 
     home = models / name
     for version in reversed(versions(home) if home.is_dir() else []):
-        card = home / str(version) / "assets.extra" / "card.json"
-        if card.exists() and Card.read(card).training == Card.read(folder / "card.json").training:
-            print(f"published before   {home / str(version)}")
-            break
+        with suppress(UserError):  # a damaged card of an old version
+            before = Card.read(home / str(version) / "assets.extra" / "card.json")
+            if before.training == Card.read(folder / "card.json").training:
+                print(f"published before   {home / str(version)}")
+                break
     else:
         print(f"published          {publish(folder, models)}")
     print(f"next               {serving(models, name)} serves it")

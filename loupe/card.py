@@ -9,6 +9,8 @@ It travels inside the SavedModel (the signature `describe`), so labels can never
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,12 @@ from loupe.images import FIT, RESIZE
 
 FORMAT = 1  # of the card itself
 LARGEST = 4096  # px, of an input's side
+
+
+def check_name(name: str) -> None:
+    """It is a folder's, a flag's value and part of an address."""
+    if not re.fullmatch(r"[^\s/\\.-][^\s/\\]*", name) or not name.isprintable():
+        raise UserError(f"A model's name has no space, no slash, and no dot or dash in front: not {name!r}.")
 
 
 @dataclass(frozen=True)
@@ -39,24 +47,40 @@ class Card:
     parity: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        for entry in (self.backbone, self.metrics, self.training, self.parity or {}):
-            if not isinstance(entry, dict):
-                raise UserError(f"A card's backbone, metrics, training and parity are objects, not {entry!r}.")
-        if not isinstance(self.name, str) or not self.name:
-            raise UserError(f"A card's name must be a text, not {self.name!r}.")
+        self._check_kinds()
+        check_name(self.name)
         if len(self.labels) < 2 or not all(isinstance(label, str) and label for label in self.labels):
             raise UserError(f"A card needs at least two labels, each a text; this one has {list(self.labels)}.")
         if len(set(self.labels)) != len(self.labels):
             raise UserError(f"A card's labels must differ; these do not: {list(self.labels)}.")
         if not 1 <= min(self.height, self.width) <= max(self.height, self.width) <= LARGEST:
             raise UserError(f"A card's input size must be from 1 to {LARGEST}, not {self.height}×{self.width}.")
-        if not isinstance(self.heatmap, bool):
-            raise UserError(f"A card's heatmap must be true or false, not {self.heatmap!r}.")
-        if not self.temperature > 0:
+        if not 0 < self.temperature < math.inf:
             raise UserError(f"A card's temperature must be positive, not {self.temperature}.")
-        for limit in (self.certain_at, self.unfamiliar_below):
+        for limit in (self.certain_at, self.unfamiliar_below, self.metrics.get("accuracy")):
             if limit is not None and not 0 <= limit <= 1:
-                raise UserError(f"A card's limits must be from 0 to 1, not {limit}.")
+                raise UserError(f"A card's limits and its accuracy must be from 0 to 1, not {limit}.")
+
+    def _check_kinds(self) -> None:
+        """A card is a file that people edit."""
+        counts, accuracy = _entry(self.training, "images", {}), _entry(self.metrics, "accuracy", None)
+        number: tuple[Any, ...] = (int, float)
+        for entry, value, kinds in (
+            ("name", self.name, (str,)),
+            ("backbone", self.backbone, (dict,)),
+            ("metrics", self.metrics, (dict,)),
+            ("metrics' accuracy", accuracy, (*number, type(None))),
+            ("training", self.training, (dict,)),
+            ("training's images", counts, (dict,)),
+            ("parity", self.parity, (dict, type(None))),
+            ("heatmap", self.heatmap, (bool,)),
+            ("temperature", self.temperature, number),
+            ("certain_at", self.certain_at, (*number, type(None))),
+            ("unfamiliar_below", self.unfamiliar_below, (*number, type(None))),
+        ):
+            if not isinstance(value, kinds) or (isinstance(value, bool) and kinds != (bool,)):
+                wanted = " or ".join(_KINDS[kind] for kind in kinds if kind is not int)
+                raise UserError(f"A card's {entry} must be {wanted}, not {value!r}.")
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -110,6 +134,13 @@ class Card:
             return cls.from_json(path.read_bytes())
         except FileNotFoundError as error:
             raise UserError(f"There is no card at {path}. A finished run or an exported model has one.") from error
+
+
+_KINDS = {str: "a text", dict: "an object", float: "a number", bool: "true or false", type(None): "null"}
+
+
+def _entry(of: Any, key: str, otherwise: Any) -> Any:
+    return of.get(key, otherwise) if isinstance(of, dict) else otherwise
 
 
 _OPTIONAL = (

@@ -60,6 +60,19 @@ def test_it_answers_as_the_network_for_any_number_of_pictures(written: Path, sou
         assert np.abs(answers(written, IMAGES[:count]) - wanted[:count]).max() < 1e-5
 
 
+def test_a_network_whose_layers_bear_the_usual_names_is_written(tmp_path: Path) -> None:
+    """As in a fresh process, where Keras counts from the start: its `rescaling` was ours, too."""
+    layers = keras.layers
+    image = keras.Input((48, 64, 3), name="image")
+    x = layers.Rescaling(1 / 255, name="rescaling")(image)
+    x = layers.Conv2D(4, 3, name="softmax")(x)
+    x = layers.GlobalAveragePooling2D(name="probabilities")(x)
+    model = keras.Model(image, layers.Dense(3, name="logits")(x))
+    usual = read_run(finished_run(tmp_path / "run", model))
+    folder = write(usual, "openvino", tmp_path / "openvino")
+    assert np.abs(answers(folder, IMAGES) - usual.reference(IMAGES)).max() < 1e-5
+
+
 def test_the_card_beside_it_says_what_is_in_it(written: Path) -> None:
     card = Card.read(written / "card.json")
     assert (card.labels, card.height, card.width, card.precision) == (LABELS, 48, 64, "float32")

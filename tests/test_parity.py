@@ -31,6 +31,7 @@ from loupe.export.precision import network_in
 from loupe.export.sources import Source, read_run
 from loupe.training import dataset, kept
 from loupe.training.layouts import Source as Data
+from loupe.training.measure import Predictions
 from tests.networks import LABELS, coarse, finished_run, network
 from tests.servers import ROOT, until
 
@@ -419,12 +420,21 @@ def test_training_keeps_which_pictures_it_held_out_and_the_gate_finds_them(tmp_p
             pixels = np.random.default_rng((count, number)).integers(0, 256, (8, 8, 3)).astype(np.uint8)
             Image.fromarray(pixels).resize((32, 32)).save(tmp_path / "photos" / label / f"{number}.png")
     data = dataset.read(Data(tmp_path / "photos"), 16, 16, seed=1, spill=tmp_path)
-    kept.write(tmp_path / "pictures.json", data)
+    rows = np.concatenate([data.validation, data.calibration])
+    sure = np.linspace(0.6, 0.9, len(rows))
+    answers = np.stack([sure, 1 - sure], axis=1)
+    kept.write(tmp_path / "pictures.json", data, Predictions(rows, answers, answers, answers, sure / 2))
     held_out = {data.pictures[row].file.path for row in (*data.validation, *data.calibration)}
     chosen = for_replay(tmp_path, None, data.labels)
     assert chosen.what == "validation"
     assert {picture.path for picture in chosen.pictures} == held_out
     assert all(picture.path.parent.name == picture.label for picture in chosen.pictures)
+    said = {data.pictures[row].file.path: number for row, number in zip(rows, sure, strict=True)}
+    for picture in chosen.pictures:
+        assert picture.answered
+        assert picture.answered.label == data.labels[0]
+        assert picture.answered.confidence == pytest.approx(said[picture.path], abs=1e-5)
+        assert picture.answered.familiarity == pytest.approx(said[picture.path] / 2, abs=1e-3)
     learnt = for_calibration(tmp_path, None, data.labels, most=12)
     assert {picture.path for picture in learnt.pictures} <= {data.pictures[row].file.path for row in data.train}
     assert [picture.label for picture in learnt.pictures].count("few") == 6, "drawn evenly"

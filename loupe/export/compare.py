@@ -3,7 +3,8 @@
     row = judged("session", answers, wanted, "float32")
     row.fault                                  # None, or what differs
 
-A picture whose two best labels are within NEAR_TIE may get either of them; every other must keep its label.
+A picture whose two best labels are within NEAR_TIE may get either of them; every other must keep its label. Of many
+classes no probability is large, hence NEAR_SHARE.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Step = Callable[[int], None]  # told how many pictures more are done
 
 NEAR_TIE = 0.02  # of probability, between the two best
+NEAR_SHARE = 0.25  # of the best one, that it must lie within besides
 SAID = 2  # faults of a stage that are put into words; its numbers tell the rest
 AT_ONCE = 8  # pictures that a stage is asked about
 
@@ -26,23 +28,23 @@ AT_ONCE = 8  # pictures that a stage is asked about
 @dataclass(frozen=True)
 class Bounds:
     largest: float  # step of a probability, of any picture
-    mean: float  # step of a probability, over all pictures and labels
+    mean: float  # share of its probability that a picture moves to other labels, over all pictures
     turned: float = 0.0  # share of pictures that may get another label, near-ties not counted
     heatmap: float = 1.0  # mean step, of the pictures that keep their label
     familiarity: float = 1.0  # step, of any picture
 
 
-# float32 differs by the order of adding up alone. Seen: 1.3e-6 and 5e-8 of a probability, 1e-6 of a heat map, 1e-4 of a
+# float32 differs by the order of adding up alone. Seen: 1.3e-6 of a probability, 1e-6 of a heat map, 1e-4 of a
 # familiarity, which steps where held-out pictures lie close together.
-# bfloat16 keeps 8 bits of a number. Seen on trained networks: 0.015 at most and 0.001 in the mean, 0.016 of a heat map,
+# bfloat16 keeps 8 bits of a number. Seen on trained networks: 0.015 at most and 0.002 in the mean, 0.016 of a heat map,
 # 0.08 of a familiarity. A picture near the border of a sharper network moves more, hence the distance to 0.1; the mean
 # is what a wrong graph cannot keep to.
 # int8 was weighed when it was made, by the answers it turns right and wrong; here it must only be the same model. Seen:
-# 0.06 at most, 0.002 in the mean, 1 of 136 pictures with another label.
+# 0.14 at most, 0.04 in the mean, 6 of 136 pictures with another label.
 BOUNDS = {
-    "float32": Bounds(largest=1e-3, mean=1e-4, heatmap=1e-3, familiarity=0.01),
-    "bfloat16": Bounds(largest=0.1, mean=0.01, heatmap=0.05, familiarity=0.15),
-    "int8": Bounds(largest=1.0, mean=0.05, turned=0.1),
+    "float32": Bounds(largest=1e-3, mean=5e-4, heatmap=1e-3, familiarity=0.01),
+    "bfloat16": Bounds(largest=0.1, mean=0.03, heatmap=0.05, familiarity=0.15),
+    "int8": Bounds(largest=1.0, mean=0.15, turned=0.1),
 }
 
 
@@ -85,7 +87,7 @@ class Steps:
     turned: int  # pictures with another label, near-ties not counted
     near_ties: int  # pictures with another label, the two best of which were within NEAR_TIE
     largest: float  # of a probability
-    mean: float
+    mean: float  # as in Bounds
 
 
 @dataclass(frozen=True)
@@ -108,10 +110,12 @@ def judged(stage: str, answers: Answers, wanted: Wanted, precision: str) -> Row:
         lost = int((~np.isfinite(found)).any(axis=1).sum())
         return Row(stage, len(found), fault=f"gives no number (NaN or infinite) for {lost} of {len(found)} pictures")
     best = np.sort(true, axis=1)
-    near = best[:, -1] - best[:, -2] <= NEAR_TIE
+    near = best[:, -1] - best[:, -2] <= np.minimum(NEAR_TIE, NEAR_SHARE * best[:, -1])
     other = found.argmax(axis=1) != true.argmax(axis=1)
     apart = np.abs(found - true)
-    steps = Steps(int((other & ~near).sum()), int((other & near).sum()), float(apart.max()), float(apart.mean()))
+    steps = Steps(
+        int((other & ~near).sum()), int((other & near).sum()), float(apart.max()), float(apart.sum(axis=1).mean() / 2)
+    )
     faults = (
         *_company_faults(answers, bounds),
         *_faults(steps, len(found), bounds),
@@ -128,7 +132,7 @@ def _faults(steps: Steps, pictures: int, bounds: Bounds) -> Iterator[str]:
     if not steps.largest <= bounds.largest:
         yield f"moves a probability by {steps.largest:.2g}, and {bounds.largest:g} is the most"
     if not steps.mean <= bounds.mean:
-        yield f"moves probabilities by {steps.mean:.2g} in the mean, and {bounds.mean:g} is the most"
+        yield f"moves {steps.mean:.2g} of a picture's probability in the mean, and {bounds.mean:g} is the most"
 
 
 def _company_faults(answers: Answers, bounds: Bounds) -> Iterator[str]:
@@ -162,6 +166,8 @@ def _near_faults(answers: Answers, wanted: Wanted, bounds: Bounds) -> Iterator[s
     if found.shape != (len(wanted.probabilities),):
         yield f"gives familiarity of shape {list(found.shape)}, and not a number for each picture"
         return
+    if not (found.min() >= 0 and found.max() <= 1):  # so that NaN is caught, too
+        yield "gives a familiarity that is not from 0 to 1"
     apart = float(np.abs(found[: len(true)] - true).max())
     if not apart <= bounds.familiarity:
         yield f"moves a familiarity by {apart:.2g}, and {bounds.familiarity:g} is the most"

@@ -50,7 +50,9 @@ def convert(source: Source, options: Options) -> Path:
         source, frozen = _frozen(source, options.precision, replayed)
         with quiet():
             save(frozen, source.card, part.folder)
-            warmup.write(part.folder, source.card, options.batches)
+            left_out = warmup.write(part.folder, source.card, options.batches)
+        for batch in left_out:
+            print(f"note               no warm-up for {batch} pictures of this size at once: they are too many bytes")
         if options.int8:
             _add_int8(source, part.folder, options.images)
         entry = parity.gate(part.folder, source, replayed) if options.parity else SKIPPED

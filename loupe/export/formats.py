@@ -81,8 +81,9 @@ def _put(part: Path, folder: Path) -> None:
 
 
 def _export(model: keras.Model, card: Card, kind: str, file: Path) -> None:
-    scaled = keras.layers.Rescaling(1 / card.temperature, dtype="float32")(model.output)
-    probabilities = keras.layers.Softmax(name="probabilities", dtype="float32")(scaled)
+    # Names of their own, since the network's layers have the usual ones.
+    scaled = keras.layers.Rescaling(1 / card.temperature, dtype="float32", name="loupe_temperature")(model.output)
+    probabilities = keras.layers.Softmax(dtype="float32", name="loupe_probabilities")(scaled)
     # By a dict, because its keys become the names that are seen from outside.
     whole = keras.Model(model.input, {"probabilities": probabilities})
     whole(np.zeros((1, card.height, card.width, 3), np.float32))  # Keras exports to ONNX only what was called

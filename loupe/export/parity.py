@@ -5,7 +5,8 @@
 `folder` is <models>/<name>/<number>. Pictures are replayed through every stage on the way to a caller, and each is
 compared with the model's own answers:
 
-    training  is the model right on labelled pictures about as often as its card says? Else the labels are not its own
+    training  does the model still say what training noted of these pictures? Else model, card and familiarity are not
+              of one run. Of other labelled pictures: is it right as often as its card says, and more than by chance?
     keras     the model as it was made, by its own library: the reference
     session   the SavedModel in a TF1 session, which is how TensorFlow Serving loads it
     openvino  the SavedModel compiled by OpenVINO
@@ -16,7 +17,6 @@ With the pictures go a few smooth random ones, so that every brightness and colo
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,15 +35,15 @@ from loupe.errors import UserError
 from loupe.explain import heatmaps, split
 from loupe.export import stages
 from loupe.export.compare import AT_ONCE, Answers, Array, Fault, NotTaken, Row, Skipped, Step, Steps, Wanted, judged
-from loupe.export.pictures import Picture, Pictures, readable
+from loupe.export.pictures import Pictures, readable
 from loupe.export.quiet import quiet
 from loupe.export.service import Body, encoded, service
 from loupe.export.sources import Source
 from loupe.export.stages import in_batches
+from loupe.export.trained import trained
 
 SMOOTH = 8  # random pictures
 EXPLAINED = 32  # pictures whose heat maps and familiarity are compared; each costs another pass of the model
-STANDARD_ERRORS, POINTS = 4, 0.05  # by which the model may be less often right than its card says
 INT8 = Path("assets.extra", "openvino-int8", "model.xml")  # the model server takes it where it is there
 IDLE_LINES = ("Graph execution error", "Detected at", "File ", "Exception from")  # of TensorFlow's and OpenVINO's
 LONGEST = 300  # letters of another's message
@@ -114,7 +114,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _hint(stage: str, card: Card) -> str:
     if stage == "training":
-        return "Is this the run's own card? If so, name pictures with the right labels by --images FOLDER."
+        return "Put them right; if they are, the pictures' folders are not: name others by --images FOLDER."
     if stage != "keras" and card.precision != "float32":
         return f"Try --precision float32; {card.precision} may be too coarse for this model."
     if stage == "openvino":
@@ -135,7 +135,8 @@ def _rows(folder: Path, source: Source, replay: Replay) -> Iterator[Row]:
         except Exception as error:  # whatever a model of any kind may raise
             yield Row("keras", fault=_reason(error))
             return
-        yield _training(card, replay.chosen.pictures, wanted.probabilities[SMOOTH:])
+        near = None if wanted.familiarity is None else wanted.familiarity[SMOOTH:]
+        yield trained(card, replay.chosen.pictures, wanted.probabilities[SMOOTH:], near)
         yield Row("keras", len(pixels), ms=reference.ms, note="the reference")
         served = "int8" if served_in_int8(folder) else card.precision
         for stage, precision, answer in (
@@ -176,28 +177,6 @@ def _familiarity(source: Source, pixels: Array) -> Array | None:
     pool, _ = split(source.model)
     pooled = keras.Model(source.model.input, pool.output)
     return source.familiarity.score(pooled.predict(pixels.astype(np.float32), batch_size=AT_ONCE, verbose=0))
-
-
-def _training(card: Card, pictures: tuple[Picture, ...], probabilities: Array) -> Row:
-    """By the share of right answers, and by that weighted as the classes were in training: the pictures are drawn
-    evenly, and a card's accuracy is not. The better of the two counts, since either may be the fairer."""
-    places = {label: place for place, label in enumerate(card.labels)}
-    rows = [row for row, picture in enumerate(pictures) if picture.label in places]
-    said = card.metrics.get("accuracy")
-    if not rows or said is None:
-        return Row("training", note="skipped: " + ("the card tells no accuracy" if rows else "no labels are known"))
-    truth = np.array([places[str(pictures[row].label)] for row in rows])
-    right = probabilities[rows].argmax(axis=1) == truth
-    share = card.training.get("images", {})
-    present = Counter(truth.tolist())
-    weights = np.array([share.get(card.labels[place], 0) / present[place] for place in truth.tolist()], np.float64)
-    accuracy = max(right.mean(), (right * weights).sum() / weights.sum() if weights.sum() else 0.0)
-    likely = (said * len(rows) + 2) / (len(rows) + 4)  # so that a card that says 1.0 allows for chance, too
-    least = said - STANDARD_ERRORS * np.sqrt(likely * (1 - likely) / len(rows)) - POINTS
-    told = f"right on {accuracy:.1%}; its card says {said:.1%}"
-    if accuracy >= least:
-        return Row("training", len(rows), note=told)
-    return Row("training", len(rows), fault=f"is {told}: these labels or these pixels are not this model's")
 
 
 # ------------------------------------------------------------------------------------------------------ the pictures

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,9 +32,19 @@ SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", "
 
 
 @dataclass(frozen=True)
+class Answered:
+    """What training's own network said of a picture."""
+
+    label: str
+    confidence: float
+    familiarity: float | None
+
+
+@dataclass(frozen=True)
 class Picture:
     path: Path
     label: str | None
+    answered: Answered | None = None
 
 
 @dataclass(frozen=True)
@@ -103,9 +114,17 @@ def _of_run(path: Path, part: str) -> tuple[Path, list[Picture]]:
     try:
         content = json.loads(path.read_bytes())
         folder = Path(content["folder"])
-        return folder, [Picture(folder / name, str(label)) for name, label in content[part]]
+        return folder, [_picture(folder, *entry) for entry in content[part]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged. Delete it, and name a folder of pictures by --images.") from error
+
+
+def _picture(folder: Path, name: str, label: str, *said: Any) -> Picture:
+    if not said:
+        return Picture(folder / name, str(label))
+    answer, confidence, familiarity = said
+    near = None if familiarity is None else float(familiarity)
+    return Picture(folder / name, str(label), Answered(str(answer), float(confidence), near))
 
 
 def _of_folder(folder: Path, labels: Sequence[str]) -> list[Picture]:

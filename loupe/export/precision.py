@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from loupe.errors import UserError
-from loupe.export.graph import Network, freeze, loaded, network_of, save
+from loupe.export.graph import Network, freeze, loaded, network_of, plain, save
 from loupe.export.lean import folded, in_precision
 from loupe.export.sources import Source
 
@@ -44,13 +44,16 @@ def network_in(source: Source, precision: str) -> Network:
             )
         return source.network
     lean = folded(source.model)
-    return network_of(lean if precision == "float32" else in_precision(lean, precision))
+    model = lean if precision == "float32" else in_precision(lean, precision)
+    return network_of(model) if source.card.heatmap else plain(model)
 
 
 def choose(source: Source, pixels: Array) -> tuple[str, list[str]]:
     """float32 or bfloat16 for this model on this machine, and lines that say why."""
     if source.model is None:
         return "float32", ["precision          float32: this model can only be exported as it is"]
+    if not len(pixels):
+        raise UserError("--precision auto needs pictures to measure with: name a folder of some by --images.")
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         asks = {}
         for precision in ("float32", "bfloat16"):

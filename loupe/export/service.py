@@ -105,9 +105,13 @@ def served(folder: Path) -> Iterator[int]:
 
 def _environment() -> dict[str, str]:
     """The caller's, without what would make another service of it; a picture of any size is let through."""
-    others = ("MODEL_NAME", "TF_SERVING_HOST", "GUNICORN_CMD_ARGS")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("LOUPE_") and name not in others}
-    return {**kept, "LOUPE_MAX_BYTES": str(1 << 31), "LOUPE_MODEL_TIMEOUT": f"{ANSWER_SECONDS:.0f}", "no_proxy": "*"}
+    others = ("MODEL_NAME", "TF_SERVING_HOST", "GUNICORN_CMD_ARGS", "WEB_CONCURRENCY", "SCRIPT_NAME")
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in others and not name.startswith("LOUPE_") and not name.lower().endswith("_proxy")
+    }
+    return {**kept, "LOUPE_MAX_BYTES": str(1 << 31), "LOUPE_MODEL_TIMEOUT": f"{ANSWER_SECONDS:.0f}"}
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: IO[bytes]) -> None:

@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from loupe.card import check_name
 from loupe.errors import UserError
 
 PART, WITHDRAWN, REMOVED, LEDGER = ".part-", ".withdrawn-", ".removed-", ".numbers"
@@ -34,8 +35,7 @@ PATIENCE = 60.0  # seconds for another publication to number, rename and delete
 
 
 def home(models: Path, name: str) -> Path:
-    if not name or name.startswith(".") or "/" in name or not name.isprintable():
-        raise UserError(f"A model's name is a folder's name, without / or a leading dot: not {name!r}.")
+    check_name(name)
     return models / name
 
 

@@ -18,7 +18,7 @@ from loupe.card import Card
 from loupe.errors import UserError
 from loupe.export.graph import Network, network_of
 from loupe.export.lean import flat, in_precision
-from loupe.export.runs import check_run
+from loupe.export.runs import check_run, newer_under_way
 from loupe.familiarity import Familiarity
 
 BATCH = 32
@@ -62,9 +62,9 @@ def read_run(folder: Path, name: str | None = None) -> Source:
         return softmax(np.concatenate(logits) / card.temperature)
 
     familiarity = _familiarity(folder / "familiarity.npz", card)
-    return Source(
-        replace(card, name=name or card.name, parity=None), network_of(model), model, reference, familiarity, folder
-    )
+    card = replace(card, name=name or card.name, parity=None)
+    notes = (f"a training of {folder.name} is under way; this is the run before it",) * newer_under_way(folder)
+    return Source(card, network_of(model), model, reference, familiarity, folder, notes)
 
 
 def _batches(pixels: Array) -> list[Array]:
@@ -80,7 +80,9 @@ def _load(path: Path) -> keras.Model:
     try:
         return keras.saving.load_model(path, compile=False)
     except Exception as error:  # whatever a damaged file makes Keras, h5py or zipfile raise
-        raise UserError(f"{path} is not a Keras model that can be read: it is damaged or of another kind.") from error
+        raise UserError(
+            f"{path} is not a Keras model that can be read: it is damaged or of another kind. Train it again."
+        ) from error
 
 
 def _familiarity(path: Path, card: Card) -> Familiarity | None:

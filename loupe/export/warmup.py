@@ -21,10 +21,12 @@ BATCHES = (1, 2, 4, 8)  # what TensorFlow Serving's batching rounds up to
 GREY = 128
 
 
-def write(folder: Path, card: Card, batches: Sequence[int] = BATCHES) -> None:
+def write(folder: Path, card: Card, batches: Sequence[int] = BATCHES) -> list[int]:
+    """The sizes left out, because their pictures are too many and too large."""
     path = folder / REQUESTS
     path.parent.mkdir(exist_ok=True)
     records.write(path, [_record(card, batch) for batch in batches if _spreadable(card, batch)])
+    return [batch for batch in batches if not _spreadable(card, batch)]
 
 
 def _spreadable(card: Card, batch: int) -> bool:

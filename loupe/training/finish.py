@@ -45,7 +45,7 @@ def write(
         if result.calibration.familiarity:
             result.calibration.familiarity.save(part / "familiarity.npz")
         (part / "card.json").write_text(card(name, course, result).to_json(), encoding="utf-8")
-        kept.write(part / "pictures.json", data)
+        kept.write(part / "pictures.json", data, result.held)
         _write_table(part / "history.csv", course.history)
         with course.timed("label check"):
             suspects = suspected_labels(course)

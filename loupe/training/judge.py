@@ -31,6 +31,7 @@ class Result:
     predictions: Predictions
     calibration: Calibration
     metrics: dict[str, Any]
+    held: Predictions  # of validation and calibration pictures, for whoever checks that an export is this network
 
 
 def judge(course: Course) -> Result:
@@ -45,7 +46,8 @@ def judge(course: Course) -> Result:
         calibration = _without_false_alarms(calibration, _outputs(course, data.validation).features)
         split = "test" if len(data.test) else "validation"
         predictions = _predictions(course, getattr(data, split), calibration)
-    return Result(split, predictions, calibration, _metrics(course, split, predictions, calibration))
+        held = _predictions(course, np.concatenate([data.validation, data.calibration]), calibration)
+    return Result(split, predictions, calibration, _metrics(course, split, predictions, held, calibration), held)
 
 
 def _without_false_alarms(calibration: Calibration, known: Array) -> Calibration:
@@ -60,11 +62,12 @@ def _without_false_alarms(calibration: Calibration, known: Array) -> Calibration
     return replace(calibration, familiarity=None, unfamiliar_below=None, notes=[*calibration.notes, note])
 
 
-def _metrics(course: Course, split: str, predictions: Predictions, calibration: Calibration) -> dict[str, Any]:
+def _metrics(
+    course: Course, split: str, predictions: Predictions, held: Predictions, calibration: Calibration
+) -> dict[str, Any]:
     data, classes = course.data, course.data.classes
     truth, temperature = classes[predictions.rows], calibration.temperature
-    held = np.concatenate([data.validation, data.calibration])
-    both = measure(_outputs(course, held).logits, classes[held], data.labels)
+    both = measure(held.logits, classes[held.rows], data.labels)
     return {
         "split": split,
         **measure(predictions.logits / temperature, truth, data.labels),
@@ -72,7 +75,7 @@ def _metrics(course: Course, split: str, predictions: Predictions, calibration: 
         "temperature": temperature,
         "certain_at": calibration.certain_at,
         "unfamiliar_below": calibration.unfamiliar_below,
-        "validation": {"images": len(held), "accuracy": both["accuracy"], "loss": both["loss"]},
+        "validation": {"images": len(held.rows), "accuracy": both["accuracy"], "loss": both["loss"]},
         "images": {name: data.counts(getattr(data, name)) for name in ("train", "validation", "calibration", "test")},
     }
 
