@@ -33,7 +33,9 @@ TensorInfo                  1 name string; 2 dtype int32; 3 tensor_shape TensorS
 Signature                   1 inputs map TensorInfo; 2 outputs map TensorInfo; 3 method_name string
 SignatureMap                1 signature_def map Signature
 MetaInfo                    4 tags *string
-Node                        2 op string
+Node                        1 name string; 2 op string; 3 input *string
+AttrValue                   8 tensor Tensor
+Constant                    5 attr map AttrValue
 Graph                       1 node *Node
 MetaGraph                   1 meta_info_def MetaInfo; 2 graph_def Graph; 5 signature_def map Signature
 SavedModel                  1 saved_model_schema_version int64; 2 meta_graphs *MetaGraph
@@ -101,6 +103,7 @@ TensorShape = _classes["TensorShape"]
 Signature = _classes["Signature"]
 SignatureMap = _classes["SignatureMap"]
 SavedModel = _classes["SavedModel"]
+Constant = _classes["Constant"]  # a Node once more, with what Node leaves unread: of every node that would take long
 ModelSpec = _classes["ModelSpec"]
 PredictRequest = _classes["PredictRequest"]
 PredictResponse = _classes["PredictResponse"]

@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from loupe import files
+
 LARGEST = 1 << 25  # bytes of one record: its length, 8 bytes, may say anything
 CHUNK = 1 << 18  # bytes whose checksum is computed at once
 POLYNOMIAL = 0x82F63B78  # CRC-32C's, its bits reversed
@@ -35,9 +37,7 @@ def write(path: Path, records: Iterable[bytes]) -> None:
 
 
 def read(path: Path) -> Iterator[bytes]:
-    if path.exists() and not path.is_file():  # a pipe would be waited for without end
-        raise Damaged("it is no file")
-    with path.open("rb") as file:
+    with files.opened(path) as file:
         left = os.fstat(file.fileno()).st_size
         while start := file.read(12):
             if len(start) < 12 or _checksum(start[:8]) != start[8:]:

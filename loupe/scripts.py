@@ -39,12 +39,18 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message.rstrip('.?')}{'?' if message.endswith('?') else '.'} --help lists all flags.")
 
 
+def plain(text: str, longest: int | None = None) -> str:
+    """One line that a terminal shows and does not obey: no control characters, nothing that turns the text around."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:longest])
+    return shown if len(text) <= len(text[:longest]) else f"{shown}…"
+
+
 def run_script(main: Callable[[], int | None]) -> None:
     name = sys.argv[0].rsplit("/", 1)[-1]
     try:
         status = main() or 0
     except LoupeError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {plain(str(error))}", file=sys.stderr)  # which may quote a file of unknown origin
         status = 2
     except ModuleNotFoundError as error:
         if not error.name or error.name.split(".")[0] in ("loupe", "proto", "data"):

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
-import shutil
-import zipfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,17 +9,15 @@ from typing import Any
 
 import h5py
 import keras
-import keras_image_helper
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
 
 from loupe.errors import UserError
-from loupe.export.foreign import labels_of, read_model, size_of
+from loupe.export.foreign import read_model
 from loupe.export.graph import freeze, loaded, save
 from loupe.export.precision import network_in
-from loupe.export.scaling import MODES, scaling_of
 from loupe.export.sources import Source, read_run
 from tests.networks import coarse, finished_run
 
@@ -181,7 +175,8 @@ def test_one_output_becomes_two_classes(tmp_path: Path, activation: str | None, 
     yes = output if activation else 1 / (1 + np.exp(-output))
     answer = served(source, tmp_path / "1")
     assert_same(answer, np.concatenate([1 - yes, yes], axis=1))
-    assert "its one output is the probability of yes; no has the rest" in source.notes
+    what = "probability" if activation else "logit"
+    assert f"its one output is the {what} of yes, by its last layer; no has the rest" in source.notes
     assert "heatmap" in answer
 
 
@@ -190,7 +185,7 @@ def test_logits_are_known_by_the_last_layer(tmp_path: Path) -> None:
     model.save(tmp_path / "model.keras")
     logits = model.predict(scaled(), verbose=0)
     assert_same(served(read(tmp_path / "model.keras"), tmp_path / "1"), tf.nn.softmax(logits).numpy())
-    with refused("says logits: leave --ends-in out"):
+    with refused("do not add up to 1"):
         read(tmp_path / "model.keras", output="softmax")
 
 
@@ -257,7 +252,7 @@ def test_where_a_heat_map_is_impossible_it_says_so_and_leaves_it_out(tmp_path: P
         answer = served(source, tmp_path / name)
         assert_same(answer, source.reference(PICTURES))
         assert set(answer) == {"probabilities"}
-        assert source.model is None
+        assert (source.model is None, source.card.heatmap) == (False, False)  # it may still go --to another format
         assert len(source.notes) == 1
         assert source.notes[0].startswith("no heat map: ")
 
@@ -348,266 +343,36 @@ def test_a_module_that_takes_bytes_of_any_size_and_gives_one_probability(tmp_pat
     assert (source.card.height, source.card.width) == SIDES
 
 
-def test_a_saved_model_that_cannot_be_served_is_refused_in_a_line(tmp_path: Path) -> None:
-    picture = tf.TensorSpec([None, *SHAPE], tf.float32)
-    for name, specs, give, why in (
-        ("two in", [picture, picture], None, "takes 2"),
-        ("two out", [picture], lambda x: {"a": x[:, 0, 0], "b": x[:, 0, 1]}, "gives 2"),
-        ("files", [tf.TensorSpec([None], tf.string)], lambda x: {"a": tf.strings.length(x)}, "decoded pixels"),
-        ("rows", [tf.TensorSpec([None, 9], tf.float32)], lambda x: {"a": x}, r"is \[N, 9\]"),
-        ("grey", [tf.TensorSpec([None, 24, 30, 1], tf.float32)], lambda x: {"a": x[:, 0, 0]}, "1\\]"),
-        ("one at a time", [tf.TensorSpec([1, *SHAPE], tf.float32)], lambda x: {"a": x[:, 0, 0]}, "no other number"),
-        ("maps", [picture], lambda x: {"a": x}, "a row for each picture"),
-        ("many labels", [picture], lambda x: {"a": tf.sigmoid(x[:, 0, 0])}, "several labels at once"),
-        ("not finite", [picture], lambda x: {"a": x[:, 0, 0] / 0}, "not finite"),
-        ("python", [picture], lambda x: {"a": tf.numpy_function(lambda v: v, [x[:, 0, 0]], tf.float32)}, "PyFunc"),
-        ("reads", [picture], lambda x: {"a": x[:, 0, 0] + float("1") * tf.cast(
-            tf.strings.length(tf.io.read_file("/etc/hostname")), tf.float32)}, "ReadFile"),
-    ):  # fmt: skip
-        save_module(tmp_path / name, *specs, give=give)
-        with refused(why):
-            read(tmp_path / name)
-    (tmp_path / "nothing").mkdir()
-    with refused("neither a run"):
-        read(tmp_path / "nothing")
+ENDS: dict[str, tuple[int, Any, str | None]] = {
+    "a sigmoid": (1, tf.sigmoid, None),
+    "logits": (1, lambda x: x, "logits"),
+    "a probability": (1, lambda x: 1 / (1 + tf.exp(-x)), "sigmoid"),
+    "small logits": (3, lambda x: 0.4 + x / 100, "logits"),
+    "linear": (3, lambda x: x, None),
+    "softmax": (3, lambda x: tf.cast(tf.nn.softmax(x), tf.float64), None),
+    "made by hand": (3, lambda x: tf.exp(x) / tf.reduce_sum(tf.exp(x), 1, keepdims=True), None),
+}
 
 
-def test_a_saved_model_that_is_damaged_or_loupes_own_is_refused_in_a_line(tmp_path: Path) -> None:
-    of_tensorflow_1(tmp_path / "whole")
-    for damage, why in (("index", "missing or damaged"), ("data", "missing or damaged"), ("graph", "damaged")):
-        folder = shutil.copytree(tmp_path / "whole", tmp_path / damage)
-        pattern = {"index": "variables/*.index", "data": "variables/*.data*", "graph": "saved_model.pb"}[damage]
-        (path,) = folder.glob(pattern)
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        with refused(why):
-            read(folder)
-    (tmp_path / "whole" / "assets.extra").mkdir()
-    (tmp_path / "whole" / "assets.extra" / "card.json").touch()
-    with refused("is a Loupe model already"):
-        read(tmp_path / "whole")
+@pytest.mark.parametrize("end", ENDS)
+def test_what_a_saved_model_ends_in_is_taken_from_its_last_operation(tmp_path: Path, end: str) -> None:
+    units, give, asked = ENDS[end]
+    weights = np.float32([[2, -3, 1], [1, 2, -3], [-2, 1, 2]])[:, :units]
 
+    def logits(x: Any) -> Any:
+        return tf.matmul(tf.reduce_mean(x, [1, 2]), weights) + 0.4
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """model.keras of Keras 3 and model.h5 of Keras 2."""
-    folder = tmp_path_factory.mktemp("files")
-    network(keras, *usual(keras)).save(folder / "model.keras")
-    network(tf_keras, *usual(tf_keras)).save(folder / "model.h5")
-    return folder
-
-
-@pytest.mark.parametrize("file", ["model.keras", "model.h5"])
-def test_a_file_that_is_damaged_or_of_another_kind_is_refused_in_a_line(tmp_path: Path, files: Path, file: str) -> None:
-    whole = (files / file).read_bytes()
-    for damaged in (
-        b"",
-        b"no model",
-        whole[: len(whole) // 2],
-        whole[:-100],
-        whole[:2000] + b"\0" * 3000 + whole[5000:],
-    ):
-        (tmp_path / file).write_bytes(damaged)
-        with refused(file):
-            read(tmp_path / file)
-    (tmp_path / "model.pt").write_bytes(whole)
-    with refused("rename it"):
-        read(tmp_path / "model.pt")
-    with refused("There is no model"):
-        read(tmp_path / "none.h5")
-
-
-def copied(path: Path, to: Path) -> Path:
-    to.write_bytes(path.read_bytes())
-    return to
-
-
-def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """Another configuration in the same file."""
-    with h5py.File(path, "r+") as file:
-        config = json.loads(file.attrs["model_config"])
-        change(config["config"])
-        file.attrs["model_config"] = json.dumps(config)
-    return path
-
-
-def test_weights_alone_and_files_that_claim_more_than_they_hold_are_refused(tmp_path: Path, files: Path) -> None:
-    network(tf_keras, *usual(tf_keras)).save_weights(tmp_path / "weights.h5")
-    with refused("weights alone"):
-        read(tmp_path / "weights.h5")
-    network(keras, *usual(keras)).save_weights(tmp_path / "new.weights.h5")
-    with refused("weights alone"):
-        read(tmp_path / "new.weights.h5")
-    bomb = copied(files / "model.h5", tmp_path / "bomb.h5")
-    with h5py.File(bomb, "r+") as file:
-        file["model_weights"].create_dataset("vast", (10**6, 10**6), "f4", chunks=(10, 10))
-    with refused("claims 4000.0 GB"):
-        read(bomb)
-    wide = edit(copied(files / "model.h5", tmp_path / "wide.h5"), lambda c: widen(c["layers"][-1]["config"]))
-    with refused("1000000000 wide"):
-        read(wide)
-    linked = copied(files / "model.h5", tmp_path / "linked.h5")
-    with h5py.File(linked, "r+") as file:
-        file["model_weights"]["more"] = h5py.ExternalLink("/etc/passwd", "/")
-    with refused("refers to other files"):
-        read(linked)
-    with zipfile.ZipFile(tmp_path / "zeros.keras", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("config.json", "{}")
-        archive.writestr("model.weights.h5", bytes(2**28 + 1))
-    with refused("claims 0.3 GB"):
-        read(tmp_path / "zeros.keras")
-
-
-def widen(config: dict[str, Any]) -> None:
-    config["units"] = 10**9
-
-
-def test_program_code_in_a_file_is_refused_and_never_run(tmp_path: Path, files: Path) -> None:
-    trace = str(tmp_path / "it ran")
-    for k, names in ((tf_keras, ["old.h5", "old.keras"]), (keras, ["new.h5", "new.keras"])):
-        image = k.Input(SHAPE)
-        x = k.layers.Lambda(lambda x: (open(trace, "w"), x)[1], output_shape=SHAPE)(image)  # noqa: SIM115, PTH123
-        for name in names:
-            k.Model(image, usual(k)[-1](k.layers.GlobalAveragePooling2D()(x))).save(tmp_path / name)
-            Path(trace).unlink(missing_ok=True)
-            with refused("code from a file is never run"):
-                read(tmp_path / name)
-            assert not Path(trace).exists()
-    image = tf_keras.Input(SHAPE)
-    pooled = tf_keras.layers.GlobalAveragePooling2D()(image / 255.0)
-    tf_keras.Model(image, tf_keras.layers.Dense(3)(pooled)).save(tmp_path / "calls.h5")
-    edit(tmp_path / "calls.h5", lambda c: c["layers"][1]["config"].update(function="io.write_file"))
-    with refused("io.write_file"):
-        read(tmp_path / "calls.h5")
-
-
-class Doubled(tf_keras.layers.Layer):  # type: ignore[misc]
-    def call(self, x: Any) -> Any:
-        return 2 * x
-
-
-@keras.saving.register_keras_serializable("mine")
-class Halved(keras.layers.Layer):  # type: ignore[misc]
-    def call(self, x: Any) -> Any:
-        return x / 2
-
-
-def test_a_layer_that_keras_does_not_know_is_named(tmp_path: Path) -> None:
-    network(tf_keras, Doubled(name="twice"), *usual(tf_keras)).save(tmp_path / "old.h5")
-    network(keras, Halved(name="half"), *usual(keras)).save(tmp_path / "new.keras")
-    with refused(r"Doubled \(twice\)"):
-        read(tmp_path / "old.h5")
-    with refused(r"Halved \(half\)"):
-        read(tmp_path / "new.keras")
-
-
-def test_networks_that_take_or_give_something_else_are_refused_in_a_line(tmp_path: Path) -> None:
-    layers = keras.layers
-    one, other, grey = keras.Input(SHAPE), keras.Input(SHAPE), keras.Input((*SIDES, 1))
-    fixed = keras.Input(SHAPE, batch_size=4)
-    pooled = layers.GlobalAveragePooling2D()
-    for name, model, why in (
-        ("two", keras.Model([one, other], layers.Dense(3)(pooled(one + other))), "2 inputs"),
-        ("grey", keras.Model(grey, layers.Dense(3)(pooled(grey))), r"takes \[N, 24, 30, 1\]"),
-        ("maps", keras.Model(one, layers.Conv2D(3, 3)(one)), r"gives \[N, 22, 28, 3\]"),
-        ("four", keras.Model(fixed, layers.Dense(3)(pooled(fixed))), "takes 4 pictures at once"),
-        ("many", keras.Model(one, layers.Dense(3, "sigmoid")(pooled(one))), "3 sigmoids"),
-        ("sure", keras.Model(one, layers.Dense(1, "softmax")(pooled(one))), "always 1"),
-    ):
-        model.save(tmp_path / f"{name}.keras")
-        with refused(why):
-            read(tmp_path / f"{name}.keras")
-
-
-def test_what_is_asked_must_fit_the_model(tmp_path: Path, files: Path) -> None:
-    for asked, why in (
-        ({"labels": "cup,fork"}, "3 outputs, and --labels names 2"),
-        ({"size": "299"}, "takes 24×30 pixels, and --size says 299×299"),
-        ({"preprocess": None}, "--preprocess xception, .*rescale is 0…1"),
-        ({"preprocess": "xceptoin"}, "did you mean xception"),
-        ({"name": "a/b"}, "cannot be a model's name"),
-    ):
-        with refused(why):
-            read(files / "model.keras", **asked)
-    assert read(files / "model.keras", size="24x30", name="cutlery").card.name == "cutlery"
-    network(keras, *usual(keras), shape=(None, None, 3)).save(tmp_path / "any.keras")
-    with refused("such as --size 224"):
-        read(tmp_path / "any.keras")
-    source = read(tmp_path / "any.keras", size="24x30")
-    assert_same(served(source, tmp_path / "1"), source.reference(PICTURES))
-    assert source.model is not None
-    with refused("cannot be run on pictures of 3×3 pixels"):
-        read(tmp_path / "any.keras", size="3")
-
-
-def test_labels_are_a_list_or_a_file(tmp_path: Path) -> None:
-    assert labels_of(" cup, fork ,spoon") == ("cup", "fork", "spoon")
-    (tmp_path / "labels.txt").write_text("﻿Tasse\r\nGabel, groß\r\n\n", encoding="utf-8")
-    for told in ("", "@"):
-        assert labels_of(f"{told}{tmp_path}/labels.txt") == ("Tasse", "Gabel, groß")
-    for wrong, why in (("cup,fork,cup", "'cup' twice"), ("cup,,fork", "number 2:"), ("cup", "two or more"),
-                       ("", "two or more"), ("none.txt", "cannot be read"), ("@none", "cannot be read")):  # fmt: skip
-        with refused(why):
-            labels_of(wrong)
-
-
-def test_a_size_is_one_number_or_two() -> None:
-    assert (size_of("299"), size_of("320x240"), size_of(None)) == ((299, 299), (320, 240), None)
-    for wrong in ("", "x", "0", "12x", "-3", "5000", "2.5", "3x3x3"):
-        with refused("for height x width"):
-            size_of(wrong)
-
-
-MODULES = (
-    "xception",
-    "mobilenet",
-    "mobilenet_v2",
-    "mobilenet_v3",
-    "resnet",
-    "resnet50",
-    "resnet_v2",
-    "vgg16",
-    "vgg19",
-    "inception_v3",
-    "inception_resnet_v2",
-    "densenet",
-    "nasnet",
-    "efficientnet",
-    "efficientnet_v2",
-    "convnext",
-)
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_pixels_are_scaled_as_keras_scales_them(name: str) -> None:
-    scaling = scaling_of(name)
-    wanted = getattr(keras.applications, name).preprocess_input(PICTURES.astype(np.float32))
-    np.testing.assert_allclose(scaling.layers(tf.constant(PICTURES, tf.float32)), wanted, atol=1e-5)
-    np.testing.assert_array_equal(scaling.of(PICTURES), wanted)
-
-
-@pytest.mark.parametrize("name", sorted(keras_image_helper.helper.preprocessors))
-def test_pixels_are_scaled_as_keras_image_helper_scales_them(name: str) -> None:
-    helper = keras_image_helper.create_preprocessor(name, target_size=SIDES)
-    wanted = helper.preprocess(PICTURES.astype(np.float32))
-    np.testing.assert_allclose(scaling_of(name).layers(tf.constant(PICTURES, tf.float32)), wanted, atol=1e-5)
-
-
-@pytest.mark.parametrize(("name", "largest"), [("rescale", 1), ("none", 255)])
-def test_pixels_may_also_be_left_alone(name: str, largest: int) -> None:
-    scaling, white = scaling_of(name), np.full((1, *SHAPE), 255, np.uint8)
-    assert scaling.of(white).max() == pytest.approx(largest)
-    assert tf.reduce_max(scaling.layers(tf.constant(white, tf.float32))).numpy() == pytest.approx(largest)
-
-
-def test_every_network_of_keras_applications_has_its_scaling() -> None:
-    networks = [name for name in dir(keras.applications) if name[0].isupper()]
-    assert len(networks) > 30
-    for name in networks:
-        module = getattr(keras.applications, name).__module__.rpartition(".")[2]
-        grey = np.full((1, 2, 2, 3), 100, np.float32)
-        wanted = getattr(keras.applications, module).preprocess_input(grey.copy())
-        assert name.lower() in MODES, "the table knows every network"
-        np.testing.assert_array_equal(scaling_of(name).of(grey), wanted)
+    save_module(tmp_path / "theirs", tf.TensorSpec([None, *SHAPE], tf.float32), give=lambda x: {"a": give(logits(x))})
+    labels = LABELS if units == 3 else "no,yes"
+    if asked:
+        with refused("--ends-in logits"):
+            read(tmp_path / "theirs", labels=labels)
+    source = read(tmp_path / "theirs", labels=labels, output=asked)
+    values = logits(scaled()) if units == 3 else tf.pad(logits(scaled()), [[0, 0], [1, 0]])
+    wanted = tf.nn.softmax(give(values) if end == "small logits" else values).numpy()
+    assert np.abs(served(source, tmp_path / "1")["probabilities"] - wanted).max() < 1e-5
+    how = "by --ends-in" if asked else "by its last operation"
+    assert units == 3 or any(how in note for note in source.notes)
 
 
 def test_a_run_is_read_with_its_own_answers(tmp_path: Path) -> None:
@@ -616,35 +381,3 @@ def test_a_run_is_read_with_its_own_answers(tmp_path: Path) -> None:
     assert_same(served(source, tmp_path / "1", pictures), source.reference(pictures))
     assert source.familiarity is not None
     assert (source.run, source.notes, source.card.temperature) == (tmp_path / "tires", (), 1.7)
-
-
-def test_what_is_no_finished_run_is_refused_in_a_line(tmp_path: Path) -> None:
-    with refused("There is nothing at"):
-        read_run(tmp_path / "tires")
-    (tmp_path / ".part-tires").mkdir()
-    with refused("--resume"):
-        read_run(tmp_path / "tires")
-    with (tmp_path / ".lock-tires").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with refused("still training"):
-            read_run(tmp_path / "tires")
-    (tmp_path / "empty").mkdir()
-    with refused("holds no card.json"):
-        read_run(tmp_path / "empty")
-    for name, entries, why in (
-        ("labels", {"labels": ("a", "b")}, "gives 3 classes, and its card has 2 labels"),
-        ("size", {"height": 64}, "takes 48×64 pixels, and its card says 64×64"),
-        ("familiar", {"unfamiliar_below": 0.05}, "is missing"),
-    ):
-        with refused(why):
-            read_run(finished_run(tmp_path / name, **entries))
-    folder = finished_run(tmp_path / "damaged")
-    whole = (folder / "model.keras").read_bytes()
-    for damaged in (b"torn", whole[: len(whole) // 2]):
-        (folder / "model.keras").write_bytes(damaged)
-        with refused("damaged"):
-            read_run(folder)
-    card = (folder / "card.json").read_text()
-    (folder / "card.json").write_text(card.replace('"b"', '"a"'))
-    with refused("must differ"):
-        read_run(folder)

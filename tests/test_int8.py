@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -299,8 +298,16 @@ def _cut(path: Path) -> None:
 def _of_another_release(path: Path) -> None:
     """Whole, and yet not to be read."""
     path.write_bytes(path.read_bytes().replace(b'version="11"', b'version="99"', 1))
-    sums = [f"{hashlib.sha256((path.parent / n).read_bytes()).hexdigest()}  {n}\n" for n in ("model.bin", "model.xml")]
-    (path.parent / "SHA256SUMS").write_text("".join(sums))
+    int8.bind(path.parents[2])
+
+
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _without_the_savedmodel(path: Path) -> None:
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if "saved_model" not in line))
 
 
 @pytest.mark.parametrize(
@@ -312,6 +319,10 @@ def _of_another_release(path: Path) -> None:
         ("model.xml", _cut),
         ("model.xml", _of_another_release),
         ("SHA256SUMS", Path.unlink),
+        ("SHA256SUMS", _without_the_savedmodel),
+        ("SHA256SUMS", _pipe),
+        ("model.bin", _pipe),
+        ("model.xml", _pipe),
     ],
 )
 def test_a_damaged_or_half_copied_variant_gives_way_to_the_savedmodel(
@@ -323,6 +334,22 @@ def test_a_damaged_or_half_copied_variant_gives_way_to_the_savedmodel(
         said = [line for line in server.stderr().splitlines() if "int8" in line]
         assert len(said) == 1 and "cannot be used" in said[0] and "the SavedModel is served" in said[0]
         assert differs(ask(server.port), answers(folder, FRESH)) < 1e-4
+
+
+def test_a_variant_of_another_version_gives_way_to_the_savedmodel_until_it_is_bound_to_it(
+    made: Made, tmp_path: Path
+) -> None:
+    card = Card("stripes", KINDS, SIDE, SIDE, temperature=4.0)
+    folder = written(tmp_path / "stripes" / "1", made.model, card)
+    shutil.copytree(made.folder / FOLDER, folder / FOLDER)
+    with model_server(tmp_path, "stripes") as server:
+        assert "saved_model.pb is not as it was exported; the SavedModel is served" in server.stderr()
+        assert differs(ask(server.port), answers(folder, FRESH)) < 1e-4
+    int8.bind(folder)
+    check = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder / FOLDER, timeout=20)
+    assert check.returncode == 0
+    with model_server(tmp_path, "stripes") as server:
+        assert "stripes/1 computes in int8" in server.stderr()
 
 
 def test_a_file_cut_short_while_it_is_served_does_not_end_the_server(made: Made, tmp_path: Path) -> None:

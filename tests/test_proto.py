@@ -17,7 +17,7 @@ from google.protobuf import any_pb2, descriptor, wrappers_pb2
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from tensorflow.core.framework import graph_pb2, node_def_pb2, tensor_pb2, tensor_shape_pb2
+from tensorflow.core.framework import attr_value_pb2, graph_pb2, node_def_pb2, tensor_pb2, tensor_shape_pb2
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
@@ -46,6 +46,8 @@ OFFICIAL: dict[str, Any] = {
     "SignatureMap": get_model_metadata_pb2.SignatureDefMap,
     "MetaInfo": meta_graph_pb2.MetaGraphDef.MetaInfoDef,
     "Node": node_def_pb2.NodeDef,
+    "AttrValue": attr_value_pb2.AttrValue,
+    "Constant": node_def_pb2.NodeDef,
     "Graph": graph_pb2.GraphDef,
     "MetaGraph": meta_graph_pb2.MetaGraphDef,
     "SavedModel": saved_model_pb2.SavedModel,

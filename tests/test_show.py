@@ -148,7 +148,7 @@ def test_the_card_the_warm_up_and_the_int8_variant_are_told(made: Path, tmp_path
     (folder / warmup.REQUESTS).write_bytes(b"no records")
     (folder / "assets.extra" / "card.json").write_text(models.card(metrics=["no object"]))
     assert "warm-up requests: damaged after 0" in show(folder)
-    assert "unreadable A card's backbone, metrics, training and parity are objects" in show(folder)
+    assert "unreadable A card's metrics must be an object" in show(folder)
     (folder / "assets.extra" / "card.json").write_text(models.card())
     assert "parity     not compared" in show(folder)
     (folder / "assets.extra" / "card.json").write_text("{")

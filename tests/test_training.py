@@ -248,7 +248,7 @@ def test_resuming_a_finished_run_only_publishes_it_once(tmp_path: Path) -> None:
     again = train(*flags, *published)
     assert "is finished" in again.stdout and "mine/1" in again.stdout, again.stderr
     assert "published before" in train(*flags, *published).stdout
-    assert [entry.name for entry in (tmp_path / "models" / "mine").iterdir()] == ["1"]
+    assert [entry.name for entry in (tmp_path / "models" / "mine").glob("[!.]*")] == ["1"]
 
 
 @pytest.fixture(scope="module")

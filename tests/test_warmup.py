@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from loupe import records
 from loupe.card import Card
 from loupe.export import warmup
 from loupe.modelserver import engines, savedmodel
+from loupe.modelserver import warmup as replayed
 from loupe.modelserver.refused import Refused
-from loupe.modelserver.warmup import MOST, replaying
+from loupe.modelserver.warmup import LARGEST_BATCH, MOST, replaying
 from tests import models
 from tests.servers import ModelServer, model_server, until
 
@@ -232,6 +234,45 @@ def test_the_old_version_keeps_serving_until_the_requests_are_mended(bare: Path)
         until(lambda: states(server) == failed, "version 2 to be refused")
         warmup.write(bare.parent / "2", CARD)
         until(lambda: states(server)[0] == (2, proto.AVAILABLE, 0), "version 2", 10)
+
+
+def test_a_batch_of_more_than_256_is_passed_over_with_a_line(bare: Path) -> None:
+    batches = (LARGEST_BATCH, LARGEST_BATCH + 1, 5461)
+    records.write(bare / warmup.REQUESTS, [predict(shape=[batch, 32, 32, 3]) for batch in batches])
+    with model_server(bare.parent.parent, "tires") as server:
+        lines = [line for line in server.stderr().splitlines() if "passed over" in line]
+        assert [line.partition("requests, ")[2] for line in lines] == [
+            "record 2, is a batch of 257, more than 256: passed over",
+            "record 3, is a batch of 5461, more than 256: passed over",
+        ]
+        assert states(server) == [(1, proto.AVAILABLE, 0)]
+
+
+def slow_requests(folder: Path, turns: float) -> None:
+    """As many as are read, each of some milliseconds' work for a hundred turns."""
+    log = proto.PredictionLog()
+    log.predict_log.request.CopyFrom(proto.predict_request("slow", {"turns": np.array([[turns]], np.float32)}))
+    (folder / "assets.extra").mkdir()
+    records.write(folder / warmup.REQUESTS, [log.SerializeToString()] * MOST)
+
+
+def test_what_is_left_when_warming_up_has_taken_long_is_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replayed, "SECONDS", 1.0)
+    slow_requests(models.write_slow(tmp_path / "slow" / "1"), 500)
+    started = time.monotonic()
+    assert load(tmp_path / "slow" / "1").name == "openvino"
+    assert time.monotonic() - started < 10
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "warming up has taken 1 s" in line]
+    assert line.endswith("and what follows is passed over")
+
+
+@pytest.mark.slow
+def test_a_file_that_would_take_minutes_delays_a_version_by_half_a_minute(tmp_path: Path) -> None:
+    slow_requests(models.write_slow(tmp_path / "slow" / "1"), 2_000)
+    with model_server(tmp_path, "slow") as server:
+        assert "warming up has taken 30 s" in server.stderr()
 
 
 @pytest.mark.parametrize(("flag", "served"), [("--enable_model_warmup=false", True), ("--enable_model_warmup", False)])

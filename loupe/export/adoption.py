@@ -1,7 +1,7 @@
 """A Keras model made elsewhere in Loupe's own form: flat, from pixels of 0…255 to logits of two classes or more.
 
     model = flattened(original, scaling, 299, 299)
-    kind_of_last(model)                       # logits, softmax or sigmoid; None: its last layer does not tell
+    ending_of(model)                          # softmax, sigmoid, linear, another activation; None: it does not tell
     model = with_logits(model, "softmax")     # raises ValueError where it cannot be done
 
 The answers stay what they were, up to rounding.
@@ -19,13 +19,15 @@ from loupe.explain import before
 from loupe.export.lean import flat, in_precision, rebuilt
 from loupe.export.scaling import Scaling
 
-MEANS = {activations.softmax: "softmax", activations.sigmoid: "sigmoid", activations.linear: "logits"}
+MEANS = (activations.softmax, activations.sigmoid, activations.linear)  # those that come before a label
+ODD = {kind: kind.__name__ for kind in (layers.ReLU, layers.LeakyReLU, layers.PReLU, layers.ELU)}
 
 
-def kind_of_last(model: keras.Model) -> str | None:
-    """Of a flat model."""
+def ending_of(model: keras.Model) -> str | None:
+    """What the last layer of a flat model makes of its outputs."""
     layer, _ = before(model.outputs[0])
-    return MEANS.get(_activation(layer))
+    known = _activation(layer) or getattr(layer, "activation", None)
+    return getattr(known, "__name__", None) if known else ODD.get(type(layer))
 
 
 def flattened(model: keras.Model, scaling: Scaling, height: int, width: int) -> keras.Model:

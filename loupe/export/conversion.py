@@ -58,6 +58,10 @@ def convert(source: Source, options: Options) -> Path:
         entry = parity.gate(part.folder, source, replayed) if options.parity else SKIPPED
         with quiet():
             _describe_anew(frozen, replace(source.card, parity=entry), part.folder)
+        if options.int8:
+            from loupe.export import int8
+
+            int8.bind(part.folder)
         folder = part.publish(keep=options.keep)
     print("".join(f"note               {note}\n" for note in part.notes), end="")
     return folder

@@ -9,7 +9,6 @@ Where that cannot be done, and for a SavedModel, what the original computes is e
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,11 @@ import tensorflow as tf
 
 from loupe.card import LARGEST, Card
 from loupe.errors import UserError
-from loupe.export import adoption, legacy, savedmodels
-from loupe.export.graph import Network, Parts, network_of
-from loupe.export.original import Original, in_batches, kind_of, logits, probabilities
+from loupe.export import adoption, endings, legacy, savedmodels
+from loupe.export.endings import Ending
+from loupe.export.graph import Network, Parts, network_of, plain
+from loupe.export.labels import labels_of
+from loupe.export.original import Original, in_batches, logits, probabilities
 from loupe.export.scaling import Scaling, scaling_of
 from loupe.export.sources import BATCH, Array, Source
 from loupe.export.vetting import vetted
@@ -33,10 +34,19 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def read_model(
-    path: Path, *, labels: str, preprocess: str | None, size: str | None, name: str | None, output: str | None = None
+    path: Path,
+    *,
+    labels: str | None,
+    preprocess: str | None,
+    size: str | None,
+    name: str | None,
+    output: str | None = None,
 ) -> Source:
     if not path.exists():
         raise UserError(f"There is no model at {path}.")
+    _ = savedmodels.vetted(path) if path.is_dir() else vetted(path)  # first: what it is, and then what it needs
+    if not labels:
+        raise UserError(f"{path} does not say what its outputs mean: name them in order, --labels cup,fork,spoon.")
     scaling, named, asked = scaling_of(preprocess), labels_of(labels), size_of(size)
     original = savedmodels.read(path) if path.is_dir() else _read_keras(path)
     height, width = _size(path, original, asked)
@@ -52,7 +62,7 @@ def read_model(
     pixels = _probes(height, width)
     answers = _answers(path, original, scaling, pixels)
     flat = _flattened(original, scaling, height, width)
-    kind = _kind(path, output, answers, adoption.kind_of_last(flat) if flat else None)
+    kind, how = endings.kind(path, output, _ending(path, original, flat, height, width), answers)
     _check_outputs(path, answers, kind, named)
 
     def reference(pixels: Array) -> Array:
@@ -60,31 +70,11 @@ def read_model(
 
     notes = original.notes
     if answers.shape[1] == 1:
-        notes = (*notes, f"its one output is the probability of {named[1]}; {named[0]} has the rest")
-    black_box = Source(card, _as_it_is(original, scaling, kind), None, reference, notes=notes)
+        one = "logit" if kind == "logits" else "probability"
+        notes = (*notes, f"its one output is the {one} of {named[1]}, {how}; {named[0]} has the rest")
+    network = _as_it_is(original, scaling, kind, answers.shape[1])
+    black_box = Source(card, network, None, reference, notes=notes)
     return _adopted(black_box, flat, kind, pixels) if flat else _without_heatmap(black_box)
-
-
-def labels_of(text: str) -> tuple[str, ...]:
-    """Comma-separated, or a file of them, one a line; `@` before its name says that it is one."""
-    path = Path(text.removeprefix("@"))
-    if text.startswith("@") or path.suffix == ".txt" or path.is_file():
-        try:
-            labels = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"The labels at {path} cannot be read: {getattr(error, 'strerror', 'no UTF-8')}."
-            ) from error
-    else:
-        labels = text.split(",")
-    named = tuple(label.strip() for label in labels)
-    if len(named) < 2 or not all(named):
-        number = next((n for n, label in enumerate(named, 1) if not label), None)
-        why = f"--labels has nothing as its number {number}" if number and any(named) else "--labels takes two or more"
-        raise UserError(f"{why}: name the outputs in their order, --labels cup,fork,spoon.")
-    if twice := [label for n, label in enumerate(named) if label in named[:n]]:
-        raise UserError(f"--labels names {twice[0]!r} twice: each output needs a name of its own.")
-    return named
 
 
 def size_of(text: str | None) -> tuple[int, int] | None:
@@ -102,10 +92,9 @@ def size_of(text: str | None) -> tuple[int, int] | None:
 
 def _read_keras(path: Path) -> Original:
     """By Keras 3; if it cannot, by tf_keras, and its layers made anew in Keras 3."""
-    vetted(path)
     notes: tuple[str, ...] = ()
     try:
-        model = now = keras.saving.load_model(path, compile=False)
+        model = now = legacy.load_now(path)
     except Exception:  # of many kinds: whatever an old configuration leads to
         model, now = legacy.load(path), None
         notes = ("loaded by tf_keras, the legacy Keras 2: Keras 3 cannot load this file",)
@@ -130,7 +119,7 @@ def _read_keras(path: Path) -> Original:
 
     height, width = model.inputs[0].shape[1:3]
     whole = "int" in str(model.inputs[0].dtype)
-    return Original(height, width, predict, call, now, whole, notes)
+    return Original(height, width, predict, call, now, whole, None, notes)
 
 
 def _check_ends(path: Path, model: Any) -> None:
@@ -190,17 +179,6 @@ def _answers(path: Path, original: Original, scaling: Scaling, pixels: Array) ->
     return answers
 
 
-def _kind(path: Path, output: str | None, answers: Array, told: str | None) -> str:
-    if output and told and output != told:
-        raise UserError(f"--ends-in says {output}, and the last layer of {path} says {told}: leave --ends-in out.")
-    kind = output or told or kind_of(answers)
-    if kind == "sigmoid" and answers.shape[1] > 1:
-        raise UserError(f"{path} ends in {answers.shape[1]} sigmoids, several labels at once; Loupe gives one label.")
-    if kind == "softmax" and answers.shape[1] == 1:
-        raise UserError(f"{path} ends in a softmax of one output, which is always 1: it tells nothing.")
-    return kind
-
-
 def _check_outputs(path: Path, answers: Array, kind: str, labels: tuple[str, ...]) -> None:
     classes = max(2, answers.shape[1])
     if classes != len(labels):
@@ -208,9 +186,25 @@ def _check_outputs(path: Path, answers: Array, kind: str, labels: tuple[str, ...
         raise UserError(f"{path} has {answers.shape[1]} outputs{one}, and --labels names {len(labels)}.")
 
 
-def _as_it_is(original: Original, scaling: Scaling, kind: str) -> Network:
+def _ending(path: Path, original: Original, flat: keras.Model | None, height: int, width: int) -> Ending:
+    """By its last layer; where that does not tell, by its last operation."""
+    told = adoption.ending_of(flat) if flat else None
+    if told or original.ending:
+        return Ending(told, "layer") if told else original.ending or Ending()
+    try:
+        spec = tf.TensorSpec([None, height, width, 3], tf.float32)
+        frozen = endings.inlined(tf.function(original.call).get_concrete_function(spec))
+    except Exception as error:  # of whatever is in it
+        raise UserError(f"{path} cannot be frozen, its variables made constants: {_line(error)}") from error
+    if endings.draws_lots(frozen):
+        raise UserError(f"{path} answers at random, as in training: save it without what is random in it.")
+    return Ending(endings.ending_of(frozen.graph, frozen.answer))
+
+
+def _as_it_is(original: Original, scaling: Scaling, kind: str, outputs: int) -> Network:
     def network(pixels: tf.Tensor) -> Parts:
-        return Parts(logits(original.call(scaling.layers(pixels)), kind))
+        answers = tf.ensure_shape(original.call(scaling.layers(pixels)), [None, outputs])
+        return Parts(logits(answers, kind))
 
     return network
 
@@ -236,7 +230,8 @@ def _adopted(source: Source, flat: keras.Model, kind: str, pixels: Array) -> Sou
     if not difference <= AGREES:
         return _without_heatmap(source, f"put together anew, it answers differently, by {difference:.2g}")
     if why:
-        return _without_heatmap(replace(source, network=network), why)
+        card = replace(source.card, heatmap=False)
+        return _without_heatmap(replace(source, card=card, network=network, model=model), why)
     return replace(source, network=network, model=model)
 
 
@@ -245,12 +240,7 @@ def _network(model: keras.Model) -> tuple[Network, str | None]:
     try:
         return network_of(model), None
     except UserError as error:
-        return _plain(model), str(error).rstrip(".")
-
-
-def _plain(model: keras.Model) -> Network:
-    call: Callable[..., Any] = model
-    return lambda pixels: Parts(call(pixels, training=False))
+        return plain(model), str(error).rstrip(".")
 
 
 def _without_heatmap(source: Source, why: str = "its layers cannot be told apart") -> Source:

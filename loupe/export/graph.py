@@ -64,6 +64,12 @@ def network_of(model: keras.Model) -> Network:
     return network
 
 
+def plain(model: keras.Model) -> Network:
+    """Of one whose head explain.split does not know: without heat map."""
+    call: Callable[..., Any] = model
+    return lambda pixels: Parts(call(pixels, training=False))
+
+
 def freeze(network: Network, card: Card, familiarity: Familiarity | None = None) -> Frozen:
     """One graph from uint8 pixels to all outputs, its weights constants, its functions inlined."""
 

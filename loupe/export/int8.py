@@ -5,13 +5,11 @@
 
 A SavedModel in bfloat16 cannot be quantised; the same network in float32 then lies elsewhere: `float32=` that folder.
 
-It lies in `assets.extra/openvino-int8/`: model.xml, model.bin and SHA256SUMS, by which the server tells a damaged or
-half-copied one. Only the layers up to the last feature map compute in int8; the head, the softmax, the heat map and the
-familiarity compute as before. It is kept if
-
-- picture by picture it turns no more than 1 % of right answers wrong, net of those that it turns right, and
-- it is faster here than the SavedModel in OpenVINO, or at least smaller and not a tenth slower: the server takes it
-  wherever it is.
+It lies in `assets.extra/openvino-int8/`: model.xml, model.bin and SHA256SUMS, by which the server tells one that is
+damaged, half copied or another version's. Only the layers up to the last feature map compute in int8; the head, the
+softmax, the heat map and the familiarity compute as before. It is kept if picture by picture it turns no more than 1 %
+of right answers wrong, net of those that it turns right, and if it is faster here than the SavedModel in OpenVINO, or
+at least smaller and not a tenth slower: the server takes it wherever it is.
 
 Not covered: whether it is faster on another machine. Needs NNCF and OpenVINO, no TensorFlow.
 """
@@ -130,6 +128,7 @@ def add(
                 before, after = (_answers(ask, validation) for ask in asks)
                 accuracy = compared(before, after, truth, card.unfamiliar_below)
                 cost = Cost(_milliseconds(*asks, validation), (_megabytes(folder), _megabytes(variant)))
+                bind(folder)
                 verdict = judged(accuracy, cost)
     finally:
         if verdict is None or not verdict.kept:
@@ -182,9 +181,15 @@ def quantise(folder: Path, variant: Path, calibration: Array) -> str | None:
     shutil.rmtree(variant, ignore_errors=True)
     variant.mkdir(parents=True)
     openvino.save_model(quantised, str(variant / "model.xml"), compress_to_fp16=False)
-    sums = [f"{_sha256(variant / name)}  {name}\n" for name in ("model.bin", "model.xml")]
-    (variant / "SHA256SUMS").write_text("".join(sums))  # as `sha256sum --check` reads it
     return None
+
+
+def bind(folder: Path) -> None:
+    """Its sums, as `sha256sum --check` reads them. The SavedModel's is among them: written anew, it is bound anew."""
+    if (variant := folder / FOLDER).is_dir():
+        files = {name: (variant / name).read_bytes() for name in ("model.bin", "model.xml", "../../saved_model.pb")}
+        sums = (f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items())
+        (variant / "SHA256SUMS").write_text("".join(sums))
 
 
 def _behind_the_feature_map(model: Any) -> list[str]:
@@ -216,11 +221,6 @@ def _is_map(output: Any) -> bool:
     if shape.rank.is_dynamic or shape.rank.get_length() < 4:
         return False
     return [side.is_dynamic or side.get_length() > 1 for side in list(shape)[1:]].count(True) > 1
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _first_line(error: BaseException) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 from loupe.errors import UserError
 
 EVERY_LAYER_TAKES = {"name", "trainable", "dtype"}
+OWN = ("LayerScale", "StochasticDepth", "CustomScaleLayer")  # of keras.applications
 SAME = {"SyncBatchNormalization": "BatchNormalization"}  # in inference
 
 
@@ -27,9 +28,29 @@ def library() -> Any:
     return tf_keras
 
 
+def own_layers(library: Any) -> dict[str, Any]:
+    """Those that its own networks bring with them, and that it finds by no other way: ConvNeXt's LayerScale."""
+    networks = library.src.applications
+    modules = (networks.convnext, networks.inception_resnet_v2)
+    return {name: kind for module in modules for name in OWN if (kind := getattr(module, name, None))}
+
+
+class Add(keras.layers.Add):  # type: ignore[misc]
+    """Also of what `x + y` leaves in an .h5: an operation called like the layer, and given two tensors for its list."""
+
+    def __call__(self, *given: Any, **options: Any) -> Any:
+        return super().__call__(list(given) if len(given) > 1 else given[0], **options)
+
+
+def load_now(path: Path) -> keras.Model:
+    """By Keras 3."""
+    added = {"Add": Add} if path.suffix.lower() != ".keras" else {}
+    return keras.saving.load_model(path, custom_objects={**own_layers(keras), **added}, compile=False)
+
+
 def load(path: Path) -> Any:
     try:
-        return library().models.load_model(path, compile=False)
+        return library().models.load_model(path, custom_objects=own_layers(library()), compile=False)
     except Exception as error:  # whatever a damaged or unknown file makes it raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"Neither Keras 3 nor the legacy tf_keras can load {path}: {reason}") from error
@@ -76,7 +97,7 @@ def _called(layer: Any, made: dict[int, tuple[Any, Any]]) -> Callable[..., Any]:
 def _like(layer: Any, taken: set[str]) -> Any:
     """The layer of Keras 3 by the same name, given what its constructor takes of the old one's configuration."""
     name = SAME.get(type(layer).__name__, type(layer).__name__)
-    kind = getattr(keras.layers, name, None)
+    kind = getattr(keras.layers, name, None) or own_layers(keras).get(name)
     if kind is None:
         raise ValueError(f"Keras 3 has no layer {name}")
     known = set(inspect.signature(kind.__init__).parameters) | EVERY_LAYER_TAKES

@@ -15,11 +15,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from loupe.errors import UserError
+from loupe.export.endings import Ending
 from loupe.export.sources import Array, softmax
 
-KINDS = ("logits", "softmax", "sigmoid")
-ONE = 0.01  # how far a row of probabilities may be from adding up to 1: half precision rounds
 LEAST = float(np.finfo(np.float32).tiny)  # what a probability is at least, before its logarithm is taken
 
 
@@ -31,22 +29,8 @@ class Original:
     call: Callable[[tf.Tensor], tf.Tensor]  # the same within a graph
     keras: keras.Model | None = None  # in Keras 3, where it could be had
     whole_numbers: bool = False  # whether it takes pixels as integers
+    ending: Ending | None = None  # None: to be found out of its layers
     notes: tuple[str, ...] = ()
-
-
-def kind_of(answers: Array) -> str:
-    """Of a model whose last layer does not tell: what its answers to the probing pictures look like."""
-    within = bool((answers >= 0).all() and (answers <= 1).all())
-    if answers.shape[1] == 1:
-        return "sigmoid" if within else "logits"
-    if not within:
-        return "logits"
-    if np.abs(answers.sum(axis=1) - 1).max() <= ONE:
-        return "softmax"
-    raise UserError(
-        "The model's outputs are from 0 to 1 and do not add up to 1: it gives several labels at once, and Loupe gives "
-        "one. If they are logits after all, say --ends-in logits."
-    )
 
 
 def probabilities(answers: Array, kind: str) -> Array:

@@ -13,20 +13,19 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from loupe.errors import UserError
+from loupe.export.endings import Ending, Inlined, draws_lots, ending_of, inlined
+from loupe.export.operations import refuse_reaching_out
 from loupe.export.original import Original, in_batches
 from loupe.export.sources import BATCH
 
 REFERENCES = {"Variable", "VariableV2"}  # TensorFlow 1's own variables
-REACHING_OUT = {"PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile", "WholeFileReaderV2", "RpcCall",
-                "MatchingFiles", "FixedLengthRecordReaderV2", "TextLineReaderV2", "DeleteFile"}  # fmt: skip
+INSTEAD = "export it without its augmentation layers, or convert the .keras."
+ASSIGNMENTS = {"AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"}
 
 
 def read(folder: Path) -> Original:
-    kinds = _vet(folder)
-    try:
-        model = tf.saved_model.load(str(folder))
-    except Exception as error:  # of missing or torn variables, and of operations that this TensorFlow does not have
-        raise UserError(f"{folder} cannot be loaded: its variables are missing or damaged ({_line(error)}).") from error
+    saved = vetted(folder)
+    model = _loaded(folder)
     key, function = _signature(folder, model)
     inputs, outputs = function.structured_input_signature[1], function.structured_outputs
     if len(inputs) != 1 or len(outputs) != 1:
@@ -37,25 +36,44 @@ def read(folder: Path) -> Original:
     output, answer = next(iter(outputs.items()))
     _check(folder, name, picture, answer)
 
-    def answers(scaled: Any) -> Any:
-        assert model is not None  # it is what keeps the variables; the function does not
-        return function(**{name: tf.cast(scaled, picture.dtype)})[output]
-
     def predict(scaled: Any) -> Any:
-        return in_batches(answers, scaled, BATCH)
+        assert model is not None  # it is what keeps the variables; the function does not
+        return in_batches(lambda part: function(**{name: tf.cast(part, picture.dtype)})[output], scaled, BATCH)
 
-    try:
-        frozen = _frozen(folder, key, picture) if kinds & REFERENCES else None
-    except Exception as error:  # of whatever else TensorFlow 1 put into it
-        raise UserError(f"{folder} cannot be frozen, its variables made constants: {_line(error)}") from error
+    frozen = _frozen(folder, saved, key, function)
+
+    def call(scaled: Any) -> Any:
+        return tf.import_graph_def(frozen.graph, {frozen.image: tf.cast(scaled, picture.dtype)}, [frozen.answer])[0]
+
     note = "no heat map: a SavedModel does not tell its layers apart"
+    ending = Ending(ending_of(frozen.graph, frozen.answer))
     whole = bool(picture.dtype.is_integer)
-    return Original(picture.shape[1], picture.shape[2], predict, frozen or answers, None, whole, (note,))
+    return Original(picture.shape[1], picture.shape[2], predict, call, None, whole, ending, (note,))
 
 
-def _frozen(folder: Path, key: str, picture: Any) -> Any:
-    """The signature with its variables made constants by a session, as TensorFlow 1 did it. Loaded by TensorFlow 2,
-    such variables cannot be frozen: they would be served without their values."""
+def _loaded(folder: Path) -> Any:
+    try:
+        return tf.saved_model.load(str(folder))
+    except Exception as error:  # of missing or torn variables, and of operations that this TensorFlow does not have
+        raise UserError(f"{folder} cannot be loaded: its variables are missing or damaged ({_line(error)}).") from error
+
+
+def _frozen(folder: Path, saved: SavedModel, key: str, function: Any) -> Inlined:
+    """The signature with its variables made constants."""
+    if _writes(function):
+        raise UserError(f"{folder} changes itself as it answers, as in training: {INSTEAD}")
+    try:
+        frozen = _by_session(folder, key) if _kinds(saved) & REFERENCES else inlined(function)
+    except Exception as error:  # of whatever was put into it
+        raise UserError(f"{folder} cannot be frozen, its variables made constants: {_line(error)}") from error
+    if draws_lots(frozen):
+        raise UserError(f"{folder} answers at random, as in training: {INSTEAD}")
+    return frozen
+
+
+def _by_session(folder: Path, key: str) -> Inlined:
+    """As TensorFlow 1 did it. Loaded by TensorFlow 2, its variables cannot be frozen: they would be served without
+    their values."""
     with tf.compat.v1.Session(graph=tf.Graph()) as session:
         meta = tf.compat.v1.saved_model.loader.load(session, [tf.saved_model.SERVING], str(folder))
         definition = meta.signature_def[key]
@@ -63,15 +81,17 @@ def _frozen(folder: Path, key: str, picture: Any) -> Any:
         graph = tf.compat.v1.graph_util.convert_variables_to_constants(
             session, meta.graph_def, [answer.partition(":")[0]]
         )
-
-    def call(scaled: Any) -> Any:
-        return tf.import_graph_def(graph, {image: tf.cast(scaled, picture.dtype)}, [answer])[0]
-
-    return call
+    return Inlined(graph, image, answer)
 
 
-def _vet(folder: Path) -> set[str]:
-    """The kinds of operations in it."""
+def _writes(function: Any) -> bool:
+    """Whether it changes its variables by answering: Keras 3 exports augmentation layers as in training, with their
+    seeds counted on."""
+    library = function.graph.as_graph_def().library
+    return any(node.op in ASSIGNMENTS for each in library.function for node in each.node_def)
+
+
+def vetted(folder: Path) -> SavedModel:
     if (folder / "assets.extra" / "card.json").is_file():
         raise UserError(f"{folder} is a Loupe model already: copy it to models/<name>/<version>/ as it is.")
     path = folder / "saved_model.pb"
@@ -81,13 +101,16 @@ def _vet(folder: Path) -> set[str]:
         saved = SavedModel.FromString(path.read_bytes())
     except DecodeError as error:
         raise UserError(f"{path} is damaged: it cannot be read as a SavedModel.") from error
+    refuse_reaching_out(folder, saved)
+    return saved
+
+
+def _kinds(saved: SavedModel) -> set[str]:
+    """Of the operations in it."""
     graphs = [meta.graph_def for meta in saved.meta_graphs]
     functions = [function for graph in graphs for function in graph.library.function]
     kinds = {node.op for graph in graphs for node in graph.node}
-    kinds |= {node.op for function in functions for node in function.node_def}
-    if found := kinds & REACHING_OUT:
-        raise UserError(f"{folder} runs {min(found)}, which reaches outside the model: it is not loaded.")
-    return kinds
+    return kinds | {node.op for function in functions for node in function.node_def}
 
 
 def _signature(folder: Path, model: Any) -> tuple[str, Any]:

@@ -54,7 +54,7 @@ def _find(folder: Path) -> tuple[Path, list[str]]:
         return folder, []
     numbers = shelf.versions(folder)
     if numbers:
-        newest = next(entry for number, entry in shelf.entries(folder) if number == numbers[-1])
+        newest = dict(shelf.entries(folder))[numbers[-1]]  # of 007 and 7 the latter, as a server takes them
         aside = sorted(entry.name for entry in shelf.listed(folder) if entry.name.startswith(shelf.WITHDRAWN))
         also = f"; withdrawn: {_join(aside)}" if aside else ""
         older = ", ".join(map(str, reversed(numbers[:-1][-MOST:]))) or "none"

@@ -6,33 +6,60 @@ config = vetted(Path("model.h5"))         # its model's configuration; raises Us
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
-import keras
 
 from loupe.errors import UserError
-from loupe.export import legacy
+from loupe.export import known
+from loupe.scripts import plain
 
-CODE = {"Lambda", "__lambda__", "TorchModuleWrapper", "TFSMLayer", "JaxLayer", "FlaxLayer", "TensorFlowOpLayer"}
-NETWORKS = {"Functional", "Model", "Sequential"}
+WIDTHS = {"units", "filters", "depth_multiplier", "input_dim", "output_dim", "num_heads", "key_dim", "value_dim",
+          "projection_dim"}  # a layer's, each of which is a side of one of its weights  # fmt: skip
+SIDES = {
+    "kernel_size": 1000,
+    "pool_size": 1000,
+    "strides": 1000,
+    "dilation_rate": 1000,
+    "cropping": 1000,
+    "padding": 1000,
+    "size": 64,
+    "n": 10_000,
+    "num_tokens": 10_000,
+}  # the most that a layer may be given
+SHAPES = {"shape", "batch_shape", "batch_input_shape", "input_shape", "target_shape"}
+MOST_VALUES = 10**8  # of one picture's, at any place: 4096 x 4096 x 3 is half of it
+LARGEST = 100_000  # of any other whole number
+NUMBERS = {"seed", "shared_object_id"}  # any number
+NAMED = {
+    "activation": ("activations",),
+    "initializer": ("initializers",),
+    "regularizer": ("regularizers",),
+    "constraint": ("constraints",),
+}  # what a string stands for, by how its key ends
 CALLS = {"TFOpLambda", "SlicingOpLambda"}  # Keras 2's layers that call a function of TensorFlow by its name
-CALLED = ("math.", "nn.", "__operators__.", "image.resize", "compat.v1.nn.", "keras.activations.", "keras.backend.")
-CALLED_BY_NAME = {"reshape", "cast", "concat", "expand_dims", "squeeze", "transpose", "identity", "stack", "reverse",
-                  "clip_by_value", "convert_to_tensor", "pad", "split", "unstack", "compat.v1.transpose",
-                  "compat.v1.shape", "shape", "image.per_image_standardization"}  # fmt: skip
-OURS = ("keras", "tf_keras", "tensorflow.keras", "tensorflow.python.keras", "builtins")
-WIDTHS = ("units", "filters", "depth_multiplier")  # a layer's, each of which is a side of one of its weights
+CODE_KEYS = ("_fn", "_fn_type", "_fn_module", "function_type", "marshal")
+FUNCTION_MODULES = {None, "builtins", "keras.activations", "keras.losses", "keras.metrics"}
 EXPANSION, FLOOR = 100, 2**28  # what a file may unpack to: so many times its size, or so many bytes
+
+
+@dataclass(frozen=True)
+class Held:
+    """Of the weights in a file: the longest side, and how many numbers."""
+
+    widest: int
+    values: int
 
 
 def vetted(path: Path) -> dict[str, Any]:
     try:
-        config, widest = _hdf5(path) if h5py.is_hdf5(path) else _archive(path)
-        _check(path, config, widest)
+        config, held = _hdf5(path) if h5py.is_hdf5(path) else _archive(path)
+        _check(path, config, held)
     except UserError:
         raise
     except Exception as error:  # whatever a damaged file makes h5py, zipfile and json raise
@@ -40,7 +67,7 @@ def vetted(path: Path) -> dict[str, Any]:
     return config
 
 
-def _hdf5(path: Path) -> tuple[dict[str, Any], int]:
+def _hdf5(path: Path) -> tuple[dict[str, Any], Held]:
     if path.suffix.lower() not in (".h5", ".hdf5"):
         raise UserError(f"{path} is an HDF5 file by another name: rename it to {path.stem}.h5.")
     with h5py.File(path, "r") as file:
@@ -53,10 +80,10 @@ def _hdf5(path: Path) -> tuple[dict[str, Any], int]:
             )
         if config is None:
             raise UserError(f"{path} is an HDF5 file without a Keras model in it.")
-        return json.loads(config), _widest(path, file, path.stat().st_size)
+        return json.loads(config), _held(path, file, path.stat().st_size)
 
 
-def _archive(path: Path) -> tuple[dict[str, Any], int]:
+def _archive(path: Path) -> tuple[dict[str, Any], Held]:
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path} is no Keras model: neither HDF5 (.h5) nor a Keras archive (.keras), or cut short.")
     if path.suffix.lower() != ".keras":
@@ -67,12 +94,12 @@ def _archive(path: Path) -> tuple[dict[str, Any], int]:
         if missing := {"config.json", "model.weights.h5"} - set(archive.namelist()):
             raise UserError(f"{path} is an archive without {min(missing)}: it is no Keras model.")
         with archive.open("model.weights.h5") as weights, h5py.File(weights, "r") as file:
-            return json.loads(archive.read("config.json")), _widest(path, file, size)
+            return json.loads(archive.read("config.json")), _held(path, file, size)
 
 
-def _widest(path: Path, file: Any, size: int) -> int:
-    """The longest side of the weights in the file, whose links lead nowhere else and whose sizes it can hold."""
-    claimed, widest = 0, 0
+def _held(path: Path, file: Any, size: int) -> Held:
+    """Of the file, whose links lead nowhere else and whose sizes it can hold."""
+    claimed, widest, values = 0, 0, 0
     for group in _groups(file):
         for name in group:
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
@@ -84,9 +111,10 @@ def _widest(path: Path, file: Any, size: int) -> int:
                         f"{path} refers to other files ({name}): it is no Keras model as Keras writes them."
                     )
                 claimed += entry.nbytes
+                values += entry.size or 0
                 widest = max([widest, *(entry.shape or ())])
     _check_claim(path, claimed, size)
-    return widest
+    return Held(widest, values)
 
 
 def _groups(file: Any) -> Iterator[Any]:
@@ -109,53 +137,116 @@ def _check_claim(path: Path, claimed: int, size: int) -> None:
         raise UserError(f"{path} claims {claimed / 1e9:.1f} GB of weights in a file of {size / 1e6:.1f} MB: refused.")
 
 
-def _check(path: Path, config: dict[str, Any], widest: int) -> None:
-    waiting: list[tuple[Any, bool]] = [(config, True)]  # and whether it stands where a layer stands
-    while waiting:
-        part, layer = waiting.pop()
+def _check(path: Path, config: Any, held: Held) -> None:
+    """Nothing in it but what is known, at any depth, and no size that the file's weights do not bear out."""
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds no network's configuration: it is no Keras model.")
+    waiting: list[tuple[str, Any, bool]] = [("", {k: v for k, v in config.items() if k != "compile_config"}, False)]
+    while waiting:  # but for what it was trained by, which is not read; a network within it is given it, though
+        key, part, trained = waiting.pop()
         if isinstance(part, dict):
-            if "class_name" in part:
-                _check_object(path, part, layer)
-            for key, value in part.items():
-                if key in WIDTHS and isinstance(value, int) and value > widest:
-                    raise UserError(f"{path} names a layer {value} wide, and holds no weights of that size: refused.")
-                if key != "compile_config":  # what it was trained by is not read
-                    waiting.append((value, key in ("layers", "layer")))
+            _check_object(path, part)
+            if isinstance(part.get("config"), dict):
+                _check_weights(path, part, held)
+            for name, value in part.items():
+                _check_key(path, part, name)
+                if not trained:
+                    _check_value(path, name, value, held)
+                waiting.append((name, value, trained or name == "compile_config"))
         elif isinstance(part, list):
-            waiting += [(value, layer) for value in part]
+            waiting += [(key, value, trained) for value in part]
+        elif isinstance(part, str) and not part.isprintable():
+            raise UserError(f"{path} holds control characters ({plain(part, 60)}): no name or setting of Keras does.")
+        elif isinstance(part, int) and abs(part) > LARGEST and not trained and key not in NUMBERS | WIDTHS:
+            raise UserError(f"{path} gives {plain(key, 60)} as {str(part)[:30]}: no layer is that large, refused.")
 
 
-def _check_object(path: Path, part: dict[str, Any], layer: bool) -> None:
-    kind, module = part["class_name"], part.get("module")
-    inner = part.get("config")
-    name = inner.get("name", kind) if isinstance(inner, dict) else kind
-    if kind in CODE:
+def _check_object(path: Path, part: dict[str, Any]) -> None:
+    if "class_name" not in part:
+        return
+    kind, module, registered, inner = (part.get(key) for key in ("class_name", "module", "registered_name", "config"))
+    name = plain(str(inner.get("name", kind) if isinstance(inner, dict) else kind), 60)
+    shown = plain(str(kind), 60)
+    if str(kind) in known.CODE:
         raise UserError(
-            f"{path.name} holds program code, in its layer {name} ({kind}); code from a file is never run. Save the "
+            f"{path.name} holds program code, in its layer {name} ({shown}); code from a file is never run. Save the "
             "model with layers of Keras in its place, such as Rescaling."
         )
-    if kind in CALLS:
+    if str(kind) in CALLS and module is None:
         function = str(inner.get("function") or "__operators__.getitem") if isinstance(inner, dict) else ""
-        if not function.startswith(CALLED) and function not in CALLED_BY_NAME:
-            raise UserError(f"{path.name} calls TensorFlow's {function} in its layer {name}: that is not supported.")
+        if not known.is_called(function):
+            raise UserError(
+                f"{path.name} calls TensorFlow's {plain(function, 60)} in its layer {name}: that is not supported."
+            )
         return
-    foreign = module is not None and str(module).split(".")[0] not in {name.split(".")[0] for name in OURS}
-    if foreign or (layer and not _known(kind, module)):
+    named = isinstance(kind, str) and known.NAME.fullmatch(kind) and isinstance(module, str | None)
+    if kind == "function":
+        allowed = named and registered in (None, inner, "function") and module in FUNCTION_MODULES
+        allowed = allowed and isinstance(inner, str) and known.is_function(inner)
+    else:
+        allowed = named and registered in (None, kind) and known.is_known(str(kind), module)
+    if not allowed:
         raise UserError(
-            f"{path.name} holds a layer that Keras does not know, {kind} ({name}), and not its code. Where that is, "
-            "write the model by model.export(…), and convert the SavedModel."
+            f"{path.name} holds a layer or function that Keras does not know, {shown} ({name}), and not its code. "
+            "Where that is, write the model by model.export(…), and convert the SavedModel."
         )
 
 
-def _known(kind: str, module: Any) -> bool:
-    if (
-        kind in NETWORKS
-        or hasattr(keras.layers, kind)
-        or str(module).startswith(("keras.src.ops", "keras.src.applications"))
-    ):
-        return True
-    return hasattr(legacy.library().layers, kind)
+def _check_key(path: Path, part: dict[str, Any], key: str) -> None:
+    if key.endswith(CODE_KEYS) or (key == "function" and part.get("function") and not _is_call(part)):
+        raise UserError(f"{path.name} holds program code ({plain(key, 60)}); code from a file is never run.")
+
+
+def _is_call(config: dict[str, Any]) -> bool:
+    return isinstance(config["function"], str) and known.is_called(config["function"])
+
+
+def _check_value(path: Path, key: str, value: Any, held: Held) -> None:
+    shown = plain(str(value), 60)
+    if key in WIDTHS and value is not None:
+        if not isinstance(value, int):
+            raise UserError(f"{path} gives {key} as {shown}, which is no whole number: refused.")
+        if value > held.widest:
+            raise UserError(f"{path} names a layer {value} wide, and holds no weights of that size: refused.")
+    if key in SIDES and not (key == "padding" and value in ("same", "valid", "causal")):
+        sides = _flat(value)
+        if not all(side is None or (isinstance(side, int) and abs(side) <= SIDES[key]) for side in sides):
+            raise UserError(f"{path} gives a layer the {key} {shown}: whole numbers up to {SIDES[key]} are taken.")
+    if key in SHAPES and any(math.prod(shape) > MOST_VALUES for shape in _shapes(value)):
+        raise UserError(f"{path} names a shape of {shown}: no picture is that large, refused.")
+    for end, spaces in NAMED.items():
+        if key.endswith(end) and isinstance(value, str) and not known.is_function(value, spaces):
+            raise UserError(f"{path.name} names the {end} {shown}, which Keras does not know.")
+
+
+def _check_weights(path: Path, part: dict[str, Any], held: Held) -> None:
+    """A kernel is no larger than all weights together."""
+    kind, config = str(part.get("class_name")), part["config"]
+    sides = [side for side in _flat(config.get("kernel_size")) if isinstance(side, int)]
+    if len(sides) == 1:
+        sides *= next((n for n in (1, 2, 3) if f"{n}D" in kind), 2)
+    asked = math.prod(sides) if sides else 0
+    if kind.startswith("Conv") and isinstance(config.get("filters"), int):
+        asked *= config["filters"]
+    if isinstance(rows := config.get("input_dim"), int) and isinstance(columns := config.get("output_dim"), int):
+        asked = max(asked, rows * columns)
+    if asked > held.values:
+        raise UserError(
+            f"{path} names a layer of {asked} weights ({plain(kind, 60)}), and holds {held.values} in all: refused."
+        )
+
+
+def _shapes(value: Any) -> Iterator[list[int]]:
+    """The sides that are given, of one or of several."""
+    if isinstance(value, list):
+        yield [abs(side) for side in value if isinstance(side, int) and side]
+        for each in value:
+            yield from _shapes(each)
+
+
+def _flat(value: Any) -> list[Any]:
+    return [side for each in value for side in _flat(each)] if isinstance(value, list) else [value]
 
 
 def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return plain((str(error).strip().splitlines() or [type(error).__name__])[0], 200)

@@ -78,6 +78,13 @@ class Answers:
 
 def compute(request: Any, model: SavedModel, engine: Engine) -> tuple[str, Any, dict[str, Array]]:
     """The signature that a PredictRequest asks for, by name and as it is, and the arrays that it gives."""
+    name, inputs, outputs = checked(request, model)
+    found = engine.run(name, inputs, outputs)
+    return name, model.signatures[name], {alias: found[alias] for alias in outputs}
+
+
+def checked(request: Any, model: SavedModel) -> tuple[str, dict[str, Array], list[str]]:
+    """The name of the signature, the inputs and the names of the outputs, all as the model has them; or Refused."""
     name = request.model_spec.signature_name or proto.PREDICT_SIGNATURE
     signature = model.signatures.get(name)
     if signature is None:
@@ -85,8 +92,7 @@ def compute(request: Any, model: SavedModel, engine: Engine) -> tuple[str, Any, 
     inputs = _inputs(request, signature)
     outputs = _outputs(request, signature)
     _refuse_misfits(inputs, request, signature)
-    found = engine.run(name, inputs, outputs)
-    return name, signature, {alias: found[alias] for alias in outputs}
+    return name, inputs, outputs
 
 
 def _refuse_missing_spec(request: Any) -> None:

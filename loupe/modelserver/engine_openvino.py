@@ -3,7 +3,8 @@
     engine = open_model(savedmodel.read(folder), Options())
 
 Where the export left an int8 variant in `assets.extra/openvino-int8/`, that one computes, unless `--mixed_precision`
-asks for bfloat16; one that is damaged or half copied is named in the log, and the SavedModel computes.
+asks for bfloat16; one that is damaged, half copied or another version's is named in the log, and the
+SavedModel computes.
 One stream over all CPUs and a few infer requests: a single caller gets the whole machine, concurrent ones take turns
 (`--tensorflow_inter_op_parallelism` makes more streams of fewer threads). float32 unless the card says bfloat16.
 Not covered: any other signature; those need the tensorflow engine.
@@ -22,16 +23,18 @@ import numpy as np
 from grpc import StatusCode
 
 import proto
+from loupe import files
 from loupe.modelserver.engines import Engine, Options
 from loupe.modelserver.refused import Refused, invalid, say
-from loupe.modelserver.savedmodel import CARD, Array, SavedModel, sample_batch
+from loupe.modelserver.savedmodel import CARD, DESCRIBE, Array, SavedModel, sample_batch
 
 # `import openvino` alone reports the import to Google Analytics, unless its telemetry package cannot be imported.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 import openvino  # noqa: E402
 
-DESCRIBE = "describe"
 INT8 = Path("assets.extra", "openvino-int8")
+SUMMED = ("model.bin", "model.xml", "../../saved_model.pb")  # as `sha256sum --check` finds them from there
+LARGEST_SUMS = 1 << 16  # bytes
 MOST_CARDS = 1024  # a request of some bytes may ask for any number
 
 
@@ -108,12 +111,14 @@ def _int8(model: SavedModel, options: Options) -> OpenVinoEngine | None:
 
 
 def _refuse_damaged(folder: Path) -> None:
-    """OpenVINO alone notices a file that is too short, and not one of the right length that has not arrived yet."""
-    sums = (folder / "SHA256SUMS").read_bytes().splitlines()
-    for name in ("model.bin", "model.xml"):
-        path = folder / name
-        if not path.is_file() or f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}".encode() not in sums:
-            raise invalid(f"{name} is not as it was exported")
+    """OpenVINO alone notices a file that is too short, and not one of the right length that has not arrived yet, nor
+    a variant that was made from another version."""
+    sums = files.read(folder / "SHA256SUMS", LARGEST_SUMS).splitlines()
+    for name in SUMMED:
+        with files.opened(folder / name) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if f"{found}  {name}".encode() not in sums:
+            raise invalid(f"{(folder / name).name} is not as it was exported")
 
 
 def _settings(options: Options, half: bool) -> dict[str, str]:

@@ -8,6 +8,7 @@ Not covered: saved_model.pbtxt and sharded .cpb files, which only very old or ve
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +19,16 @@ import numpy as np
 from grpc import StatusCode
 
 import proto
-from loupe.modelserver.refused import Refused
+from loupe import files
+from loupe.modelserver.refused import Refused, invalid
 
 CARD = Path("assets.extra", "card.json")
+DESCRIBE = "describe"
+PASSED_ON = {"Identity": 0, "Fill": 1}  # operation → the input whose value it gives
+MOST_STEPS = 10
 WARMUP = Path("assets.extra", "tf_serving_warmup_requests")
+LARGEST, LARGEST_CARD = 1 << 31, 1 << 20  # bytes; protobuf itself ends at 2 GiB
+READ_BY_ENGINES = ("", "variables", "assets")
 Array = np.ndarray[Any, Any]
 
 
@@ -39,10 +46,9 @@ class SavedModel:
 
 def read(folder: Path, tags: Sequence[str] = ("serve",)) -> SavedModel:
     path = folder / "saved_model.pb"
-    if path.exists() and not path.is_file():  # a pipe would be waited for without end
-        raise Refused(StatusCode.NOT_FOUND, f"{path} is no file")
     try:
-        graphs = proto.SavedModel.FromString(path.read_bytes()).meta_graphs
+        graphs = proto.SavedModel.FromString(files.read(path, LARGEST)).meta_graphs
+        _refuse_pipes(folder)
     except OSError as error:
         raise Refused(
             StatusCode.NOT_FOUND, f"Could not find SavedModel .pb at {folder} ({error.strerror or error})"
@@ -51,7 +57,7 @@ def read(folder: Path, tags: Sequence[str] = ("serve",)) -> SavedModel:
         raise Refused(StatusCode.DATA_LOSS, f"Can't parse {path} as binary proto") from error
     for graph in graphs:
         if set(graph.meta_info_def.tags) == set(tags):
-            return SavedModel(folder, tuple(tags), _copied(graph.signature_def), _card(folder))
+            return SavedModel(folder, tuple(tags), _copied(graph.signature_def), _card(folder, _described(graph)))
     raise Refused(
         StatusCode.NOT_FOUND,
         f"Could not find meta graph def matching supplied tags: {{ {' '.join(tags)} }} in {path}",
@@ -67,17 +73,46 @@ def _copied(signatures: Any) -> dict[str, Any]:
     return copies
 
 
-def _card(folder: Path) -> str | None:
+def _refuse_pipes(folder: Path) -> None:
+    """The engines open these themselves, and would wait for a pipe without end."""
+    for part in READ_BY_ENGINES:
+        for path in (folder / part).iterdir() if (folder / part).is_dir() else ():
+            if path.exists() and not path.is_file() and not path.is_dir():
+                raise OSError(errno.EINVAL, f"{path.name} is no file")
+
+
+def _card(folder: Path, described: str | None) -> str | None:
+    """The text of the file, which must say the same as the graph does, where the graph can be understood."""
     path = folder / CARD
-    if not path.exists():
-        return None
     try:
-        text = path.read_text(encoding="utf-8")
-        if isinstance(json.loads(text), dict):
-            return text
-    except (OSError, ValueError) as error:
+        text = files.read(path, LARGEST_CARD).decode()
+        card = json.loads(text)
+        if not isinstance(card, dict):
+            raise Refused(StatusCode.DATA_LOSS, f"{path} is no card: a card is a JSON object")
+        if described not in (None, text) and card != json.loads(described or ""):
+            raise invalid(f"{path} is not the card that the graph itself gives by {DESCRIBE}: copy or export it again")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
         raise Refused(StatusCode.DATA_LOSS, f"{path} cannot be read as a card: {error}") from error
-    raise Refused(StatusCode.DATA_LOSS, f"{path} is no card: a card is a JSON object")
+    return described or text
+
+
+def _described(graph: Any) -> str | None:
+    """What `describe` answers, where that is a constant, filled into a shape perhaps: so Loupe writes it."""
+    if DESCRIBE not in graph.signature_def or "card" not in graph.signature_def[DESCRIBE].outputs:
+        return None
+    nodes = {node.name: node for node in graph.graph_def.node}
+    name = graph.signature_def[DESCRIBE].outputs["card"].name
+    for _ in range(MOST_STEPS):
+        node = nodes.get(name.partition(":")[0])
+        if node is None or node.op not in PASSED_ON or len(node.input) <= PASSED_ON[node.op]:
+            break
+        name = node.input[PASSED_ON[node.op]]
+    if node is None or node.op != "Const":
+        return None
+    texts = proto.Constant.FromString(node.SerializeToString()).attr["value"].tensor.string_val
+    return texts[0].decode(errors="replace") if len(texts) == 1 else None
 
 
 def sample_batch(signature: Any) -> dict[str, Array] | None:

@@ -130,7 +130,8 @@ class Versions:
         except OSError:
             return []
         found = [(int(e.name), e) for e in entries if e.name.isascii() and e.name.isdigit() and e.is_dir()]
-        return sorted((pair for pair in found if pair[0] < 1 << 63), reverse=True)
+        folders = dict(sorted(pair for pair in found if pair[0] < 1 << 63))  # of 007 and 7, the latter
+        return sorted(folders.items(), reverse=True)
 
     def _say_empty(self) -> None:
         if time.monotonic() < self._remind_at:

@@ -6,23 +6,27 @@
 Without the file nothing is done. A request that fails fails the load, and so do a damaged file and one of more than
 1,000 records. Differences: records that this server answers to nobody (Classify, Regress, MultiInference, and with
 openvino any signature but `serving_default`) are passed over with a line; there they are run. A record of more than
-32 MiB is refused.
+32 MiB is refused. Warming up ends after 30 seconds, and a batch of more than 256 is not run: such records are passed
+over, too, since a file of some kilobytes may ask for hours.
 """
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from grpc import StatusCode
 
 import proto
 from loupe import records
-from loupe.modelserver.answers import compute
+from loupe.modelserver.answers import checked
 from loupe.modelserver.engines import Engine, Opener
 from loupe.modelserver.refused import Refused, invalid, say
 from loupe.modelserver.savedmodel import WARMUP, SavedModel
 
 MOST = 1000
+SECONDS = 30.0  # after which no other record is begun
+LARGEST_BATCH = 256
 LONGEST = 500  # characters of a reason: it may quote names from the file
 
 
@@ -40,9 +44,12 @@ def replaying(open_engine: Opener) -> Opener:
 
 
 def _replay(model: SavedModel, engine: Engine) -> None:
-    path = model.folder / WARMUP
+    path, end = model.folder / WARMUP, time.monotonic() + SECONDS
     try:
         for count, record in enumerate(records.read(path), 1):
+            if time.monotonic() > end:
+                say(f"{path}: warming up has taken {SECONDS:.0f} s; record {count} and what follows is passed over")
+                return
             if count > MOST:
                 raise invalid(f"Number of warmup records exceeds the maximum ({MOST}) at {path}")
             if log := _predict_log(record, f"{path}, record {count}"):
@@ -69,7 +76,12 @@ def _predict_log(record: bytes, where: str) -> Any:
 
 def _run(request: Any, model: SavedModel, engine: Engine, where: str) -> None:
     try:
-        compute(request, model, engine)
+        name, inputs, outputs = checked(request, model)
+        batch = max((len(array) for array in inputs.values() if array.ndim), default=1)
+        if batch > LARGEST_BATCH:
+            say(f"{where}, is a batch of {batch}, more than {LARGEST_BATCH}: passed over")
+            return
+        engine.run(name, inputs, outputs)
     except Refused as error:
         if error.code != StatusCode.UNIMPLEMENTED:
             raise Refused(error.code, f"{where}: {str(error)[:LONGEST]}") from error
