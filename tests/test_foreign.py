@@ -357,7 +357,7 @@ ENDS: dict[str, tuple[int, Any, str | None]] = {
 @pytest.mark.parametrize("end", ENDS)
 def test_what_a_saved_model_ends_in_is_taken_from_its_last_operation(tmp_path: Path, end: str) -> None:
     units, give, asked = ENDS[end]
-    weights = np.float32([[2, -3, 1], [1, 2, -3], [-2, 1, 2]])[:, :units]
+    weights = np.array([[2, -3, 1], [1, 2, -3], [-2, 1, 2]], np.float32)[:, :units]
 
     def logits(x: Any) -> Any:
         return tf.matmul(tf.reduce_mean(x, [1, 2]), weights) + 0.4

@@ -30,7 +30,6 @@ from loupe.export.vetting import vetted
 
 PROBES = 4  # pictures, of smooth random colours, that a model of Loupe's form is held to its original with
 AGREES = 1e-4  # of a probability, in float32: what another order of adding up may change
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def read_model(
@@ -53,10 +52,6 @@ def read_model(
     card = Card(
         name or _slug(path), named, height, width, backbone={"name": scaling.name, "source": path.name}
     )  # fmt: skip
-    if not NAME.fullmatch(card.name):
-        raise UserError(
-            f"{card.name!r} cannot be a model's name: give one of letters, digits, '-', '_' and '.', by --name."
-        )
     if original.whole_numbers and scaling.mode != "none":
         raise UserError(f"{path} takes pixels as whole numbers, so nothing can be scaled before it: --preprocess none.")
     pixels = _probes(height, width)
