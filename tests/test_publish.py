@@ -213,7 +213,7 @@ def test_a_rollback_with_nothing_to_fall_back_to_is_refused(tmp_path: Path) -> N
     for name, words in {
         "toy": "toy has no version but 1: nothing to fall back to",
         "none": "There is no model none in .*; there are: cup, toy",
-        "../toy": "not '../toy'", ".toy": "leading dot", "": "leading dot", "a\nb": "folder's name",
+        "../toy": "not '../toy'", ".toy": "no dot or dash in front", "": "not ''", "a\nb": "no space",
     }.items():  # fmt: skip
         with pytest.raises(UserError, match=words) as refused:
             rollback(tmp_path, name)
