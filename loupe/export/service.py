@@ -79,7 +79,7 @@ def service(folder: Path, card: Card, bodies: Sequence[Body], step: Step) -> Ans
 
 @contextmanager
 def served(folder: Path) -> Iterator[int]:
-    models, name = folder.parent.parent, folder.parent.name
+    models, name = folder.resolve().parent.parent, folder.parent.name  # serve.py runs in a folder of its own
     with tempfile.TemporaryFile() as log:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port: int = listener.getsockname()[1]
