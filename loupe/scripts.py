@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
 def plain(text: str, longest: int | None = None) -> str:
     """One line that a terminal shows and does not obey: no control characters, nothing that turns the text around."""
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:longest])
-    return shown if len(text) <= len(text[:longest]) else f"{shown}…"
+    return shown if len(text) <= len(text[:longest]) else f"{shown}… ({len(text)} characters)"
 
 
 def run_script(main: Callable[[], int | None]) -> None:

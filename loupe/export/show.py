@@ -19,6 +19,7 @@ from loupe.card import Card
 from loupe.errors import UserError
 from loupe.export import shelf
 from loupe.export.warmup import REQUESTS
+from loupe.scripts import plain
 
 CARD, INT8 = Path("assets.extra", "card.json"), Path("assets.extra", "openvino-int8")
 LONGEST, MOST = 80, 50  # characters of a name, entries of a list: the file is not ours, and may hold anything
@@ -184,9 +185,7 @@ def _inputs(record: bytes) -> list[Any]:
 
 
 def _plain(text: str, longest: int = LONGEST) -> str:
-    """One line that a terminal shows and does not obey: no control characters, nothing that turns the text around."""
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:longest])
-    return shown if len(text) <= longest else f"{shown}… ({len(text)} characters)"
+    return plain(text, longest)
 
 
 def _join(texts: Iterable[str]) -> str:
