@@ -8,7 +8,6 @@ import pty
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -131,23 +130,37 @@ def test_a_journal_of_other_data_is_set_aside(tmp_path: Path) -> None:
     assert len(best.trials) == 2
 
 
-def test_ctrl_c_ends_it_with_the_best_so_far(tmp_path: Path) -> None:
-    def interrupt(trial: Trial) -> None:
-        if trial["number"] == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+def in_a_process_of_its_own(journal: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """Ctrl-C is tried where nothing else has run: signals raised within a long run of tests have ended it outright."""
+    head = (
+        "import os, signal, sys, threading; from pathlib import Path; from tests.test_tune import run\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs inherit it ignored
+        "interrupt = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-c", head + script, str(journal)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
 
-    best = run(tmp_path / "journal", 8, on_trial=interrupt)
-    assert not best.finished
-    assert any("3 of 8" in note for note in best.notes)
-    assert best.val_loss == min(trial["val_loss"] or math.inf for trial in best.trials)
+
+def test_ctrl_c_ends_it_with_the_best_so_far(tmp_path: Path) -> None:
+    script = (
+        "best = run(Path(sys.argv[1]), 8, on_trial=lambda trial: trial['number'] == 3 and interrupt())\n"
+        "smallest = min(trial['val_loss'] or float('inf') for trial in best.trials)\n"
+        "print(best.finished, any('3 of 8' in note for note in best.notes), best.val_loss == smallest)"
+    )
+    ended = in_a_process_of_its_own(tmp_path / "journal", script)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.split() == ["False", "True", "True"]
     assert len(run(tmp_path / "journal", 4).trials) == 4
 
 
 def test_ctrl_c_before_any_trial_is_ctrl_c(tmp_path: Path) -> None:
-    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "journal", epochs=100_000)
+    script = (
+        "threading.Timer(0.1, interrupt).start()\n"
+        "try:\n    run(Path(sys.argv[1]), epochs=100_000)\nexcept KeyboardInterrupt:\n    print('interrupted')"
+    )
+    ended = in_a_process_of_its_own(tmp_path / "journal", script)
+    assert ended.stdout.split()[-1:] == ["interrupted"], ended.stderr
 
 
 def test_a_trial_that_diverges_is_counted_and_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
