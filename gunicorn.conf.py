@@ -6,6 +6,7 @@ import sys
 from loupe.errors import UserError
 from loupe.gateway.settings import Settings
 
+os.environ.pop("SCRIPT_NAME", None)  # of whatever started this, not a prefix of our addresses
 try:
     _settings = Settings.from_environment(os.environ)
 except UserError as error:
@@ -13,11 +14,12 @@ except UserError as error:
 
 bind = f"[{_settings.host}]:{_settings.port}" if ":" in _settings.host else f"{_settings.host}:{_settings.port}"
 workers = _settings.workers
-worker_class = "gthread"
+worker_class = "loupe.gateway.worker.Worker"
 threads = _settings.threads
 timeout = 60  # seconds without a sign of life from a worker before it is replaced
-graceful_timeout = 30  # for requests in flight when asked to stop
+graceful_timeout = 30 + int(_settings.drain)  # for requests in flight when asked to stop
 keepalive = 5
+forwarder_headers = ""  # no header moves this service to another path
 control_socket_disable = True  # it would lie in the home folder, one for all gateways of a user
 accesslog = "-"
 access_log_format = "%(t)s %(r)s %(s)s %(M)s ms"

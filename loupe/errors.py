@@ -7,8 +7,12 @@ LoupeError
     │   └── RefusedURL      400  an address this gateway does not fetch from
     ├── NotFound            404
     ├── MethodNotAllowed    405
+    ├── TooSlow             408  a request that came byte by byte
     ├── TooLarge            413
     ├── UnsupportedBody     415  a body of a kind that is not read
+    ├── HeadTooLarge        431
+    ├── Busy                503  as much is in hand as may be
+    ├── Stopping            503  told to end, and not ready for more
     ├── ImageError          422  the picture's bytes (training skips such a file)
     │   ├── UnsupportedImage 415
     │   └── TooManyPixels   422
@@ -55,6 +59,22 @@ class NotFound(Problem):
 
 class MethodNotAllowed(Problem):
     status, code = 405, "method_not_allowed"
+
+
+class TooSlow(Problem):
+    status, code = 408, "request_timeout"
+
+
+class HeadTooLarge(Problem):
+    status, code = 431, "head_too_large"
+
+
+class Busy(Problem):
+    status, code, retry_after = 503, "busy", 1
+
+
+class Stopping(Problem):
+    status, code, retry_after = 503, "stopping", 1
 
 
 class TooLarge(Problem):

@@ -4,12 +4,14 @@
 
 `write` makes one with `image` (uint8 unless told otherwise), `probabilities`, `heatmap` and the signature `describe`;
 `write_plain` one that knows nothing of Loupe: `serving_default` alone, float32 in, logits out, no card;
+`write_foreign` another such one, of any signature, that takes each pixel's exact value into account;
 `write_slow` one whose answer takes as long as its input says; `write_text_length` one that needs TensorFlow.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 SIDE, CLASSES = 32, 3
+FOREIGN_SIZE = (24, 40)  # height, width
 LABELS = ["cracked", "normal", "worn"]
 
 
@@ -71,6 +74,42 @@ def write_plain(folder: Path) -> Path:
         logits = tf.reduce_mean(pixels, [1, 2]) @ tf.constant(np.eye(3, 4, dtype=np.float32))
         _save(folder, {"serving_default": _signature({"input_8": pixels}, {"dense_7": logits})})
     return folder
+
+
+def write_foreign(
+    folder: Path,
+    *,
+    shape: tuple[int | None, ...] = (None, *FOREIGN_SIZE, 3),
+    dtype: tf.DType = tf.float32,
+    classes: int = 4,
+    softmax: bool = False,
+    inputs: int = 1,
+    outputs: tuple[str, ...] = ("dense_7",),
+) -> Path:
+    """`input_8` → `dense_7`: what `foreign_logits` says, or its softmax."""
+    with tf.Graph().as_default():
+        given = {f"input_{8 + n}": tf.compat.v1.placeholder(dtype, shape, name=f"input_{8 + n}") for n in range(inputs)}
+        pixels = tf.cast(given["input_8"], tf.float32)
+        is_open = None in shape[1:]
+        flat = (
+            tf.reduce_mean(pixels, [1, 2])
+            if is_open
+            else tf.reshape(pixels, [-1, math.prod(side or 0 for side in shape[1:])])
+        )
+        logits = 2 * tf.sin(flat @ tf.constant(_foreign_weights(int(flat.shape[1]), classes)))
+        answer = tf.nn.softmax(logits) if softmax else logits
+        _save(folder, {"serving_default": _signature(given, {name: tf.identity(answer) for name in outputs})})
+    return folder
+
+
+def foreign_logits(pixels: np.ndarray[Any, Any], classes: int = 4) -> np.ndarray[Any, Any]:
+    flat = pixels.reshape(len(pixels), -1).astype(np.float32)
+    result: np.ndarray[Any, Any] = 2 * np.sin(flat @ _foreign_weights(flat.shape[1], classes))
+    return result
+
+
+def _foreign_weights(count: int, classes: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(8).normal(0, 0.003, (count, classes)).astype(np.float32)
 
 
 def write_slow(folder: Path) -> Path:

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import resource
+import struct
+import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -10,9 +14,11 @@ import pytest
 from PIL import Image
 
 from loupe.errors import ImageError, TooManyPixels, UnsupportedImage
-from loupe.images import decode
-from tests.pictures import encoded, picture, png_that_declares
+from loupe.images import FORMATS, decode
+from tests.pictures import encoded, exif, picture, png_that_declares
 
+HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
+with_heif = pytest.mark.skipif(not HAS_HEIF, reason="pillow-heif is not installed")
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -22,12 +28,6 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
-
-
-def exif(orientation: int) -> bytes:
-    made = Image.Exif()
-    made[0x0112] = orientation
-    return made.tobytes()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"])
@@ -109,6 +109,157 @@ def test_formats_that_are_not_allowed_are_not_even_opened() -> None:
                  b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>", b"SIMPLE  ="):  # fmt: skip
         with pytest.raises(UnsupportedImage):
             decode(data, 16, 16)
+
+
+BEGINNINGS = {
+    "ICO": b"\0\0\1\0\1\0\x10\x10",
+    "JPEG XL, bare": b"\xff\x0a\xfa\x0f",
+    "JPEG XL, boxed": b"\0\0\0\x0cJXL \r\n\x87\n",
+    "JPEG 2000, bare": b"\xff\x4f\xff\x51\0\x2f",
+    "FLIF": b"FLIF31\0\x63",
+    "BPG": b"BPG\xfb\0\0",
+    "QOI": b"qoif\0\0\0\x40",
+    "DDS": b"DDS |\0\0\0",
+    "BigTIFF": b"II+\0\x08\0\0\0",
+    "JPEG XR": b"II\xbc\x01",
+    "PNM": b"P6\n64 48\n255\n",
+    "Radiance": b"#?RADIANCE\n",
+    "OpenEXR": b"\x76\x2f\x31\x01\2\0\0\0",
+    "GIMP": b"gimp xcf v011",
+    "DjVu": b"AT&TFORM\0\0\0\0DJVU",
+}
+
+
+@pytest.mark.parametrize("kind", BEGINNINGS)
+def test_other_known_kinds_of_picture_are_called_unsupported_and_not_broken(kind: str) -> None:
+    with pytest.raises(UnsupportedImage, match="send JPEG"):
+        decode(BEGINNINGS[kind] + b"\0" * 100, 16, 16)
+
+
+SVG = b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        b" \r\n\t" * 300,
+        b"\xef\xbb\xbf",
+        b"\xef\xbb\xbf<?xml version='1.0' encoding='UTF-8' standalone='no'?>\n",
+        b"<?xml version='1.0'?>\n<!-- " + b"a licence, a history > and so on " * 900 + b"-->\n<!-- more -->",
+        b"<!DOCTYPE svg PUBLIC '-//W3C//DTD SVG 1.1//EN' 'http://www.w3.org/Graphics/SVG/1.1/DTD/svg11.dtd'>",
+        b"<!DOCTYPE svg [\n<!ENTITY a 'http://ns.adobe.com/'>\n" + b"<!ENTITY b 'c'>" * 90 + b"] >\n",
+    ],
+)
+def test_an_svg_is_known_whatever_stands_before_its_tag(before: bytes) -> None:
+    for data in (before + SVG, before + SVG.replace(b"<svg xmlns", b"<svg:svg xmlns:svg")):
+        with pytest.raises(UnsupportedImage):
+            decode(data, 16, 16)
+
+
+@pytest.mark.parametrize("coding", ["utf-16", "utf-16-be"])
+def test_an_svg_is_known_in_two_bytes_a_letter(coding: str) -> None:
+    with pytest.raises(UnsupportedImage):
+        decode(("\ufeff" * (coding == "utf-16-be") + "<?xml version='1.0'?> " + SVG.decode()).encode(coding), 16, 16)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"<!doctype html><html><body>" + SVG,
+        b"<html><!-- <svg> -->" + SVG,
+        b"words, then " + SVG,
+        b"<svgs/>",
+        b"<!-- <svg>",
+    ],
+)
+def test_a_page_that_only_holds_an_svg_is_none(data: bytes) -> None:
+    with pytest.raises(ImageError) as caught:
+        decode(data, 16, 16)
+    assert not isinstance(caught.value, UnsupportedImage)
+
+
+@pytest.mark.parametrize(
+    "piece", [b"<!--", b"<!---->", b"<?", b"<??>", b" ", b"<!DOCTYPE[", b"<!DOCTYPE[]", b"]", b"<"]
+)
+def test_looking_for_an_svg_takes_one_pass_whatever_the_bytes(piece: bytes) -> None:
+    start = time.monotonic()
+    for data in (piece * 1_000_000, b"<!-- --" * 9000 + piece * 1_000_000, b"<!DOCTYPE[" + piece * 1_000_000):
+        with pytest.raises(ImageError):
+            decode(data, 16, 16)
+    assert time.monotonic() - start < 1
+
+
+HEIC = b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + b"\0" * 100
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"heix", b"hevc", b"mif1", b"heif"])
+def test_without_its_package_heic_is_unsupported_and_the_answer_says_how_to_have_it(
+    brand: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not there, where it is
+    monkeypatch.setattr("loupe.images.FORMATS", [kind for kind in FORMATS if kind != "HEIF"])
+    with pytest.raises(UnsupportedImage, match="pip install pillow-heif") as caught:
+        decode(HEIC.replace(b"heic", brand, 1), 16, 16)
+    assert caught.value.status == 415
+
+
+def heic(image: Image.Image, **options: Any) -> bytes:
+    importlib.import_module("pillow_heif").register_heif_opener()
+    return encoded(image, "HEIF", **options)
+
+
+@with_heif
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_with_its_package_heic_is_the_same_picture(mode: str) -> None:
+    image = picture(640, 427)
+    wanted = decode(encoded(image.convert(mode), "PNG"), 30, 40).astype(int)
+    assert np.abs(decode(heic(image.convert(mode), quality=90), 30, 40) - wanted).mean() < 3
+    assert np.abs(decode(encoded(image.convert(mode), "PNG"), 30, 40) - wanted).max() == 0  # and the rest go on
+
+
+@with_heif
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_heic_picture_is_turned_upright_once(orientation: int) -> None:
+    upright = picture(64, 48)
+    stored = upright.transpose(TURNS[orientation]) if orientation in TURNS else upright
+    pixels = decode(heic(stored, quality=95, exif=exif(orientation)), 32, 32).astype(int)
+    assert np.abs(pixels - decode(encoded(upright, "PNG"), 32, 32)).mean() < 6
+
+
+@with_heif
+@pytest.mark.parametrize("size", [(6400, 6400), (12_000, 12_000), (30_000, 30_000)])
+def test_a_heic_that_declares_a_huge_picture_is_refused_before_anything_is_allocated(size: tuple[int, int]) -> None:
+    data = bytearray(heic(picture(320, 200)))  # smaller ones are padded and cropped
+    at = data.index(b"ispe") + 8
+    data[at : at + 8] = struct.pack(">II", *size)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(TooManyPixels):
+        decode(bytes(data), 16, 16)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kB
+
+
+@with_heif
+def test_a_heic_that_declares_too_little_is_refused_before_its_pixels_are_allocated() -> None:
+    data = heic(Image.new("RGB", (6000, 6000), "red"), quality=10).replace(
+        b"ispe\0\0\0\0" + struct.pack(">II", 6000, 6000), b"ispe\0\0\0\0" + struct.pack(">II", 64, 64)
+    )
+    with pytest.raises(ImageError):
+        decode(data, 16, 16)
+
+
+@with_heif
+def test_a_damaged_heic_is_broken_and_nothing_past_the_error_tree() -> None:
+    data = heic(picture())
+    for kept in (12, 30, len(data) // 4, len(data) // 2, len(data) * 3 // 4):
+        with pytest.raises(ImageError) as caught:
+            decode(data[:kept], 16, 16)
+        assert not isinstance(caught.value, UnsupportedImage)
+    random = np.random.default_rng(3)
+    for _ in range(150):
+        spoilt = bytearray(data)
+        spoilt[random.integers(len(data))] = random.integers(256)
+        with contextlib.suppress(ImageError):
+            assert decode(bytes(spoilt), 8, 8).shape == (8, 8, 3)
 
 
 def test_a_damaged_exif_block_does_not_damage_the_picture() -> None:

@@ -5,9 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from keras_image_helper.helper import preprocessors
 
 from loupe.errors import UserError
-from loupe.gateway.settings import SETTINGS, Settings
+from loupe.gateway.settings import PREPROCESSORS, SETTINGS, Settings
 from tests.servers import ROOT
 
 
@@ -35,6 +36,27 @@ def test_every_wrong_setting_is_named_at_once_with_what_it_should_be() -> None:
 def test_a_network_and_a_host_can_be_allowed() -> None:
     allowed = Settings.from_environment({"LOUPE_FETCH_ALLOW": "10.1.0.0/16, Pictures.Intranet,::1"}).fetch_allow
     assert [str(entry) for entry in allowed] == ["10.1.0.0/16", "pictures.intranet", "::1/128"]
+
+
+def test_labels_keep_their_order_and_lose_their_blanks() -> None:
+    assert Settings.from_environment({"LOUPE_LABELS": " worn, new tire ,Ärger"}).labels == ("worn", "new tire", "Ärger")
+    assert Settings.from_environment({"LOUPE_LABELS": " "}).labels == ()
+
+
+@pytest.mark.parametrize("text", ["one", "a,,b", "a,b,", "a,b, a", ","])
+def test_labels_that_are_too_few_empty_or_equal_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match="LOUPE_LABELS is .* but must be two labels or more"):
+        Settings.from_environment({"LOUPE_LABELS": text})
+
+
+def test_the_preprocessors_are_those_of_keras_image_helper_and_rescale() -> None:
+    assert set(PREPROCESSORS) == {*preprocessors, "rescale"}
+    assert Settings.from_environment({"LOUPE_PREPROCESS": "Xception"}).preprocess == "xception"
+
+
+def test_an_unknown_preprocessor_names_the_nearest_known_one() -> None:
+    with pytest.raises(UserError, match=r"one of xception, .*; did you mean inception_v3\?$"):
+        Settings.from_environment({"LOUPE_PREPROCESS": "inceptionv3"})
 
 
 @pytest.mark.parametrize("command", [["gateway.py"], ["-m", "gunicorn", "gateway:app"]])

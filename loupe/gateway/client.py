@@ -1,9 +1,10 @@
 """Ask the model server over gRPC, and obey the card of the version that answers.
 
     model = ModelClient(settings)
-    answer = model.predict(prepare)           # prepare: (height, width) → uint8 [N, height, width, 3]
+    answer = model.predict(prepare)           # prepare: card → uint8 or float32 [N, height, width, 3]
 
-The card comes from the model itself (the signature `describe`), asked again each second. When another version answers
+The card comes from the model itself (the signature `describe`), asked again each second; of a model that Loupe did not
+make, from its signature and the settings. When another version answers
 than the one the pictures were prepared for, they are prepared again for it and sent once more: it may have another
 size, and TensorFlow Serving does not check shapes; or other outputs.
 """
@@ -11,12 +12,13 @@ size, and TensorFlow Serving does not check shapes; or other outputs.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
@@ -24,14 +26,18 @@ import numpy as np
 import proto
 from loupe.card import Card
 from loupe.errors import ModelError, ModelGone, ModelTooSlow, ModelUnavailable, ModelUnfit, UserError
+from loupe.gateway.foreign import ForeignCard, foreign_card, is_distribution, softmax
 from loupe.gateway.settings import Settings
 
-Prepare = Callable[[int, int], np.ndarray[Any, Any]]
+Prepare = Callable[[Card], np.ndarray[Any, Any]]
 
+DESCRIBE = "describe"  # the signature that gives the card
 CARD_SECONDS = 1.0  # for which a card is believed: a server may come back with another model under the same number
 PROBE_SECONDS = 2.0
+CHANGING = "The model is changing versions just now; try again in a second."
 TRIES = 3  # preparations of one request, should versions change under it
 
+_log = logging.getLogger(__name__)
 _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
@@ -52,6 +58,8 @@ _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),  # 120 s otherwise: a restarted server must be found soon
+    ("grpc.keepalive_time_ms", 310_000),  # TensorFlow Serving hangs up on those who ping more than once in 5 minutes
+    ("grpc.keepalive_timeout_ms", 10_000),  # for a connection whose other end vanished: the kernel's timeout, too
     ("grpc.per_rpc_retry_buffer_size", 1 << 26),  # a call larger than this is never retried; 256 KiB otherwise
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
 ]
@@ -68,6 +76,20 @@ class Answer:
     model_seconds: float
 
 
+class _Question(NamedTuple):
+    """What a version is asked: pictures prepared for one will do for another that is asked the same."""
+
+    image: str
+    dtype: str
+    height: int
+    width: int
+    outputs: list[str]
+
+
+class _NoCard(ModelUnfit):
+    pass
+
+
 class ModelClient:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -75,6 +97,8 @@ class ModelClient:
         self._channel: Any = None
         self._channel_of = 0  # the process: a channel made before a fork does not work after it
         self._last: tuple[int, Card, float] | None = None  # version, its card, and when it said so
+        self._logits: tuple[int, Card] | None = None  # the last model without a card seen to answer in these
+        self._told = False  # that settings for such a model are idle
 
     def card(self) -> tuple[int, Card]:
         """The version served now and its card, asked anew."""
@@ -86,11 +110,11 @@ class ModelClient:
         for _ in range(TRIES):
             version, card = self._served(deadline)
             started = time.monotonic()
-            pixels = prepare(card.height, card.width)
+            pixels, asked = prepare(card), _question(card, heatmaps)
             prepared = time.monotonic()
             preparing += prepared - started
             deadline += prepared - started  # it is the model's time, and preparing is ours
-            request = proto.predict_request(self._settings.model, {"image": pixels}, outputs=_outputs(card, heatmaps))
+            request = proto.predict_request(self._settings.model, {asked.image: pixels}, outputs=asked.outputs)
             try:
                 response = self._ask(proto.PREDICT, request, deadline)
             except ModelUnfit:  # of a size that a version new to us does not take?
@@ -100,16 +124,15 @@ class ModelClient:
             asking += time.monotonic() - prepared
             answered = response.model_spec.version.value
             if answered != version:
-                asked = (card.height, card.width, _outputs(card, heatmaps))
                 try:
                     version, card = self._describe(deadline, answered)
                 except ModelGone:  # replaced between its answer and this question
                     self._last = None
                     continue
-                if asked != (card.height, card.width, _outputs(card, heatmaps)):
+                if asked != _question(card, heatmaps):
                     continue
             return self._answer(version, card, response, len(pixels), preparing, asking)
-        raise ModelUnavailable("The model is changing versions just now; try again in a second.")
+        raise ModelUnavailable(CHANGING)
 
     def _served(self, deadline: float) -> tuple[int, Card]:
         """What answered last, if that was just now: a version's number alone does not tell which card it has."""
@@ -123,7 +146,7 @@ class ModelClient:
             arrays = {name: proto.to_array(tensor) for name, tensor in response.outputs.items()}
         except ValueError as error:
             raise ModelUnfit("The model server's answer could not be read.") from error
-        probabilities = arrays.get("probabilities")
+        probabilities = arrays.get(card.output if isinstance(card, ForeignCard) else "probabilities")
         if probabilities is None or probabilities.shape != (count, len(card.labels)):
             raise ModelUnfit("The model's answer does not fit its labels; export it again.")
         heatmaps = arrays.get("heatmap")
@@ -134,22 +157,57 @@ class ModelClient:
             raise ModelUnfit("The model's familiarity is not one number a picture; export it again.")
         if not np.isfinite(probabilities).all():
             raise ModelUnfit("The model's answer is no number at all; train it again with a lower rate.")
+        if isinstance(card, ForeignCard):
+            probabilities = self._as_probabilities(version, card, probabilities)
         return Answer(version, card, probabilities, heatmaps, familiarity, preparing, asking)
+
+    def _as_probabilities(self, version: int, card: Card, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Rows that are no distribution are logits; once a model gave such, all are: by chance two may sum to 1."""
+        if self._logits != (version, card):
+            if is_distribution(rows):
+                return rows
+            self._logits = (version, card)
+        return softmax(rows)
 
     def _describe(self, deadline: float, version: int | None = None) -> tuple[int, Card]:
         request = proto.predict_request(
-            self._settings.model, {"request": np.array([b""], object)}, signature="describe", version=version
+            self._settings.model, {"request": np.array([b""], object)}, signature=DESCRIBE, version=version
         )
-        response = self._ask(proto.PREDICT, request, deadline)
+        try:
+            response = self._ask(proto.PREDICT, request, deadline)
+        except _NoCard:
+            return self._describe_foreign(deadline, version)
         try:
             card = Card.from_json(proto.to_array(response.outputs["card"])[0])
         except (ValueError, IndexError) as error:
             raise ModelUnfit("The model's card could not be read; export it again.") from error
         except UserError as error:
             raise ModelUnfit(str(error)) from error
-        answered: int = response.model_spec.version.value
-        self._last = (answered, card, time.monotonic())
-        return answered, card
+        if (self._settings.labels or self._settings.preprocess) and not self._told:
+            self._told = True
+            _log.warning("The model has a card: LOUPE_LABELS and LOUPE_PREPROCESS are not used.")
+        return self._remember(response, card)
+
+    def _describe_foreign(self, deadline: float, version: int | None) -> tuple[int, Card]:
+        settings = self._settings
+        request = proto.GetModelMetadataRequest(
+            model_spec=proto.model_spec(settings.model, version), metadata_field=["signature_def"]
+        )
+        response = self._ask(proto.GET_MODEL_METADATA, request, deadline)
+        try:
+            signatures = proto.signatures(response)
+        except proto.WireError as error:
+            raise ModelUnfit("The model's signatures could not be read; export it again.") from error
+        if DESCRIBE in signatures:  # a version that has a card came between the two questions
+            if version is not None:
+                raise ModelUnavailable(CHANGING)
+            return self._describe(deadline, response.model_spec.version.value)
+        return self._remember(response, foreign_card(settings.model, signatures, settings.labels, settings.preprocess))
+
+    def _remember(self, response: Any, card: Card) -> tuple[int, Card]:
+        version: int = response.model_spec.version.value
+        self._last = (version, card, time.monotonic())
+        return version, card
 
     def _ask(self, method: proto.Method, request: Any, deadline: float) -> Any:
         remaining = deadline - time.monotonic()
@@ -172,7 +230,7 @@ class ModelClient:
         if code == grpc.StatusCode.NOT_FOUND:
             return ModelGone(f"The model server serves no model {name!r} now; is MODEL_NAME right?")
         if code == grpc.StatusCode.FAILED_PRECONDITION:
-            return ModelUnfit(f"The model {name!r} does not describe itself; export it with convert.py.")
+            return _NoCard(f"The model {name!r} lacks a signature; export it with convert.py.")
         return ModelUnfit(f"The model server refused the question ({code.name}).")
 
     def _open_channel(self) -> Any:
@@ -181,6 +239,12 @@ class ModelClient:
                 self._channel = grpc.insecure_channel(f"dns:///{self._settings.target}", options=_OPTIONS)
                 self._channel_of = os.getpid()
             return self._channel
+
+
+def _question(card: Card, heatmaps: bool) -> _Question:
+    if isinstance(card, ForeignCard):
+        return _Question(card.image, card.dtype, card.height, card.width, [card.output])
+    return _Question("image", "uint8", card.height, card.width, _outputs(card, heatmaps))
 
 
 def _outputs(card: Card, heatmaps: bool) -> list[str]:

@@ -1,16 +1,20 @@
-"""Fetch a picture from a stranger's URL without being led anywhere else.
+"""Fetch pictures from strangers' URLs without being led anywhere else.
 
     data = fetch("https://example.org/tire.jpg", settings)
+    several = fetch_all([one, two], settings)                # side by side; bytes or a Problem for each, in order
 
-The name is looked up once, every address found is judged, and the connection goes to a judged address: a second lookup
-cannot give another. Each redirect is judged anew. One deadline covers everything, however slowly the bytes drip.
-Nothing is taken from the environment: no proxies, no netrc, no cookies. A refused name and an unknown one get the same
-answer, so that nobody can ask this gateway which names exist inside.
+A name is looked up once, every address found is judged, and the connection goes to a judged address: a second lookup
+cannot give another. Each redirect is judged anew. One deadline and one number of bytes cover everything that a request
+asks for, however many its URLs and however slowly the bytes drip.
+Nothing is taken from the environment: no proxies, no netrc, no cookies; only OpenSSL's own SSL_CERT_FILE, for a private
+authority. A refused name and an unknown one get the same answer, so that nobody can ask this gateway which names exist
+inside.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import ipaddress
 import re
@@ -18,35 +22,24 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as LookupTimeout
 from dataclasses import dataclass
+from typing import Self
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from loupe.errors import BadRequest, FetchFailed, RefusedURL
+from loupe.errors import BadRequest, FetchFailed, Problem, RefusedURL
+from loupe.gateway.addresses import is_public, look_up
 from loupe.gateway.settings import Settings
 
 MAX_URL = 2048  # characters
 MAX_REDIRECTS = 3
+SIDE_BY_SIDE = 32  # URLs of one request: all of them by default, so that silent ones keep no other waiting
+TOTAL = 4  # times LOUPE_MAX_BYTES: what is fetched for one request in all
+PIECE = 1 << 16  # bytes
 PORTS = {"http": 80, "https": 443}
 REDIRECTS = (301, 302, 303, 307, 308)
 _VISIBLE = re.compile(r"[!-\[\]-~]+")  # ASCII that shows, but for the backslash
-
-# Not ipaddress's is_global: Python 3.11 finds several of these global.
-_NOT_PUBLIC_V4 = [
-    ipaddress.IPv4Network(network)
-    for network in (
-        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
-        "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
-        "224.0.0.0/4", "240.0.0.0/4",
-    )
-]  # fmt: skip
-_PUBLIC_V6 = ipaddress.IPv6Network("2000::/3")
-_NOT_PUBLIC_V6 = [  # within it: what carries a v4 address inside, and what is for documentation
-    ipaddress.IPv6Network(network) for network in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
-]
-
-_lookups = ThreadPoolExecutor(8, thread_name_prefix="lookup")  # getaddrinfo knows no deadline of its own
 
 
 @dataclass(frozen=True)
@@ -57,26 +50,104 @@ class _Place:
     host: str
     port: int
     addresses: list[str]
+    allowed: bool  # by name or network, public or not
 
 
 def fetch(url: str, settings: Settings) -> bytes:
     """The bytes behind `url`. BadRequest for the URL itself, FetchFailed for what its server does."""
-    deadline = time.monotonic() + settings.fetch_timeout
+    with _Purse(settings) as purse:
+        return _fetch(url, settings, purse)
+
+
+def fetch_all(urls: Sequence[str], settings: Settings) -> list[bytes | Problem]:
+    """One after the other they could take as many times the deadline as there are URLs."""
+
+    def attempt(url: str) -> bytes | Problem:
+        try:
+            return _fetch(url, settings, purse)
+        except Problem as problem:
+            return problem
+
+    with _Purse(settings) as purse:
+        if len(urls) < 2:
+            return [attempt(url) for url in urls]
+        with ThreadPoolExecutor(min(SIDE_BY_SIDE, len(urls)), thread_name_prefix="fetch") as pool:
+            return list(pool.map(attempt, urls))
+
+
+class _Purse:
+    """What one request has to spend on all that it fetches: time and bytes. At the deadline its connections are cut."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.deadline = time.monotonic() + settings.fetch_timeout
+        self._limit = self._left = TOTAL * settings.max_bytes
+        self._lock = threading.Lock()
+        self._connections: set[_Connection] = set()
+        self._watch = threading.Timer(settings.fetch_timeout, self._cut)
+        self._watch.daemon = True
+
+    def __enter__(self) -> Self:
+        self._watch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watch.cancel()
+
+    @contextlib.contextmanager
+    def open(self, place: _Place) -> Iterator[_Connection]:
+        connection = _Connection(place, self.deadline)
+        with self._lock:
+            self._connections.add(connection)
+        try:
+            yield connection
+        finally:
+            connection.close()
+            with self._lock:
+                self._connections.discard(connection)
+
+    def _cut(self) -> None:
+        with self._lock:
+            for connection in self._connections:
+                connection.cut()
+
+    def is_late(self) -> bool:
+        return time.monotonic() >= self.deadline
+
+    def take(self, size: int) -> None:
+        with self._lock:
+            self._left -= size
+            if self._left < 0:
+                raise FetchFailed(
+                    f"The pictures are larger than {self._limit:,} bytes together; ask for fewer at once."
+                )
+
+
+def _fetch(url: str, settings: Settings, purse: _Purse) -> bytes:
     for _ in range(MAX_REDIRECTS + 1):
-        place = _judge(url, settings, deadline)
-        answer = _get(place, settings.max_bytes, deadline)
+        if purse.is_late():
+            raise _too_slow()
+        place = _judge(url, settings, purse.deadline)
+        answer = _get(place, settings.max_bytes, purse)
         if isinstance(answer, bytes):
             return answer
-        try:
-            url = urljoin(url, answer.location)
-        except ValueError:
-            raise FetchFailed("The picture's server redirects to what is no URL.") from None
+        url = _follow(url, answer.location)
     raise FetchFailed(f"The picture's server redirects more than {MAX_REDIRECTS} times; give the address it ends at.")
 
 
 @dataclass(frozen=True)
 class _Redirect:
     location: str
+
+
+def _follow(url: str, location: str) -> str:
+    try:
+        target = urljoin(url, location)
+        downgraded = urlsplit(url).scheme == "https" and urlsplit(target).scheme == "http"
+    except ValueError:
+        raise FetchFailed("The picture's server redirects to what is no URL.") from None
+    if downgraded:  # whoever asked for https asked that nobody on the way can swap the picture
+        raise FetchFailed("The picture's server redirects from https to http; give the address it ends at.")
+    return target
 
 
 def _judge(url: str, settings: Settings, deadline: float) -> _Place:
@@ -94,36 +165,26 @@ def _judge(url: str, settings: Settings, deadline: float) -> _Place:
     if "@" in parts.netloc:
         raise BadRequest("A URL with a user name or password in it is not fetched; leave them out.")
     port = port if port is not None else PORTS[parts.scheme]
-    addresses = _look_up(host, port, deadline)
+    addresses = look_up(host, deadline)
     allowed = all(_is_allowed(host, address, settings) for address in addresses)
     if not addresses or not allowed and not all(is_public(address) for address in addresses):
         raise _refused()
-    if not allowed and (port not in PORTS.values() or host == settings.target.rpartition(":")[0].lower()):
+    if not allowed and (port not in PORTS.values() or host in _hosts(settings.target)):
         raise _refused()
-    return _Place(parts, host, port, addresses)
+    return _Place(parts, host, port, addresses, allowed)
+
+
+def _hosts(target: str) -> list[str]:
+    """Of the model server; gRPC also takes dns:///host:port, and lists of addresses."""
+    return [word.rpartition(":")[0].strip("[]").rstrip(".").lower() for word in re.split("[/,]", target)]
 
 
 def _refused() -> RefusedURL:
     return RefusedURL("This URL is not fetched: its host is unknown or not public. Upload the picture instead.")
 
 
-def _look_up(host: str, port: int, deadline: float) -> list[str]:
-    lookup = _lookups.submit(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-    try:
-        found = lookup.result(max(0.0, deadline - time.monotonic()))
-    except (OSError, UnicodeError):
-        return []
-    except LookupTimeout:
-        lookup.cancel()
-        return []
-    return [str(entry[4][0]) for entry in found]
-
-
-def is_public(address: str) -> bool:
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv4Address):
-        return not any(ip in network for network in _NOT_PUBLIC_V4)
-    return ip in _PUBLIC_V6 and not any(ip in network for network in _NOT_PUBLIC_V6)
+def _too_slow() -> FetchFailed:
+    return FetchFailed("The picture's server took too long; upload the picture instead.")
 
 
 def _is_allowed(host: str, address: str, settings: Settings) -> bool:
@@ -131,47 +192,55 @@ def _is_allowed(host: str, address: str, settings: Settings) -> bool:
     return any(host == entry if isinstance(entry, str) else ip in entry for entry in settings.fetch_allow)
 
 
-def _get(place: _Place, max_bytes: int, deadline: float) -> bytes | _Redirect:
-    connection = _Connection(place, deadline)
-    watch = threading.Timer(max(0.0, deadline - time.monotonic()), connection.cut)
-    watch.daemon = True
-    watch.start()
+def _get(place: _Place, max_bytes: int, purse: _Purse) -> bytes | _Redirect:
+    path = (place.url.path or "/") + (f"?{place.url.query}" if place.url.query else "")
     try:
-        path = (place.url.path or "/") + (f"?{place.url.query}" if place.url.query else "")
-        connection.request("GET", path, headers=_HEADERS)
-        response = connection.getresponse()
-        if response.status in REDIRECTS:
-            location = response.getheader("Location")
-            if not location:
-                raise FetchFailed("The picture's server redirects to nowhere.")
-            return _Redirect(location)
-        data = _body(response, max_bytes)
-        if time.monotonic() >= deadline:  # a connection that was cut can look like one that has ended
-            raise TimeoutError
-        return data
+        with purse.open(place) as connection:
+            connection.request("GET", path, headers=_HEADERS)
+            response = connection.getresponse()
+            if response.status in REDIRECTS:
+                location = response.getheader("Location")
+                if not location:
+                    raise FetchFailed("The picture's server redirects to nowhere.")
+                return _Redirect(location)
+            data = _body(response, max_bytes, purse)
+            if purse.is_late():  # a connection that was cut can look like one that has ended
+                raise TimeoutError
+            return data
     except (OSError, http.client.HTTPException, ValueError) as error:
-        if time.monotonic() >= deadline:
-            raise FetchFailed("The picture's server took too long; upload the picture instead.") from error
+        if purse.is_late():
+            raise _too_slow() from error
+        if isinstance(error, ssl.SSLCertVerificationError):
+            raise FetchFailed("The picture's server has no valid certificate for its name.") from error
         raise FetchFailed("The picture's server could not be reached, or broke off.") from error
-    finally:
-        watch.cancel()
-        connection.close()
 
 
 _HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "Loupe", "Connection": "close"}
 
 
-def _body(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
+def _body(response: http.client.HTTPResponse, max_bytes: int, purse: _Purse) -> bytes:
     if response.status != 200:
         raise FetchFailed(f"The picture's server answered {response.status} instead of a picture.")
     if response.getheader("Content-Encoding", "identity") != "identity":
         raise FetchFailed("The picture's server sent it compressed though asked not to; upload the picture instead.")
-    data = response.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise FetchFailed(f"The picture is larger than {max_bytes:,} bytes; send a smaller one.")
+    too_large = FetchFailed(f"The picture is larger than {max_bytes:,} bytes; send a smaller one.")
+    if (response.length or 0) > max_bytes:  # takes nothing from the others
+        raise too_large
+    data = bytearray()
+    while piece := response.read(min(PIECE, max_bytes + 1 - len(data))):
+        purse.take(len(piece))
+        data += piece
+        if len(data) > max_bytes:
+            raise too_large
     if response.length:  # bytes that were promised and never came
         raise FetchFailed("The picture's server broke off before its end.")
-    return data
+    return bytes(data)
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """Made once: it reads every authority that this machine trusts."""
+    return ssl.create_default_context()
 
 
 class _Connection(http.client.HTTPConnection):
@@ -184,29 +253,39 @@ class _Connection(http.client.HTTPConnection):
         self._open: socket.socket | None = None  # self.sock is forgotten as soon as the headers are read
 
     def connect(self) -> None:
-        self.sock = self._open = self._dial()
+        dialled = self._dial()
+        self._hold(dialled)
+        if not self._place.allowed and dialled.getsockname()[0] == dialled.getpeername()[0]:
+            raise _refused()  # a public address, and this machine's own
         if self._place.url.scheme == "https":
-            context = ssl.create_default_context()
-            secure = context.wrap_socket(self.sock, server_hostname=self._place.host, do_handshake_on_connect=False)
-            self.sock = self._open = secure
+            secure = _tls().wrap_socket(dialled, server_hostname=self._place.host, do_handshake_on_connect=False)
+            self._hold(secure)
             secure.do_handshake()
 
+    def _hold(self, open_socket: socket.socket) -> None:
+        self.sock = self._open = open_socket
+        if time.monotonic() >= self._deadline:  # the cut may have come before there was anything to cut
+            raise TimeoutError
+
     def _dial(self) -> socket.socket:
-        """Each address gets a share of the time that is left, the last one all of it."""
+        """Each address gets a share of the time that is left, the last one all of it. No name is looked up here."""
         addresses = self._place.addresses
         for tried, address in enumerate(addresses, 1):
-            remaining = max(0.001, self._deadline - time.monotonic())
+            dialled = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
             try:
-                dialled = socket.create_connection(
-                    (address, self._place.port), remaining / (len(addresses) - tried + 1)
-                )
+                dialled.settimeout(self._remaining() / (len(addresses) - tried + 1))
+                dialled.connect((address, self._place.port))
             except OSError:
+                dialled.close()
                 if tried == len(addresses):
                     raise
             else:
-                dialled.settimeout(max(0.001, self._deadline - time.monotonic()))
+                dialled.settimeout(self._remaining())
                 return dialled
         raise OSError("no address")
+
+    def _remaining(self) -> float:
+        return max(0.001, self._deadline - time.monotonic())
 
     def cut(self) -> None:
         """At the deadline, from another thread: whatever waits for this socket stops waiting."""

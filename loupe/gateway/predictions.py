@@ -2,7 +2,7 @@
 
 batch = Batch(sent, settings)
 batch.gather()                                        # fetches what is a URL
-answer = model.predict(batch.pixels, heatmaps=True)   # decodes, at the size the model wants
+answer = model.predict(batch.pixels, heatmaps=True)   # decodes, as the model's card wants it
 batch.results(answer, top=3, heatmaps=True)           # a dict or a Problem for each
 """
 
@@ -19,9 +19,9 @@ from loupe.card import Card
 from loupe.errors import AllFailed, ImageError, Problem
 from loupe.gateway.bodies import URL, Sent
 from loupe.gateway.client import Answer
-from loupe.gateway.fetch import fetch
+from loupe.gateway.fetch import fetch_all
+from loupe.gateway.foreign import picture
 from loupe.gateway.settings import Settings
-from loupe.images import decode
 
 WARMTH = (255, 72, 0)  # the heat map's colour; how warm is in its alpha
 
@@ -32,24 +32,18 @@ class Batch:
         self._pictures: list[bytes | Problem] = []
 
     def gather(self) -> None:
+        fetched = iter(fetch_all([item.text for item in self._sent.items if isinstance(item, URL)], self._settings))
         for item in self._sent.items:
-            self._pictures.append(self._bytes_of(item))
+            picture = next(fetched) if isinstance(item, URL) else item
+            self._pictures.append(self._keep(picture) if isinstance(picture, Problem) else picture)
 
-    def _bytes_of(self, item: bytes | URL) -> bytes | Problem:
-        if isinstance(item, bytes):
-            return item
-        try:
-            return fetch(item.text, self._settings)
-        except Problem as problem:
-            return self._keep(problem)
-
-    def pixels(self, height: int, width: int) -> np.ndarray[Any, Any]:
+    def pixels(self, card: Card) -> np.ndarray[Any, Any]:
         decoded = []
-        for place, picture in enumerate(self._pictures):
-            if isinstance(picture, Problem):
+        for place, data in enumerate(self._pictures):
+            if isinstance(data, Problem):
                 continue
             try:
-                decoded.append(decode(picture, height, width))
+                decoded.append(picture(card, data))
             except ImageError as problem:
                 self._pictures[place] = self._keep(problem)
         if not decoded:
@@ -65,8 +59,7 @@ class Batch:
     def results(self, answer: Answer, top: int | None, heatmaps: bool) -> list[dict[str, Any] | Problem]:
         rows = iter(range(len(answer.probabilities)))
         return [
-            picture if isinstance(picture, Problem) else _result(answer, next(rows), top, heatmaps)
-            for picture in self._pictures
+            data if isinstance(data, Problem) else _result(answer, next(rows), top, heatmaps) for data in self._pictures
         ]
 
 

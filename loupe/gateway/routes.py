@@ -5,7 +5,6 @@ app = create_app(Settings.from_environment(os.environ))
 
 from __future__ import annotations
 
-import http
 import re
 import time
 import uuid
@@ -15,21 +14,17 @@ from typing import Any
 from flask import Flask, Response, g, jsonify, render_template, request, send_from_directory
 from werkzeug.exceptions import HTTPException
 
-from loupe.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, Problem
+from loupe.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, Problem, Stopping
 from loupe.gateway.bodies import read
 from loupe.gateway.client import ModelClient
+from loupe.gateway.life import stopping
 from loupe.gateway.predictions import Batch
+from loupe.gateway.problems import HEADERS, as_json
 from loupe.gateway.settings import Settings
 
 SAMPLES = Path(__file__).resolve().parents[2] / "data" / "samples"
 SAMPLES_OF = "tires"  # the model that the sample pictures are for
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
 
 
 def create_app(settings: Settings) -> Flask:
@@ -67,7 +62,7 @@ def create_app(settings: Settings) -> Flask:
 
 
 def _plain(result: dict[str, Any] | Problem) -> dict[str, Any]:
-    return {"error": _as_json(result)} if isinstance(result, Problem) else result
+    return {"error": as_json(result)} if isinstance(result, Problem) else result
 
 
 def _top() -> int | None:
@@ -95,6 +90,8 @@ def _add_health(app: Flask, model: ModelClient, settings: Settings) -> None:
     @app.get("/readyz")
     def readyz() -> Response:
         """Would /predict answer now?"""
+        if stopping.is_set():
+            raise Stopping("This gateway was told to stop; ask another.")
         version, _ = model.card()
         return jsonify({"status": "ready", "model": {"name": settings.model, "version": version}})
 
@@ -123,12 +120,12 @@ def _add_errors(app: Flask) -> None:
 
     @app.after_request
     def add_headers(response: Response) -> Response:
-        response.headers.update({**_HEADERS, "X-Request-ID": g.request_id})
+        response.headers.update({**HEADERS, "X-Request-ID": g.request_id})
         return response
 
     @app.errorhandler(Problem)
     def answer_problem(problem: Problem) -> Response:
-        response = jsonify({**_as_json(problem), "request_id": g.request_id})
+        response = jsonify({**as_json(problem), "request_id": g.request_id})
         response.status_code, response.mimetype = problem.status, "application/problem+json"
         if problem.retry_after is not None:
             response.headers["Retry-After"] = str(problem.retry_after)
@@ -146,17 +143,6 @@ def _add_errors(app: Flask) -> None:
     def answer_unexpected(error: Exception) -> Response:
         app.logger.exception("request %s failed", g.request_id)
         return answer_problem(InternalError("Something went wrong here; the log of this service has it by request id."))
-
-
-def _as_json(problem: Problem) -> dict[str, Any]:
-    title = http.HTTPStatus(problem.status).phrase
-    return {
-        "type": "about:blank",
-        "title": title,
-        "status": problem.status,
-        "code": problem.code,
-        "detail": str(problem),
-    }
 
 
 def _from_http(error: HTTPException) -> Problem:

@@ -17,6 +17,9 @@ from loupe.errors import UserError
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+# keras-image-helper's, and one for 0…1: named here so that reading the settings loads neither it nor numpy.
+PREPROCESSORS = ("xception", "resnet50", "vgg16", "inception_v3", "rescale")
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -44,6 +47,10 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _seconds_or_none(text: str) -> float:
+    return 0.0 if text.strip() == "0" else _seconds(text)
+
+
 def _name(text: str) -> str:
     if not text.strip() or any(letter in text for letter in "/\\\0 "):
         raise ValueError("a name without slash or space")
@@ -64,10 +71,25 @@ def _addresses(text: str) -> tuple[str | Network, ...]:
         try:
             found.append(ipaddress.ip_network(word))
         except ValueError:
-            if "/" in word or ":" in word:
+            if "/" in word or ":" in word or "*" in word:
                 raise ValueError("host names and networks such as 10.1.0.0/16, comma separated, no ports") from None
-            found.append(word.lower())
+            found.append(word.lower().rstrip("."))
     return tuple(found)
+
+
+def _labels(text: str) -> tuple[str, ...]:
+    labels = tuple(word.strip() for word in text.split(",")) if text.strip() else ()
+    if labels and (len(labels) < 2 or not all(labels) or len(set(labels)) < len(labels)):
+        raise ValueError("two labels or more, comma separated, none empty and all different")
+    return labels
+
+
+def _preprocessor(text: str) -> str:
+    name = text.strip().lower()
+    if name and name not in PREPROCESSORS:
+        near = difflib.get_close_matches(name, PREPROCESSORS, 1)
+        raise ValueError(f"one of {', '.join(PREPROCESSORS)}" + (f"; did you mean {near[0]}?" if near else ""))
+    return name
 
 
 SETTINGS = {
@@ -77,11 +99,16 @@ SETTINGS = {
     "LOUPE_PORT": Setting("port", "9696", _whole(1, 65535)),
     "LOUPE_WORKERS": Setting("workers", "1", _whole(1, 256)),
     "LOUPE_THREADS": Setting("threads", "8", _whole(1, 1024)),
+    "LOUPE_QUEUE": Setting("queue", "16", _whole(0, 4096)),
+    "LOUPE_READ_TIMEOUT": Setting("read_timeout", "30", _seconds),
+    "LOUPE_DRAIN": Setting("drain", "0", _seconds_or_none),
     "LOUPE_MAX_BYTES": Setting("max_bytes", "10000000", _whole(1, 1 << 31)),
     "LOUPE_MAX_IMAGES": Setting("max_images", "32", _whole(1, 1024)),
     "LOUPE_MODEL_TIMEOUT": Setting("model_timeout", "10", _seconds),
     "LOUPE_FETCH_TIMEOUT": Setting("fetch_timeout", "10", _seconds),
     "LOUPE_FETCH_ALLOW": Setting("fetch_allow", "", _addresses),
+    "LOUPE_LABELS": Setting("labels", "", _labels),
+    "LOUPE_PREPROCESS": Setting("preprocess", "", _preprocessor),
 }
 
 
@@ -93,11 +120,16 @@ class Settings:
     port: int
     workers: int
     threads: int  # a worker
+    queue: int  # requests that may wait for one of these threads
+    read_timeout: float  # seconds for all of a request to arrive
+    drain: float  # seconds to go on answering, not ready, when told to stop
     max_bytes: int  # of a request's body, and of a picture that is fetched
     max_images: int  # a request
     model_timeout: float  # seconds, all questions to the model server for one request together
-    fetch_timeout: float  # seconds, from looking the name up to the last byte
+    fetch_timeout: float  # seconds for all pictures of a request, from looking names up to the last byte
     fetch_allow: tuple[str | Network, ...]  # fetched from although not public, and on any port
+    labels: tuple[str, ...]  # of a model without a card, in its order
+    preprocess: str  # for a float32 model without a card: one of PREPROCESSORS
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:

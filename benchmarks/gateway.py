@@ -1,0 +1,299 @@
+"""What the gateway itself costs: beside the gateway of the usual tutorials, over a model of one multiplication.
+
+    python benchmarks/gateway.py                              # photograph-like pictures, made on the spot
+    python benchmarks/gateway.py --pictures clothing/train    # real ones; the large are these, enlarged, with grain
+
+Both gateways run under gunicorn with the same number of workers and threads, the tutorial's in gunicorn's own gthread
+(benchmarks/tutorial_gateway.py) over a float32 model; both models under loupe.modelserver. A client of another process
+uploads forms over connections that stay open, to one gateway and then the other, round by round; what is printed are
+the medians. A rate is requests by the seconds of processor time that the gateway's worker spent on them, system calls
+included, so that client, model server and whatever else the machine does hardly count; "with the model server" adds
+what that spent: pixels that are large to send are also large to take. p50 is what a client waits.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import logging
+import multiprocessing
+import os
+import runpy
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+from PIL import Image
+
+from loupe.errors import UserError
+from loupe.scripts import Parser, run_script
+from tests.gateways import Gateway, gateway
+from tests.servers import PATIENCE, ROOT, free_port, model_server, until
+
+SIDE = 224
+UPLOAD, CAMERA = (400, 533), (3024, 4032)  # width, height
+CONCURRENT = (1, 4)
+TICKS = os.sysconf("SC_CLK_TCK")  # a second
+EDGE = "3f1c0e"
+FORM = {"Content-Type": f"multipart/form-data; boundary={EDGE}"}
+OURS, THEIRS = "loupe", "tutorial"  # the models' names, too
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Of pictures."""
+
+    name: str
+    bodies: list[bytes]
+    requests: int  # a round
+    target: float  # at least so many times the tutorial's rate
+
+
+@dataclass
+class Found:
+    rate: dict[int, list[float]] = field(default_factory=lambda: {n: [] for n in CONCURRENT})  # requests a CPU second
+    both: dict[int, list[float]] = field(default_factory=lambda: {n: [] for n in CONCURRENT})  # …of the server, too
+    p50: dict[int, list[float]] = field(default_factory=lambda: {n: [] for n in CONCURRENT})  # ms
+    memory: tuple[float, float] = (0.0, 0.0)  # MB: PSS, RSS
+
+
+@dataclass(frozen=True)
+class Side:
+    gateway: Gateway
+    server: int  # process id of the model server behind it
+
+
+def main() -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=7, help="each is both gateways in turn (7)")
+    parser.add_argument("--requests", type=int, default=200, help="uploads of a round, a tenth of it large (200)")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="a folder of real JPEGs to upload")
+    arguments = parser.read()
+    kinds = pictures(arguments.pictures, max(8, arguments.requests))
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        write_models(Path(scratch))
+        sides = {}
+        for name, start in ((OURS, gateway), (THEIRS, tutorial)):
+            server = stack.enter_context(model_server(Path(scratch), name))
+            here = stack.enter_context(start(f"localhost:{server.port}", name))
+            sides[name] = Side(here, server.process.pid)
+        bodies = [kind.bodies for kind in kinds]
+        spawn = multiprocessing.get_context("spawn")
+        client = stack.enter_context(ProcessPoolExecutor(1, spawn, initializer=_remember, initargs=(bodies,)))
+        for place, kind in enumerate(kinds):
+            show(kind, compare(sides, client, place, kind, arguments.rounds))
+
+
+def compare(sides: dict[str, Side], client: Executor, place: int, kind: Kind, rounds: int) -> dict[str, Found]:
+    found = {name: Found() for name in sides}
+    for turn in range(rounds + 1):
+        print(f"{kind.name}: " + (f"round {turn} of {rounds}" if turn else "warming up"), file=sys.stderr, flush=True)
+        for concurrent in CONCURRENT:
+            for name, side in sides.items():
+                rate, both, p50 = measure(side, client, place, kind.requests, concurrent)
+                if turn:
+                    found[name].rate[concurrent].append(rate)
+                    found[name].both[concurrent].append(both)
+                    found[name].p50[concurrent].append(p50)
+    for name, side in sides.items():
+        found[name].memory = memory(side.gateway.workers())
+    return found
+
+
+def measure(side: Side, client: Executor, place: int, requests: int, concurrent: int) -> tuple[float, float, float]:
+    workers = side.gateway.workers()
+    before, server = processor_seconds(*workers), processor_seconds(side.server)
+    try:
+        waited = client.submit(load, side.gateway.port, place, requests, concurrent).result()
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(f"A gateway failed: {error}. Its log ends: {side.gateway.log.read_text()[-500:]}") from error
+    spent = processor_seconds(*workers) - before
+    behind = processor_seconds(side.server) - server
+    return requests / spent, requests / (spent + behind), statistics.median(waited) * 1000
+
+
+def processor_seconds(*processes: int) -> float:
+    fields = [Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split() for process in processes]
+    return sum(int(user) + int(system) for *_, user, system in (line[:13] for line in fields)) / TICKS
+
+
+def memory(processes: list[int]) -> tuple[float, float]:
+    """PSS and RSS in MB: what is shared with other processes counted in parts, and in full."""
+    text = "".join(Path(f"/proc/{process}/smaps_rollup").read_text() for process in processes)
+    lines = [line.split() for line in text.splitlines()]
+    pss, rss = (sum(int(line[1]) for line in lines if line[0] == name) / 1000 for name in ("Pss:", "Rss:"))
+    return pss, rss
+
+
+def show(kind: Kind, found: dict[str, Found]) -> None:
+    ours, theirs = found[OURS], found[THEIRS]
+    size = statistics.mean(map(len, kind.bodies))
+    print(f"\n{kind.name}, {size / 1e6:.1f} MB each" if size > 1e6 else f"\n{kind.name}, {size / 1e3:.0f} KB each")
+    print(f"{'':35}{OURS:>10}{THEIRS:>10}{'ratio':>8}   target")
+    for n in CONCURRENT:
+        row(f"requests a second a core, {n} at once", ours.rate[n], theirs.rate[n], f"≥ {kind.target}")
+        row("            with the model server", ours.both[n], theirs.both[n])
+        row("                        p50 in ms", ours.p50[n], theirs.p50[n])
+    for place, what in enumerate(("a worker's memory in MB, PSS", "                         RSS")):
+        row(what, [ours.memory[place]], [theirs.memory[place]], "≤ 0.2")
+    sys.stdout.flush()
+
+
+def row(name: str, ours: Sequence[float], theirs: Sequence[float], target: str = "") -> None:
+    first, second = statistics.median(ours), statistics.median(theirs)
+    ratio = first / second
+    if target:
+        sign, limit = target.split()
+        target += "  met" if (ratio >= float(limit) if sign == "≥" else ratio <= float(limit)) else "  MISSED"
+    print(f"{name:35}{first:10.1f}{second:10.1f}{ratio:8.2f}   {target}".rstrip())
+
+
+def write_models(folder: Path) -> None:
+    """Of each side: one pixel of a picture, times a constant."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import tensorflow as tf
+
+    from tests.models import card
+
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    sign = tf.compat.v1.saved_model.signature_def_utils.predict_signature_def
+    size = {"height": SIDE, "width": SIDE, "resize": "bilinear-antialiased", "fit": "stretch"}
+    names = {OURS: (tf.uint8, "image", "probabilities"), THEIRS: (tf.float32, "input_8", "dense_7")}
+    for side, (kind, entry, answer) in names.items():
+        with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+            pixels = tf.compat.v1.placeholder(kind, [None, SIDE, SIDE, 3], name=entry)
+            scores = tf.multiply(tf.cast(pixels[:, 0, 0, :], tf.float32), 1 / 255, name=answer)
+            asked = tf.compat.v1.placeholder(tf.string, [None], name="request")
+            told = tf.identity(tf.fill(tf.shape(asked), tf.constant(card(side, input=size))), name="card")
+            signatures = {
+                "serving_default": sign({entry: pixels}, {answer: scores}),
+                "describe": sign({"request": asked}, {"card": told}),
+            }
+            (folder / side).mkdir()
+            builder = tf.compat.v1.saved_model.Builder(str(folder / side / "1"))
+            builder.add_meta_graph_and_variables(session, ["serve"], signature_def_map=signatures)
+            builder.save()
+        (folder / side / "1" / "assets.extra").mkdir()
+        (folder / side / "1" / "assets.extra" / "card.json").write_text(card(side, input=size))
+
+
+@contextmanager
+def tutorial(target: str, model: str) -> Iterator[Gateway]:
+    ours = runpy.run_path(str(ROOT / "gunicorn.conf.py"))
+    port = free_port()
+    command = [
+        sys.executable, "-m", "gunicorn", f"--bind=127.0.0.1:{port}",
+        "--worker-class=gthread", f"--workers={ours['workers']}", f"--threads={ours['threads']}",
+        f"--keep-alive={ours['keepalive']}", "--no-control-socket", "tutorial_gateway:app",
+    ]  # fmt: skip
+    environment = {**os.environ, "TF_SERVING_HOST": target, "MODEL_NAME": model, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    with tempfile.TemporaryDirectory() as scratch:
+        log = Path(scratch) / "log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(command, cwd=ROOT / "benchmarks", env=environment, stdout=out, stderr=out)
+        here = Gateway(process, port, log)
+        try:
+            until(lambda: _alive(here), "the tutorial's gateway")
+            yield here
+        finally:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+            process.kill()
+            process.wait(PATIENCE)
+
+
+def _alive(here: Gateway) -> bool:
+    assert here.process.poll() is None, here.log.read_text()
+    with suppress(OSError):
+        return here.get("/healthz").status == 200
+    return False
+
+
+_bodies: list[list[bytes]] = []  # in the client's process
+
+
+def _remember(bodies: list[list[bytes]]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is its parent's to handle
+    _bodies.extend(bodies)
+
+
+def load(port: int, place: int, requests: int, concurrent: int) -> list[float]:
+    """Seconds that each took."""
+
+    def upload(numbers: range) -> list[float]:
+        seconds = []
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)) as connection:
+            for number in numbers:
+                started = time.perf_counter()
+                connection.request("POST", "/predict", _bodies[place][number % len(_bodies[place])], FORM)
+                response = connection.getresponse()
+                answer = response.read()
+                seconds.append(time.perf_counter() - started)
+                if response.status != 200:
+                    raise OSError(f"status {response.status}, {answer[:200]!r}")
+        return seconds
+
+    with ThreadPoolExecutor(concurrent) as threads:
+        return sum(threads.map(upload, [range(n, requests, concurrent) for n in range(concurrent)]), [])
+
+
+def pictures(folder: Path | None, requests: int) -> list[Kind]:
+    small = real(folder) if folder else [jpeg(made(seed), 85) for seed in range(16)]
+    sources = [Image.open(io.BytesIO(data)).convert("RGB") for data in small[:4]]
+    large = [jpeg(enlarged(source, seed), 90) for seed, source in enumerate(sources)]
+    return [
+        Kind("400×533 JPEGs", [form(data) for data in small], requests, 2.5),
+        Kind("12-megapixel JPEGs", [form(data) for data in large], max(4, requests // 10), 2.0),
+    ]
+
+
+def real(folder: Path) -> list[bytes]:
+    found = [path.read_bytes() for path in sorted(folder.rglob("*.jpg")) if Image.open(path).size == UPLOAD][:16]
+    if not found:
+        raise UserError(f"In {folder} lies no JPEG of {UPLOAD[0]}×{UPLOAD[1]}.")
+    return found
+
+
+def made(seed: int) -> Image.Image:
+    """As in photographs, the finer the detail the fainter it is."""
+    random = np.random.default_rng(seed)
+    total = np.full((*UPLOAD[::-1], 3), 128.0, np.float32)
+    for cells in (3, 6, 12, 25, 50, 100, 200):
+        for channels, strength in ((1, 90), (3, 30)):
+            coarse = random.normal(0, strength / cells**0.75, (cells * 4 // 3, cells, channels)).clip(-127, 127) + 128
+            layer = Image.fromarray(np.repeat(coarse, 3 // channels, 2).astype(np.uint8))
+            total += np.asarray(layer.resize(UPLOAD, Image.Resampling.BICUBIC), np.float32) - 128
+    return Image.fromarray(total.clip(0, 255).astype(np.uint8))
+
+
+def enlarged(picture: Image.Image, seed: int) -> Image.Image:
+    """To 12 megapixels, with so much of a sensor's grain that the JPEG has a camera's 3 to 5 MB."""
+    large = np.asarray(picture.resize(CAMERA, Image.Resampling.BICUBIC), np.float32)
+    grain = np.random.default_rng(seed).normal(0, 7.0, (*large.shape[:2], 1)).astype(np.float32)
+    return Image.fromarray((large + grain).clip(0, 255).astype(np.uint8))
+
+
+def jpeg(picture: Image.Image, quality: int) -> bytes:
+    picture.save(file := io.BytesIO(), "JPEG", quality=quality)
+    return file.getvalue()
+
+
+def form(picture: bytes) -> bytes:
+    head = f'--{EDGE}\r\nContent-Disposition: form-data; name="file"; filename="picture.jpg"\r\n'
+    return f"{head}Content-Type: image/jpeg\r\n\r\n".encode() + picture + f"\r\n--{EDGE}--\r\n".encode()
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,134 @@
+"""Where a request ends: told from the bytes that came so far, without waiting for more.
+
+    request = Arriving(max_bytes)
+    request.take(data)                    # as often as the socket gives some
+    request.state                         # "head", "body", "whole", "long_head", "too_large", or "odd"
+
+`odd` is whatever is not plain HTTP/1.1 framing, such as two lengths or a chunk without a size: gunicorn's own parser
+judges it, and refuses it in its words. `whole` bytes are request.bytes_of_it(); what follows stays for the next one.
+"""
+
+from __future__ import annotations
+
+import re
+
+MAX_HEAD = 1 << 16
+MAX_CHUNK_LINE = 256
+OVERHEAD = 2  # times the limit: a body in chunks of a byte or two is no picture
+
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([^\r\n]*)", re.IGNORECASE)
+_CODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*([^\r\n]*)", re.IGNORECASE)
+_EXPECT = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*(?=\r\n)", re.IGNORECASE)
+
+
+class Arriving:
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._buffer = bytearray()
+        self._restart()
+
+    def _restart(self) -> None:
+        self.state = "head"
+        self.expects_word = False  # the client waits for "100 Continue" before it sends the body
+        self._end = 0  # of the request, as far as it is known
+        self._searched = 0
+        self._chunked = False
+        self._body = 0  # bytes of body announced so far
+        if self._buffer:
+            self._look()
+
+    def __len__(self) -> int:
+        return len(self._buffer)
+
+    @property
+    def target(self) -> bytes:
+        """What the request line asks for, without its query."""
+        words = bytes(self._buffer[:2048]).split(b"\r\n", 1)[0].split(b" ")
+        return words[1].partition(b"?")[0] if len(words) == 3 else b""
+
+    def take(self, data: bytes) -> None:
+        self._buffer += data
+        self._look()
+
+    def bytes_of_it(self) -> bytes:
+        """The request; where it is odd, everything that came. What is left belongs to the next."""
+        end = self._end if self.state == "whole" else len(self._buffer)
+        with memoryview(self._buffer) as view:
+            request = bytes(view[:end])
+        del self._buffer[:end]
+        self._restart()
+        return request
+
+    def _look(self) -> None:
+        if self.state == "head":
+            self._look_for_head()
+        if self.state == "body":
+            if self._chunked:
+                self._follow_chunks()
+            elif len(self._buffer) >= self._end:
+                self.state = "whole"
+
+    def _look_for_head(self) -> None:
+        end = self._buffer.find(b"\r\n\r\n", max(0, self._searched - 3), MAX_HEAD)
+        self._searched = len(self._buffer)
+        if end < 0:
+            if len(self._buffer) >= MAX_HEAD:
+                self.state = "long_head"
+            return
+        self._end = end + 4
+        head = bytes(self._buffer[: end + 2])
+        if _EXPECT.search(head):
+            self.expects_word = True
+            shorter = _EXPECT.sub(b"", head) + b"\r\n"
+            self._buffer[: self._end] = shorter
+            self._end = len(shorter)
+        lengths, codings = _LENGTH.findall(head), _CODING.findall(head)
+        if codings:
+            self._chunked = codings == [b"chunked"] and not lengths
+            self.state = "body" if self._chunked else "odd"
+        elif len(lengths) > 1 or (lengths and not re.fullmatch(rb"[0-9]{1,18}", lengths[0])):
+            self.state = "odd"
+        else:
+            length = int(lengths[0]) if lengths else 0
+            self._end += length
+            self.state = "too_large" if length > self._max_bytes else "body"
+
+    def _follow_chunks(self) -> None:
+        """`_end` is where the next chunk's line starts; it moves on for each that has come whole."""
+        while self.state == "body" and self._end < len(self._buffer):
+            line = self._buffer.find(b"\r\n", self._end, self._end + MAX_CHUNK_LINE)
+            if line < 0:
+                if len(self._buffer) - self._end > MAX_CHUNK_LINE:
+                    self.state = "odd"
+                return
+            size = bytes(self._buffer[self._end : line]).split(b";")[0].strip()
+            if not re.fullmatch(rb"[0-9A-Fa-f]{1,8}", size):
+                self.state = "odd"
+            elif int(size, 16) == 0:
+                self._end_trailer(line)
+                return
+            else:
+                self._next_chunk(line + 2, int(size, 16))
+        if self.state == "body" and len(self._buffer) > OVERHEAD * self._max_bytes + MAX_HEAD:
+            self.state = "too_large"
+
+    def _next_chunk(self, start: int, size: int) -> None:
+        if self._body + size > self._max_bytes:
+            self.state = "too_large"
+            return
+        after = start + size
+        if bytes(self._buffer[after : after + 2]) not in (b"", b"\r", b"\r\n"):
+            self.state = "odd"
+            return
+        self._body += size
+        self._end = after + 2
+
+    def _end_trailer(self, line: int) -> None:
+        if self._buffer[line + 2 : line + 4] == b"\r\n":
+            end = line
+        else:
+            end = self._buffer.find(b"\r\n\r\n", line + 2, line + MAX_HEAD)
+        if end >= 0:
+            self._end, self.state = end + 4, "whole"
+        elif len(self._buffer) - line > MAX_HEAD:
+            self.state = "odd"
