@@ -292,6 +292,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         if not self.alive:
             self._leave(now)
 
+    def is_parent_alive(self) -> bool:
+        if not super().is_parent_alive():
+            self.alive = False
+        return bool(self.alive)
+
     def handle_exit(self, sig: int, frame: Any) -> None:
         stopping.set()
         if self.stop_at is None:
