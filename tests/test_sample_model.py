@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from loupe.card import Card
 from tests.servers import ROOT
 
@@ -21,6 +23,7 @@ def test_the_sample_model_is_small_and_says_it_is_accurate() -> None:
     assert card.metrics["accuracy"] >= 0.95
 
 
+@pytest.mark.slow  # two minutes; the recipe tires goes the same way in the daily run
 def test_training_from_nothing_gives_a_model_as_accurate_as_the_committed_one(tmp_path: Path) -> None:
     """In an empty folder: draws, trains, exports, publishes version 1, and the benchmark measures both claims on it."""
     for name in ("train.py", "proto.py", "loupe", "benchmarks"):
