@@ -21,13 +21,12 @@ import os
 import runpy
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,8 +37,8 @@ from PIL import Image
 
 from loupe.errors import UserError
 from loupe.scripts import Parser, run_script
-from tests.gateways import Gateway, gateway
-from tests.servers import PATIENCE, ROOT, free_port, model_server, until
+from tests.gateways import Gateway, gateway, running
+from tests.servers import PATIENCE, ROOT, free_port, model_server
 
 SIDE = 224
 UPLOAD, CAMERA = (400, 533), (3024, 4032)  # width, height
@@ -198,27 +197,8 @@ def tutorial(target: str, model: str) -> Iterator[Gateway]:
         f"--keep-alive={ours['keepalive']}", "--no-control-socket", "tutorial_gateway:app",
     ]  # fmt: skip
     environment = {**os.environ, "TF_SERVING_HOST": target, "MODEL_NAME": model, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    with tempfile.TemporaryDirectory() as scratch:
-        log = Path(scratch) / "log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(command, cwd=ROOT / "benchmarks", env=environment, stdout=out, stderr=out)
-        here = Gateway(process, port, log)
-        try:
-            until(lambda: _alive(here), "the tutorial's gateway")
-            yield here
-        finally:
-            process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(5)
-            process.kill()
-            process.wait(PATIENCE)
-
-
-def _alive(here: Gateway) -> bool:
-    assert here.process.poll() is None, here.log.read_text()
-    with suppress(OSError):
-        return here.get("/healthz").status == 200
-    return False
+    with running(command, ROOT / "benchmarks", environment, port) as here:
+        yield here
 
 
 _bodies: list[list[bytes]] = []  # in the client's process

@@ -53,6 +53,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_ITS_SIDE = (5, 6, 7, 8)  # the orientations that swap width and height
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -79,6 +80,12 @@ def decode(data: bytes, height: int, width: int) -> Pixels:
         raise
     except Exception as error:  # decoders raise whatever their format made them stumble over
         raise ImageError("The picture is damaged or cut short; send the whole file.") from error
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Height and width as the picture is meant to be seen: decoded to these, it is not resized."""
+    image = _open(data)
+    return (image.width, image.height) if _orientation(image) in _ON_ITS_SIDE else (image.height, image.width)
 
 
 def _open(data: bytes) -> Image.Image:
@@ -140,7 +147,7 @@ def _turned(exact: tuple[float, float], size: tuple[int, int], turn: int) -> tup
     (right, bottom), (width, height) = exact, size
     x = (width - right, width) if turn in (2, 3, 7, 8) else (0, right)
     y = (height - bottom, height) if turn in (3, 4, 6, 7) else (0, bottom)
-    return (y[0], x[0], y[1], x[1]) if turn in (5, 6, 7, 8) else (x[0], y[0], x[1], y[1])
+    return (y[0], x[0], y[1], x[1]) if turn in _ON_ITS_SIDE else (x[0], y[0], x[1], y[1])
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

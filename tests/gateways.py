@@ -82,12 +82,17 @@ def gateway(target: str, model: str = "tires", **settings: str) -> Iterator[Gate
     environment = {
         **inherited, "TF_SERVING_HOST": target, "MODEL_NAME": model, "LOUPE_PORT": str(port), **settings
     }  # fmt: skip
+    with running([sys.executable, "-m", "gunicorn", "gateway:app"], ROOT, environment, port) as here:
+        yield here
+
+
+@contextmanager
+def running(command: list[str], folder: Path, environment: dict[str, str], port: int) -> Iterator[Gateway]:
+    """Whatever answers /healthz at that port, and is gone at the end."""
     with tempfile.TemporaryDirectory() as scratch:
         log = Path(scratch) / "log"
         with log.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "gunicorn", "gateway:app"], cwd=ROOT, env=environment, stdout=out, stderr=out
-            )
+            process = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=out)
         here = Gateway(process, port, log)
         try:
             until(lambda: _alive(here), "the gateway")

@@ -22,11 +22,10 @@ from PIL import Image
 import proto
 from loupe.card import LARGEST, Card
 from loupe.errors import ModelUnfit, UserError
-from loupe.images import RESIZE, _open, _orientation, decode
+from loupe.images import RESIZE, decode, upright_size
 
 TOLERANCE = 1e-3  # of a row's sum, for it to be probabilities
 AGAIN = "export it again with convert.py"
-_ON_ITS_SIDE = (5, 6, 7, 8)  # the EXIF orientations that swap width and height
 
 Array = np.ndarray[Any, Any]
 
@@ -126,7 +125,7 @@ def picture(card: Card, data: bytes) -> Array:
     """The picture in `data` as the card's model wants it. Raises ImageError or a child of it."""
     if not isinstance(card, ForeignCard) or not card.preprocess:
         return decode(data, card.height, card.width)
-    whole = Image.fromarray(decode(data, *_size(data)))
+    whole = Image.fromarray(decode(data, *upright_size(data)))
     scaling: Any = _rescale if card.preprocess == "rescale" else card.preprocess
     helper = create_preprocessor(scaling, target_size=(card.width, card.height))
     pixels: Array = helper.convert_to_tensor(whole)[0]
@@ -135,12 +134,6 @@ def picture(card: Card, data: bytes) -> Array:
 
 def _rescale(pixels: Array) -> Array:
     return pixels / 255
-
-
-def _size(data: bytes) -> tuple[int, int]:
-    """Height and width once upright: decoded to these, a picture is not resized."""
-    image = _open(data)
-    return (image.width, image.height) if _orientation(image) in _ON_ITS_SIDE else (image.height, image.width)
 
 
 def is_distribution(rows: Array) -> bool:
