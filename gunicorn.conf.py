@@ -1,18 +1,66 @@
 """How gunicorn runs the gateway; read by `gunicorn gateway:app` from the folder it is started in."""
 
+import atexit
 import os
+import shutil
+import socket
 import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from gunicorn.glogging import Logger
 
 from loupe.errors import UserError
+from loupe.gateway import keys, logs, metrics, tracing
 from loupe.gateway.settings import Settings
 
 os.environ.pop("SCRIPT_NAME", None)  # of whatever started this, not a prefix of our addresses
 try:
     _settings = Settings.from_environment(os.environ)
+    keys.check(_settings.api_keys)
 except UserError as error:
     sys.exit(f"gateway: {error}")
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core writes past every log, in a form of its own
 
-bind = f"[{_settings.host}]:{_settings.port}" if ":" in _settings.host else f"{_settings.host}:{_settings.port}"
+
+def _address(port: int) -> str:
+    return f"[{_settings.host}]:{port}" if ":" in _settings.host else f"{_settings.host}:{port}"
+
+
+def _check_free(port: int) -> None:
+    """gunicorn would try for seconds, and say it in many lines."""
+    with socket.socket(socket.AF_INET6 if ":" in _settings.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_settings.host, port))
+        except OSError as error:
+            sys.exit(f"gateway: Port {port} of LOUPE_METRICS_PORT cannot be used ({error.strerror}); choose another.")
+
+
+def _share_metrics() -> None:
+    """A folder for the numbers of all workers, before one of them imports prometheus_client; read again on SIGHUP."""
+    mine = f"loupe-metrics-{os.getpid()}-"
+    if Path(os.environ.get(metrics.FOLDER, "")).name.startswith(mine):
+        return
+    if "GUNICORN_FD" not in os.environ:  # sockets that another gunicorn hands on
+        _check_free(_settings.metrics_port)
+    folder = os.environ[metrics.FOLDER] = tempfile.mkdtemp(prefix=mine)
+    atexit.register(_remove, folder, os.getpid())
+
+
+def _remove(folder: str, owner: int) -> None:
+    if os.getpid() == owner:  # not in a worker
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+os.environ.pop("prometheus_multiproc_dir", None)  # its old name
+if _settings.metrics_port:
+    _share_metrics()
+else:
+    os.environ.pop(metrics.FOLDER, None)
+
+bind = [_address(port) for port in (_settings.port, _settings.metrics_port) if port]
 workers = _settings.workers
 worker_class = "loupe.gateway.worker.Worker"
 threads = _settings.threads
@@ -21,5 +69,29 @@ graceful_timeout = 30 + int(_settings.drain)  # for requests in flight when aske
 keepalive = 5
 forwarder_headers = ""  # no header moves this service to another path
 control_socket_disable = True  # it would lie in the home folder, one for all gateways of a user
-accesslog = "-"
-access_log_format = "%(t)s %(r)s %(s)s %(M)s ms"
+
+
+class _Logger(Logger):  # type: ignore[misc]
+    """Requests are logged by the gateway itself, which knows more of them; gunicorn's own lines in the same form."""
+
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        logs.start(_settings.log_format)
+
+    def access(self, *_: Any) -> None:
+        pass
+
+
+logger_class = _Logger
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """What a worker held goes with it, however it ended; what it counted stays."""
+    if _settings.metrics_port:
+        from prometheus_client.multiprocess import mark_process_dead
+
+        mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    tracing.stop()

@@ -17,8 +17,9 @@ COPY loupe/gateway loupe/gateway
 COPY data/samples data/samples
 
 USER 10001
-ENV LOUPE_HOST=0.0.0.0
-EXPOSE 9696
+# Metrics need no key: 9697 is for Prometheus inside, and not to be published.
+ENV LOUPE_HOST=0.0.0.0 LOUPE_METRICS_PORT=9697
+EXPOSE 9696 9697
 HEALTHCHECK --interval=10s --timeout=2s --start-period=30s \
   CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://localhost:9696/healthz', timeout=1)"]
 CMD ["gunicorn", "gateway:app"]

@@ -43,6 +43,7 @@ def main() -> int:
     models = arguments.models.resolve()
     _check_model(models / arguments.model_name, arguments.model_name)
     environment = {**os.environ, "LOUPE_PORT": arguments.port, "MODEL_NAME": arguments.model_name}
+    environment["LOUPE_LOG_FORMAT"] = os.environ.get("LOUPE_LOG_FORMAT") or "text"
     settings = Settings.from_environment(environment)
     _check_port(settings.host, settings.port)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # SIGHUP: the terminal was closed

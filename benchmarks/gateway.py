@@ -40,7 +40,7 @@ from loupe.scripts import Parser, run_script
 from tests.gateways import Gateway, gateway, running
 from tests.servers import PATIENCE, ROOT, free_port, model_server
 
-SIDE = 224
+SIDE = 299  # Xception's, which the tutorials use and train.py starts with
 UPLOAD, CAMERA = (400, 533), (3024, 4032)  # width, height
 CONCURRENT = (1, 4)
 TICKS = os.sysconf("SC_CLK_TCK")  # a second

@@ -22,7 +22,7 @@ CLASSES = ["cracked", "normal", "worn"]
 
 channel = grpc.insecure_channel(os.getenv("TF_SERVING_HOST", "localhost:8500"))
 stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-preprocessor = create_preprocessor("xception", target_size=(224, 224))
+preprocessor = create_preprocessor("xception", target_size=(299, 299))
 app = Flask("tutorial")
 
 

@@ -5,6 +5,7 @@ LoupeError
 └── Problem                 over HTTP: owns its status and its code
     ├── BadRequest          400  the request itself
     │   └── RefusedURL      400  an address this gateway does not fetch from
+    ├── Unauthorized        401  no key, or one that is not known
     ├── NotFound            404
     ├── MethodNotAllowed    405
     ├── TooSlow             408  a request that came byte by byte
@@ -19,6 +20,7 @@ LoupeError
     ├── FetchFailed         422  the picture's server
     ├── AllFailed           422  of many pictures, none could be used
     ├── InternalError       500  a fault of our own
+    ├── OutOfTime           504  the caller's own limit is over, wherever its time went
     └── ModelError          the model's side
         ├── ModelUnfit      502  its answer or card is not one this gateway understands
         ├── ModelUnavailable 503
@@ -51,6 +53,10 @@ class BadRequest(Problem):
 
 class RefusedURL(BadRequest):
     code = "refused_url"
+
+
+class Unauthorized(Problem):
+    status, code = 401, "unauthorized"
 
 
 class NotFound(Problem):
@@ -107,6 +113,10 @@ class AllFailed(Problem):
 
 class InternalError(Problem):
     pass
+
+
+class OutOfTime(Problem):
+    status, code = 504, "out_of_time"
 
 
 class ModelError(Problem):

@@ -14,10 +14,12 @@ import importlib
 import io
 import math
 import re
+import warnings
 from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from loupe.errors import ImageError, TooManyPixels, UnsupportedImage
 
@@ -55,24 +57,26 @@ _UPRIGHT = {
 }
 _ON_ITS_SIDE = (5, 6, 7, 8)  # the orientations that swap width and height
 
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the size is judged here, and answered
+
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def decode(data: bytes, height: int, width: int) -> Pixels:
     """The picture in `data` as RGB of that size. Raises ImageError or a child of it."""
     if not data:
-        raise ImageError("The picture is empty: 0 bytes.")
+        raise ImageError("The picture is empty: 0 bytes; send the whole file.")
     image = _open(data)
     if image.width * image.height > MAX_PIXELS:
         raise TooManyPixels(
             f"The picture is {image.width}×{image.height}; send one of at most {MAX_PIXELS // 1_000_000} megapixels."
         )
-    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
+    if _may_have_scans(image, data) and data.count(b"\xff\xda") > MAX_SCANS:
         raise ImageError(f"The picture comes in more than {MAX_SCANS} scans; save it as a plain JPEG.")
     try:
-        turn = _orientation(image)
         exact = _draft(image, math.ceil(max(height, width) * DRAFT))  # whichever way up it will be
         image.load()
+        turn = _orientation(image)  # not before: to find a PNG's EXIF it is loaded, and what fails there is forgiven
         box = exact and _turned(exact, image.size, turn)
         upright = image.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else image
         return np.asarray(_to_rgb(upright).resize((width, height), Image.Resampling.BILINEAR, box))
@@ -105,6 +109,17 @@ def _open(data: bytes) -> Image.Image:
         raise ImageError(f"These bytes are not a picture that can be read; send {NAMES}.") from error
     except Exception as error:
         raise ImageError("The picture's header is damaged; send the whole file.") from error
+
+
+def _may_have_scans(image: Image.Image, data: bytes) -> bool:
+    """Of a plain JPEG the first scan has all components, and the decoder reads no second: nothing is to be counted."""
+    if not isinstance(image, JpegImageFile) or not image.fp:
+        return False
+    components = len(image.layer)
+    length = 6 + 2 * components
+    begins = image.fp.tell() - length - 2  # Pillow stopped reading where the header of the first scan ends
+    first = data[begins : begins + 5] == bytes((0xFF, 0xDA, 0, length, components))
+    return "progressive" in image.info or not first
 
 
 def _heic_is_read() -> bool:

@@ -276,6 +276,23 @@ def test_a_progressive_jpeg_of_endless_scans_is_refused_at_once() -> None:
         decode(data[:-2] + last * 100 + b"\xff\xd9", 16, 16)
 
 
+def test_a_plain_jpeg_of_endless_scans_costs_no_more_than_a_whole_one() -> None:
+    """Scans of one component each, without data, are passes over every pixel too; after a scan of all none is read."""
+    data = encoded(picture(4000, 3000))
+    start = data.index(b"\xff\xda")
+    luma = b"\xff\xda\0\x08\x01\x01\0\0\x3f\0"
+    with pytest.raises(ImageError, match="scans"):
+        decode(data[:start] + luma * 101 + b"\xff\xd9", 16, 16)
+    started = time.process_time()
+    decode(data, 16, 16)
+    whole = time.process_time() - started
+    repeated = data[:-2] + data[start:-2] * 30 + b"\xff\xd9"
+    started = time.process_time()
+    with contextlib.suppress(ImageError):
+        decode(repeated, 16, 16)
+    assert time.process_time() - started < 3 * whole + 0.1
+
+
 def test_only_the_first_frame_counts() -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     file = io.BytesIO()

@@ -2,10 +2,11 @@
 
     request = Arriving(max_bytes)
     request.take(data)                    # as often as the socket gives some
-    request.state                         # "head", "body", "whole", "long_head", "too_large", or "odd"
+    request.state                         # "head", "body", "whole", "long_head", "too_large", "no_http" or "odd"
 
 `odd` is whatever is not plain HTTP/1.1 framing, such as two lengths or a chunk without a size: gunicorn's own parser
-judges it, and refuses it in its words. `whole` bytes are request.bytes_of_it(); what follows stays for the next one.
+judges what came of it, and refuses it in its words. `no_http` will never be a head. `whole` bytes are
+request.parts_of_it(); what follows stays for the next one.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ import re
 
 MAX_HEAD = 1 << 16
 MAX_CHUNK_LINE = 256
-OVERHEAD = 2  # times the limit: a body in chunks of a byte or two is no picture
+OVERHEAD = 2  # times the limit, for the lines of chunks
+MAX_CHUNKS = 100_000  # a body in chunks of a byte or two is no picture, and costs as much time as a large one
 
+_BEGINS = re.compile(rb"[\r\n]*(?:[!#$%&'*+.^_`|~0-9A-Za-z-]|$)")  # as a method does; TLS does not
+_BARE_END = re.compile(rb"\n\n|\n\r\n(?<!\r\n\r\n)")  # of a head whose lines do not end as HTTP's do
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _CODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _EXPECT = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*(?=\r\n)", re.IGNORECASE)
@@ -30,10 +34,11 @@ class Arriving:
     def _restart(self) -> None:
         self.state = "head"
         self.expects_word = False  # the client waits for "100 Continue" before it sends the body
-        self._end = 0  # of the request, as far as it is known
+        self._end = self._head_end = 0  # of the request, as far as it is known, and of its head
         self._searched = 0
         self._chunked = False
         self._body = 0  # bytes of body announced so far
+        self._chunks = 0
         if self._buffer:
             self._look()
 
@@ -46,18 +51,25 @@ class Arriving:
         words = bytes(self._buffer[:2048]).split(b"\r\n", 1)[0].split(b" ")
         return words[1].partition(b"?")[0] if len(words) == 3 else b""
 
-    def take(self, data: bytes) -> None:
+    @property
+    def method(self) -> bytes:
+        return bytes(self._buffer[:2048]).split(b" ", 1)[0] if self.target else b""
+
+    def take(self, data: bytes | memoryview) -> None:
         self._buffer += data
         self._look()
 
-    def bytes_of_it(self) -> bytes:
-        """The request; where it is odd, everything that came. What is left belongs to the next."""
-        end = self._end if self.state == "whole" else len(self._buffer)
+    def parts_of_it(self) -> tuple[bytes, bytes | None]:
+        """The request's head and body; None for a body that is in the first part still, in chunks or odd. What is left
+        belongs to the next."""
+        whole = self.state == "whole"
+        end = self._end if whole else len(self._buffer)
+        body = self._head_end if whole and not self._chunked else end
         with memoryview(self._buffer) as view:
-            request = bytes(view[:end])
+            parts = bytes(view[:body]), bytes(view[body:end]) if body < end else None
         del self._buffer[:end]
         self._restart()
-        return request
+        return parts
 
     def _look(self) -> None:
         if self.state == "head":
@@ -69,11 +81,14 @@ class Arriving:
                 self.state = "whole"
 
     def _look_for_head(self) -> None:
-        end = self._buffer.find(b"\r\n\r\n", max(0, self._searched - 3), MAX_HEAD)
+        start = max(0, self._searched - 3)
+        end = self._buffer.find(b"\r\n\r\n", start, MAX_HEAD)
         self._searched = len(self._buffer)
         if end < 0:
             if len(self._buffer) >= MAX_HEAD:
                 self.state = "long_head"
+            elif not _BEGINS.match(self._buffer) or _BARE_END.search(self._buffer, start):
+                self.state = "no_http"
             return
         self._end = end + 4
         head = bytes(self._buffer[: end + 2])
@@ -82,14 +97,16 @@ class Arriving:
             shorter = _EXPECT.sub(b"", head) + b"\r\n"
             self._buffer[: self._end] = shorter
             self._end = len(shorter)
+        self._head_end = self._end
         lengths, codings = _LENGTH.findall(head), _CODING.findall(head)
         if codings:
-            self._chunked = codings == [b"chunked"] and not lengths
+            last = codings[-1].lower().rpartition(b",")[2].strip(b" \t")
+            self._chunked = len(codings) == 1 and last == b"chunked" and not lengths
             self.state = "body" if self._chunked else "odd"
-        elif len(lengths) > 1 or (lengths and not re.fullmatch(rb"[0-9]{1,18}", lengths[0])):
+        elif len(lengths) > 1 or (lengths and not re.fullmatch(rb"[0-9]+[ \t]*", lengths[0])):
             self.state = "odd"
         else:
-            length = int(lengths[0]) if lengths else 0
+            length = _whole(lengths[0], 10) if lengths else 0
             self._end += length
             self.state = "too_large" if length > self._max_bytes else "body"
 
@@ -102,18 +119,19 @@ class Arriving:
                     self.state = "odd"
                 return
             size = bytes(self._buffer[self._end : line]).split(b";")[0].strip()
-            if not re.fullmatch(rb"[0-9A-Fa-f]{1,8}", size):
+            if not re.fullmatch(rb"[0-9A-Fa-f]+", size):
                 self.state = "odd"
-            elif int(size, 16) == 0:
+            elif not (length := _whole(size, 16)):
                 self._end_trailer(line)
                 return
             else:
-                self._next_chunk(line + 2, int(size, 16))
+                self._next_chunk(line + 2, length)
         if self.state == "body" and len(self._buffer) > OVERHEAD * self._max_bytes + MAX_HEAD:
             self.state = "too_large"
 
     def _next_chunk(self, start: int, size: int) -> None:
-        if self._body + size > self._max_bytes:
+        self._chunks += 1
+        if self._body + size > self._max_bytes or self._chunks > MAX_CHUNKS:
             self.state = "too_large"
             return
         after = start + size
@@ -132,3 +150,8 @@ class Arriving:
             self._end, self.state = end + 4, "whole"
         elif len(self._buffer) - line > MAX_HEAD:
             self.state = "odd"
+
+
+def _whole(digits: bytes, base: int) -> int:
+    """Beyond 18 digits any number will do: it is over every limit."""
+    return int(digits.strip().lstrip(b"0")[:18] or b"0", base)

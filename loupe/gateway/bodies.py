@@ -1,28 +1,23 @@
 """What a request brings: pictures as bytes or as URLs, out of JSON, a form with files, or a raw body.
 
     sent = read(request, settings)        # Sent(items=[bytes | URL, …], many=False)
-
-Bodies are cut off at the limit while they are read, whatever their headers promise.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO
 
 from flask import Request
-from werkzeug.exceptions import RequestEntityTooLarge
 
 from loupe.errors import BadRequest, TooLarge, UnsupportedBody
+from loupe.gateway.forms import parts
 from loupe.gateway.settings import Settings
+from loupe.gateway.shapes import EXAMPLE, question_of
 
 MAX_PARTS = 100  # of a form; more is not a folder of pictures but an attack
-DRAINED = 3  # times the limit
-EXAMPLE = 'send {"url": "https://…"}, {"urls": [...]} or {"b64": "…"}'
 
 
 @dataclass(frozen=True)
@@ -37,18 +32,14 @@ class Sent:
 
 
 def read(request: Request, settings: Settings) -> Sent:
-    limit = settings.max_bytes
-    stream = request.environ["wsgi.input"]
-    if (request.content_length or 0) > limit:
-        raise _too_large(limit, stream)
-    request.environ["wsgi.input"] = _Capped(stream, limit)
+    body = _whole(request.environ["wsgi.input"], settings.max_bytes)
     kind = request.mimetype
     if kind == "multipart/form-data":
-        sent = _from_form(request)
+        sent = _from_form(body, request.headers["Content-Type"])
     elif kind == "application/json":
-        sent = _from_json(request)
+        sent = _from_json(body)
     elif kind.startswith("image/") or kind in ("", "application/octet-stream"):
-        sent = Sent([request.stream.read()], many=False)
+        sent = Sent([body], many=False)
     else:
         raise UnsupportedBody(
             f"A body of type {kind[:60]!r} is not read; send JSON (-H 'Content-Type: application/json'), "
@@ -59,44 +50,34 @@ def read(request: Request, settings: Settings) -> Sent:
     return sent
 
 
-def _from_form(request: Request) -> Sent:
-    request.max_form_parts = MAX_PARTS
+def _whole(stream: IO[bytes], limit: int) -> bytes:
+    """The worker has gathered it within the limit; under another one a chunked body would not end."""
     try:
-        files = [file for name in request.files for file in request.files.getlist(name)]
-        texts = request.form
-    except RequestEntityTooLarge as error:
-        raise TooLarge(f"The form has more than {MAX_PARTS} parts, or a text in it is too long.") from error
-    if files and ("url" in texts or "urls" in texts):
+        body = stream.read(limit + 1)
+    except Exception as error:  # the HTTP server's own: a chunk that is none, a client that left
+        raise BadRequest("The body broke off, or its chunks are malformed; send it again.") from error
+    if len(body) > limit:
+        raise TooLarge(f"The body is larger than {limit:,} bytes; send less at once, or smaller pictures.")
+    return body
+
+
+def _from_form(body: bytes, content_type: str) -> Sent:
+    sent = list(parts(body, content_type, MAX_PARTS))
+    files = [part.data for part in sent if part.is_file]
+    if files and any(part.name in ("url", "urls") for part in sent if not part.is_file):
         raise BadRequest("Both a file and a URL; send one or the other.")
     if not files:
         raise BadRequest(f"The form holds no file. With curl: -F file=@picture.jpg. For URLs {EXAMPLE} as JSON.")
-    return Sent([file.read() for file in files], many=len(files) > 1)
+    return Sent(list(files), many=len(files) > 1)
 
 
-def _from_json(request: Request) -> Sent:
-    try:
-        body = request.get_json(silent=True)
-    except RecursionError:
-        body = None
-    if not isinstance(body, dict):
-        raise BadRequest(f"The body is not a JSON object; {EXAMPLE}.")
-    given = [key for key in ("url", "urls", "b64") if key in body]
-    if len(given) != 1:
-        raise BadRequest(f"{'None' if not given else 'More than one'} of url, urls and b64 is given; {EXAMPLE}.")
-    value = body[given[0]]
-    if given == ["url"]:
-        return Sent([URL(_text(value, "url"))], many=False)
-    if given == ["b64"]:
-        return Sent([_from_base64(_text(value, "b64"))], many=False)
-    if not isinstance(value, list) or not value:
-        raise BadRequest("urls must be a list of one or more URLs.")
-    return Sent([URL(_text(item, "each of urls")) for item in value], many=True)
-
-
-def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise BadRequest(f"{what} must be a text that is not empty; {EXAMPLE}.")
-    return value
+def _from_json(body: bytes) -> Sent:
+    question = question_of(body)
+    if isinstance(question.url, str):
+        return Sent([URL(question.url)], many=False)
+    if isinstance(question.b64, str):
+        return Sent([_from_base64(question.b64)], many=False)
+    return Sent([URL(url) for url in question.urls or ()], many=True)
 
 
 def _from_base64(text: str) -> bytes:
@@ -106,35 +87,3 @@ def _from_base64(text: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise BadRequest("b64 is not base64; encode the picture's bytes without line breaks.") from None
-
-
-def _too_large(limit: int, stream: IO[bytes]) -> TooLarge:
-    """Most of what is still coming is taken and thrown away: a client that cannot send to the end never reads why."""
-    left = DRAINED * limit
-    with contextlib.suppress(Exception):  # it need not be well formed either
-        while left > 0 and (data := stream.read(min(left, 1 << 16))):
-            left -= len(data)
-    return TooLarge(f"The body is larger than {limit:,} bytes; send less at once, or smaller pictures.")
-
-
-class _Capped:
-    """A body that ends in an error beyond the limit. A length that is only announced cuts a picture off unnoticed."""
-
-    def __init__(self, stream: IO[bytes], limit: int) -> None:
-        self._stream, self._limit, self._left = stream, limit, limit
-
-    def read(self, size: int = -1) -> bytes:
-        return self._count(self._stream.read, size)
-
-    def readline(self, size: int = -1) -> bytes:
-        return self._count(self._stream.readline, size)
-
-    def _count(self, read: Callable[[int], bytes], size: int) -> bytes:
-        try:
-            data = read(self._left + 1 if size is None or size < 0 else size)
-        except Exception as error:  # the HTTP server's own: a chunk that is none, a client that left
-            raise BadRequest("The body broke off, or its chunks are malformed; send it again.") from error
-        self._left -= len(data)
-        if self._left < 0:
-            raise _too_large(self._limit, self._stream)
-        return data

@@ -2,6 +2,7 @@
 
     model = ModelClient(settings)
     answer = model.predict(prepare)           # prepare: card → uint8 or float32 [N, height, width, 3]
+    model.predict(prepare, until=deadline)    # nor longer than the caller waits (deadlines.py)
 
 The card comes from the model itself (the signature `describe`), asked again each second; of a model that Loupe did not
 make, from its signature and the settings. When another version answers
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import threading
 import time
@@ -26,6 +28,7 @@ import numpy as np
 import proto
 from loupe.card import Card
 from loupe.errors import ModelError, ModelGone, ModelTooSlow, ModelUnavailable, ModelUnfit, UserError
+from loupe.gateway import deadlines, life
 from loupe.gateway.foreign import ForeignCard, foreign_card, is_distribution, softmax
 from loupe.gateway.settings import Settings
 
@@ -35,16 +38,20 @@ DESCRIBE = "describe"  # the signature that gives the card
 CARD_SECONDS = 1.0  # for which a card is believed: a server may come back with another model under the same number
 PROBE_SECONDS = 2.0
 CHANGING = "The model is changing versions just now; try again in a second."
+CLOSE = 0.005  # seconds by which gRPC's clock may be ahead of ours
 TRIES = 3  # preparations of one request, should versions change under it
 
 _log = logging.getLogger(__name__)
+# The one layer that tries again. Each failure takes a token, each success gives half of one back; with fewer than half
+# of them left nothing is tried again: a model server in trouble gets 20 calls more, not twice as many.
 _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
+    "retryThrottling": {"maxTokens": 40, "tokenRatio": 0.5},
     "methodConfig": [
         {
             "name": [{}],
             "retryPolicy": {
-                "maxAttempts": 3,
+                "maxAttempts": 2,
                 "initialBackoff": "0.1s",
                 "maxBackoff": "1s",
                 "backoffMultiplier": 2,
@@ -58,6 +65,8 @@ _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),  # 120 s otherwise: a restarted server must be found soon
+    ("grpc.min_reconnect_backoff_ms", 1000),  # for a connection to be made; callers wait 20 s for the first otherwise
+    ("grpc.dns_min_time_between_resolutions_ms", 1000),  # 30 s otherwise: a restarted server may have a new address
     ("grpc.keepalive_time_ms", 310_000),  # TensorFlow Serving hangs up on those who ping more than once in 5 minutes
     ("grpc.keepalive_timeout_ms", 10_000),  # for a connection whose other end vanished: the kernel's timeout, too
     ("grpc.per_rpc_retry_buffer_size", 1 << 26),  # a call larger than this is never retried; 256 KiB otherwise
@@ -98,34 +107,45 @@ class ModelClient:
         self._channel_of = 0  # the process: a channel made before a fork does not work after it
         self._last: tuple[int, Card, float] | None = None  # version, its card, and when it said so
         self._logits: tuple[int, Card] | None = None  # the last model without a card seen to answer in these
+        self.answered_at = -math.inf  # time.monotonic(), when the model server last did
         self._told = False  # that settings for such a model are idle
 
     def card(self) -> tuple[int, Card]:
         """The version served now and its card, asked anew."""
         return self._describe(time.monotonic() + min(PROBE_SECONDS, self._settings.model_timeout))
 
-    def predict(self, prepare: Prepare, *, heatmaps: bool = False) -> Answer:
+    def predict(self, prepare: Prepare, *, heatmaps: bool = False, until: float = deadlines.NEVER) -> Answer:
+        try:
+            return self._predict(prepare, heatmaps, until)
+        except ModelTooSlow:
+            deadlines.check(until - CLOSE)  # whose limit it was
+            raise
+
+    def _predict(self, prepare: Prepare, heatmaps: bool, until: float) -> Answer:
         deadline = time.monotonic() + self._settings.model_timeout
         preparing = asking = 0.0
         for _ in range(TRIES):
-            version, card = self._served(deadline)
+            version, card = self._served(min(deadline, until))
             started = time.monotonic()
             pixels, asked = prepare(card), _question(card, heatmaps)
             prepared = time.monotonic()
             preparing += prepared - started
+            life.stage("decode", started, prepared - started)
             deadline += prepared - started  # it is the model's time, and preparing is ours
+            deadlines.check(until)
+            limit = min(deadline, until)
             request = proto.predict_request(self._settings.model, {asked.image: pixels}, outputs=asked.outputs)
             try:
-                response = self._ask(proto.PREDICT, request, deadline)
+                response = self._ask(proto.PREDICT, request, limit)
             except ModelUnfit:  # of a size that a version new to us does not take?
-                if self._describe(deadline) == (version, card):
+                if self._describe(limit) == (version, card):
                     raise
                 continue
             asking += time.monotonic() - prepared
             answered = response.model_spec.version.value
             if answered != version:
                 try:
-                    version, card = self._describe(deadline, answered)
+                    version, card = self._describe(limit, answered)
                 except ModelGone:  # replaced between its answer and this question
                     self._last = None
                     continue
@@ -210,14 +230,21 @@ class ModelClient:
         return version, card
 
     def _ask(self, method: proto.Method, request: Any, deadline: float) -> Any:
-        remaining = deadline - time.monotonic()
+        began = time.monotonic()
         try:
-            return proto.call(self._open_channel(), method)(request, timeout=max(0.001, remaining))
+            response = proto.call(self._open_channel(), method)(
+                request, timeout=max(0.001, deadline - began), metadata=life.metadata()
+            )
         except grpc.RpcError as error:
             problem = self._problem(error)
             if isinstance(problem, ModelUnavailable):
                 self._last = None
             raise problem from error
+        finally:
+            is_question = method is proto.PREDICT and request.model_spec.signature_name != DESCRIBE
+            life.stage("model" if is_question else "card", began)
+        self.answered_at = time.monotonic()
+        return response
 
     def _problem(self, error: Any) -> ModelError:
         code, name = error.code(), self._settings.model

@@ -2,6 +2,7 @@
 
     data = fetch("https://example.org/tire.jpg", settings)
     several = fetch_all([one, two], settings)                # side by side; bytes or a Problem for each, in order
+    fetch_all([one, two], settings, until=deadline)          # nor longer than the caller waits (deadlines.py)
 
 A name is looked up once, every address found is judged, and the connection goes to a judged address: a second lookup
 cannot give another. Each redirect is judged anew. One deadline and one number of bytes cover everything that a request
@@ -29,6 +30,7 @@ from typing import Self
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from loupe.errors import BadRequest, FetchFailed, Problem, RefusedURL
+from loupe.gateway import deadlines
 from loupe.gateway.addresses import is_public, look_up
 from loupe.gateway.settings import Settings
 
@@ -59,16 +61,18 @@ def fetch(url: str, settings: Settings) -> bytes:
         return _fetch(url, settings, purse)
 
 
-def fetch_all(urls: Sequence[str], settings: Settings) -> list[bytes | Problem]:
+def fetch_all(urls: Sequence[str], settings: Settings, until: float = deadlines.NEVER) -> list[bytes | Problem]:
     """One after the other they could take as many times the deadline as there are URLs."""
 
     def attempt(url: str) -> bytes | Problem:
         try:
             return _fetch(url, settings, purse)
-        except Problem as problem:
-            return problem
+        except Problem as problem:  # once the caller's time is over, that is the reason for whatever ended
+            return problem if time.monotonic() < until else deadlines.over()
 
-    with _Purse(settings) as purse:
+    if not urls:
+        return []
+    with _Purse(settings, until) as purse:
         if len(urls) < 2:
             return [attempt(url) for url in urls]
         with ThreadPoolExecutor(min(SIDE_BY_SIDE, len(urls)), thread_name_prefix="fetch") as pool:
@@ -78,12 +82,13 @@ def fetch_all(urls: Sequence[str], settings: Settings) -> list[bytes | Problem]:
 class _Purse:
     """What one request has to spend on all that it fetches: time and bytes. At the deadline its connections are cut."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.deadline = time.monotonic() + settings.fetch_timeout
+    def __init__(self, settings: Settings, until: float = deadlines.NEVER) -> None:
+        now = time.monotonic()
+        self.deadline = min(now + settings.fetch_timeout, until)
         self._limit = self._left = TOTAL * settings.max_bytes
         self._lock = threading.Lock()
         self._connections: set[_Connection] = set()
-        self._watch = threading.Timer(settings.fetch_timeout, self._cut)
+        self._watch = threading.Timer(max(0.0, self.deadline - now), self._cut)
         self._watch.daemon = True
 
     def __enter__(self) -> Self:
@@ -144,7 +149,7 @@ def _follow(url: str, location: str) -> str:
         target = urljoin(url, location)
         downgraded = urlsplit(url).scheme == "https" and urlsplit(target).scheme == "http"
     except ValueError:
-        raise FetchFailed("The picture's server redirects to what is no URL.") from None
+        raise FetchFailed("The picture's server redirects to what is no URL; upload the picture instead.") from None
     if downgraded:  # whoever asked for https asked that nobody on the way can swap the picture
         raise FetchFailed("The picture's server redirects from https to http; give the address it ends at.")
     return target
@@ -201,7 +206,7 @@ def _get(place: _Place, max_bytes: int, purse: _Purse) -> bytes | _Redirect:
             if response.status in REDIRECTS:
                 location = response.getheader("Location")
                 if not location:
-                    raise FetchFailed("The picture's server redirects to nowhere.")
+                    raise FetchFailed("The picture's server redirects to nowhere; upload the picture instead.")
                 return _Redirect(location)
             data = _body(response, max_bytes, purse)
             if purse.is_late():  # a connection that was cut can look like one that has ended
@@ -211,8 +216,8 @@ def _get(place: _Place, max_bytes: int, purse: _Purse) -> bytes | _Redirect:
         if purse.is_late():
             raise _too_slow() from error
         if isinstance(error, ssl.SSLCertVerificationError):
-            raise FetchFailed("The picture's server has no valid certificate for its name.") from error
-        raise FetchFailed("The picture's server could not be reached, or broke off.") from error
+            raise FetchFailed("The picture's server has no valid certificate for its name; upload the picture instead.") from error
+        raise FetchFailed("The picture's server could not be reached, or broke off; upload the picture instead.") from error
 
 
 _HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "Loupe", "Connection": "close"}
@@ -220,7 +225,7 @@ _HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "L
 
 def _body(response: http.client.HTTPResponse, max_bytes: int, purse: _Purse) -> bytes:
     if response.status != 200:
-        raise FetchFailed(f"The picture's server answered {response.status} instead of a picture.")
+        raise FetchFailed(f"The picture's server answered {response.status} instead of a picture; upload the picture instead.")
     if response.getheader("Content-Encoding", "identity") != "identity":
         raise FetchFailed("The picture's server sent it compressed though asked not to; upload the picture instead.")
     too_large = FetchFailed(f"The picture is larger than {max_bytes:,} bytes; send a smaller one.")
@@ -233,7 +238,7 @@ def _body(response: http.client.HTTPResponse, max_bytes: int, purse: _Purse) -> 
         if len(data) > max_bytes:
             raise too_large
     if response.length:  # bytes that were promised and never came
-        raise FetchFailed("The picture's server broke off before its end.")
+        raise FetchFailed("The picture's server broke off before its end; upload the picture instead.")
     return bytes(data)
 
 

@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from loupe.card import Card
-from loupe.errors import AllFailed, ImageError, Problem
+from loupe.errors import AllFailed, ImageError, OutOfTime, Problem
+from loupe.gateway import deadlines
 from loupe.gateway.bodies import URL, Sent
 from loupe.gateway.client import Answer
 from loupe.gateway.fetch import fetch_all
@@ -27,12 +28,13 @@ WARMTH = (255, 72, 0)  # the heat map's colour; how warm is in its alpha
 
 
 class Batch:
-    def __init__(self, sent: Sent, settings: Settings) -> None:
-        self._sent, self._settings = sent, settings
+    def __init__(self, sent: Sent, settings: Settings, until: float = deadlines.NEVER) -> None:
+        self._sent, self._settings, self._until = sent, settings, until
         self._pictures: list[bytes | Problem] = []
 
     def gather(self) -> None:
-        fetched = iter(fetch_all([item.text for item in self._sent.items if isinstance(item, URL)], self._settings))
+        urls = [item.text for item in self._sent.items if isinstance(item, URL)]
+        fetched = iter(fetch_all(urls, self._settings, self._until))
         for item in self._sent.items:
             picture = next(fetched) if isinstance(item, URL) else item
             self._pictures.append(self._keep(picture) if isinstance(picture, Problem) else picture)
@@ -42,6 +44,7 @@ class Batch:
         for place, data in enumerate(self._pictures):
             if isinstance(data, Problem):
                 continue
+            deadlines.check(self._until)
             try:
                 decoded.append(picture(card, data))
             except ImageError as problem:
@@ -51,8 +54,8 @@ class Batch:
         return np.stack(decoded)
 
     def _keep(self, problem: Problem) -> Problem:
-        """A problem with one of many is its own answer; with the only one it is the request's."""
-        if not self._sent.many:
+        """A problem with one of many is its own answer; with the only one it is the request's, as is its time."""
+        if not self._sent.many or isinstance(problem, OutOfTime):
             raise problem
         return problem
 
@@ -67,7 +70,7 @@ def _result(answer: Answer, row: int, top: int | None, heatmaps: bool) -> dict[s
     card, scores = answer.card, answer.probabilities[row]
     order = np.argsort(-scores, kind="stable")
     confidence = float(scores[order[0]])
-    reason = _doubt(answer, row, confidence)
+    reason = doubt(answer, row, confidence)
     result: dict[str, Any] = {
         "label": card.labels[order[0]],
         "confidence": round(confidence, 6),
@@ -80,7 +83,7 @@ def _result(answer: Answer, row: int, top: int | None, heatmaps: bool) -> dict[s
     return result
 
 
-def _doubt(answer: Answer, row: int, confidence: float) -> str | None:
+def doubt(answer: Answer, row: int, confidence: float) -> str | None:
     """Why the answer is not certain. Of a picture of nothing known the confidence means nothing: that comes first."""
     card, familiarity = answer.card, answer.familiarity
     if card.unfamiliar_below is not None and familiarity is not None and familiarity[row] < card.unfamiliar_below:

@@ -10,8 +10,36 @@ from loupe.errors import Problem
 HEADERS = {  # of every answer
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",  # what LOUPE_CORS_ORIGINS allows is not held up by it
+    "Permissions-Policy": "camera=(), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",  # frame-ancestors, for browsers that do not know it
+}
+
+MEANINGS = {  # of a code: what it is, and what to do
+    "bad_request": "The request itself is wrong; its detail says what to send instead.",
+    "refused_url": "The URL's host is unknown, or not public; upload the picture instead.",
+    "unauthorized": "No key came with it, or one that is not known; send a key as Authorization: Bearer KEY.",
+    "not_found": "There is nothing at this address; POST a picture to /predict.",
+    "method_not_allowed": "The address is right and the method is not; the header Allow names those that are.",
+    "request_timeout": "The request did not come to its end in time; send it again, faster or smaller.",
+    "too_large": "The body is larger than this gateway takes; send fewer pictures at once, or smaller ones.",
+    "unsupported_body": "A body of this type is not read; send JSON, a form with files, or a picture's bytes.",
+    "unsupported_image": "A picture of a format that is not opened; convert it to JPEG, PNG or WebP.",
+    "broken_image": "The bytes are no picture, or part of one; send it again, whole.",
+    "too_many_pixels": "The picture has more pixels than are decoded; send a smaller one.",
+    "fetch_failed": "The picture's server did not give it; check the URL, or upload the picture.",
+    "all_failed": "Of many pictures none could be used; the detail says why of the first.",
+    "head_too_large": "The address or the headers are too long; send a URL in the body.",
+    "internal_error": "A fault of the gateway; its log has it by the request's id.",
+    "model_unfit": "The model's answer or card is not one that this gateway understands; tell whoever runs it.",
+    "busy": "As much is in hand as may be; try again after Retry-After.",
+    "stopping": "This gateway is about to end; ask another.",
+    "model_unavailable": "The model server does not answer now, or is changing versions; try again after Retry-After.",
+    "model_too_slow": "The model did not answer in time; send fewer pictures at once, or try again.",
+    "out_of_time": "The time that X-Request-Timeout gave was over; give more, or send fewer pictures at once.",
 }
 
 

@@ -5,9 +5,7 @@ app = create_app(Settings.from_environment(os.environ))
 
 from __future__ import annotations
 
-import re
 import time
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +13,47 @@ from flask import Flask, Response, g, jsonify, render_template, request, send_fr
 from werkzeug.exceptions import HTTPException
 
 from loupe.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, Problem, Stopping
+from loupe.gateway import deadlines, metrics, operate, tracing
 from loupe.gateway.bodies import read
 from loupe.gateway.client import ModelClient
+from loupe.gateway.docs import add_docs
+from loupe.gateway.guard import guard
 from loupe.gateway.life import stopping
-from loupe.gateway.predictions import Batch
+from loupe.gateway.predictions import Batch, doubt
 from loupe.gateway.problems import HEADERS, as_json
+from loupe.gateway.readiness import Readiness
 from loupe.gateway.settings import Settings
+from loupe.gateway.shapes import query
 
 SAMPLES = Path(__file__).resolve().parents[2] / "data" / "samples"
 SAMPLES_OF = "tires"  # the model that the sample pictures are for
-_REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
 def create_app(settings: Settings) -> Flask:
     app = Flask("loupe", root_path=str(Path(__file__).parent), static_folder="page")
     app.json.sort_keys = False  # type: ignore[attr-defined]  # scores stand in order, best first
     model = ModelClient(settings)
+    tracing.start()
+    _add_records(app, settings)  # first: whatever comes after it, and its answer, is recorded
     _add_health(app, model, settings)
     _add_page(app, settings)
+    add_docs(app, settings, sorted(path.name for path in SAMPLES.glob("*.jpg")))
     _add_errors(app)
+    guard(app, settings)
 
     @app.post("/predict")
     def predict() -> Response:
         started = time.monotonic()
-        top, heatmaps = _top(), _flag("heatmap")
+        until = deadlines.read(request.headers.get(deadlines.HEADER))
+        deadlines.check(until)  # spent while it waited for its turn?
+        asked = query(request.args)
         sent = read(request, settings)
-        batch = Batch(sent, settings)
+        g.entry.pictures = len(sent.items)
+        batch = Batch(sent, settings, until)
         batch.gather()
         fetched = time.monotonic()
-        answer = model.predict(batch.pixels, heatmaps=heatmaps)
+        g.entry.stage("fetch", started)
+        answer = model.predict(batch.pixels, heatmaps=asked.heatmap == 1, until=until)
         about = {
             "model": {"name": settings.model, "version": answer.version},
             "timings_ms": {
@@ -53,7 +63,8 @@ def create_app(settings: Settings) -> Flask:
             },
             "request_id": g.request_id,
         }
-        results = batch.results(answer, top, heatmaps)
+        operate.answered(g.entry, answer, doubt)
+        results = batch.results(answer, asked.top or None, asked.heatmap == 1)
         if not sent.many:
             return jsonify({**_plain(results[0]), **about})
         return jsonify({"predictions": [_plain(result) for result in results], **about})
@@ -65,23 +76,32 @@ def _plain(result: dict[str, Any] | Problem) -> dict[str, Any]:
     return {"error": as_json(result)} if isinstance(result, Problem) else result
 
 
-def _top() -> int | None:
-    text = request.args.get("top")
-    if text is None:
-        return None
-    if not re.fullmatch("0*[1-9][0-9]{0,4}", text):
-        raise BadRequest("top must be a whole number, at least 1: how many labels to list.")
-    return int(text)
+def _add_records(app: Flask, settings: Settings) -> None:
+    @app.before_request
+    def begin() -> Response | None:
+        g.entry = operate.begin(request.method, request.path, request.remote_addr or "", request.headers)
+        g.request_id = g.entry.request_id
+        if request.environ["SERVER_PORT"] != str(settings.metrics_port):
+            return None
+        g.entry.counted = False
+        if request.path == "/healthz":
+            return None
+        if request.path != "/metrics":
+            raise NotFound("There is nothing at this address; on this port GET /metrics.")
+        if request.method not in ("GET", "HEAD"):
+            raise MethodNotAllowed(f"{request.method} is not answered here; GET /metrics.")
+        return Response(metrics.scrape(), content_type=metrics.KIND)
 
-
-def _flag(name: str) -> bool:
-    text = request.args.get(name, "0")
-    if text not in ("0", "1"):
-        raise BadRequest(f"{name} must be 0 or 1.")
-    return text == "1"
+    @app.after_request
+    def end(response: Response) -> Response:
+        g.entry.key = g.get("key_name")
+        operate.end(g.entry, response.status_code)
+        return response
 
 
 def _add_health(app: Flask, model: ModelClient, settings: Settings) -> None:
+    readiness = Readiness(model.card, lambda: model.answered_at)
+
     @app.get("/healthz")
     def healthz() -> Response:
         """Is this process alive? Never asks the model."""
@@ -89,11 +109,10 @@ def _add_health(app: Flask, model: ModelClient, settings: Settings) -> None:
 
     @app.get("/readyz")
     def readyz() -> Response:
-        """Would /predict answer now?"""
+        """Would /predict answer now? Not taken back for a moment's silence of the model."""
         if stopping.is_set():
             raise Stopping("This gateway was told to stop; ask another.")
-        version, _ = model.card()
-        return jsonify({"status": "ready", "model": {"name": settings.model, "version": version}})
+        return jsonify({"status": "ready", "model": {"name": settings.model, "version": readiness.version()}})
 
     @app.get("/model")
     def card() -> Response:
@@ -113,11 +132,6 @@ def _add_page(app: Flask, settings: Settings) -> None:
 
 
 def _add_errors(app: Flask) -> None:
-    @app.before_request
-    def name_the_request() -> None:
-        given = request.headers.get("X-Request-ID", "")
-        g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-
     @app.after_request
     def add_headers(response: Response) -> Response:
         response.headers.update({**HEADERS, "X-Request-ID": g.request_id})
@@ -125,6 +139,7 @@ def _add_errors(app: Flask) -> None:
 
     @app.errorhandler(Problem)
     def answer_problem(problem: Problem) -> Response:
+        g.entry.code = problem.code
         response = jsonify({**as_json(problem), "request_id": g.request_id})
         response.status_code, response.mimetype = problem.status, "application/problem+json"
         if problem.retry_after is not None:
@@ -150,6 +165,6 @@ def _from_http(error: HTTPException) -> Problem:
         return NotFound("There is nothing at this address; POST a picture to /predict.")
     if error.code == 405:
         return MethodNotAllowed(f"{request.method} is not answered here; POST a picture to /predict, GET the rest.")
-    problem = BadRequest("The request could not be read.")
+    problem = BadRequest("The request could not be read; send it again with a usual client.")
     problem.status = error.code or 400
     return problem

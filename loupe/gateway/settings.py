@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 # keras-image-helper's, and one for 0…1: named here so that reading the settings loads neither it nor numpy.
 PREPROCESSORS = ("xception", "resnet50", "vgg16", "inception_v3", "rescale")
+LOG_FORMATS = ("json", "text")
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,13 @@ def _addresses(text: str) -> tuple[str | Network, ...]:
     return tuple(found)
 
 
+def _origins(text: str) -> tuple[str, ...]:
+    origins = tuple(word for word in (word.strip().lower() for word in text.split(",")) if word)
+    if not all(re.fullmatch(r"https?://[^\s/,*@?#]+", origin) or origin == "*" for origin in origins):
+        raise ValueError("origins such as https://app.example.org, comma separated, without a path; or *")
+    return origins
+
+
 def _labels(text: str) -> tuple[str, ...]:
     labels = tuple(word.strip() for word in text.split(",")) if text.strip() else ()
     if labels and (len(labels) < 2 or not all(labels) or len(set(labels)) < len(labels)):
@@ -92,11 +101,18 @@ def _preprocessor(text: str) -> str:
     return name
 
 
+def _log_format(text: str) -> str:
+    if text.strip() not in LOG_FORMATS:
+        raise ValueError(" or ".join(LOG_FORMATS))
+    return text.strip()
+
+
 SETTINGS = {
     "TF_SERVING_HOST": Setting("target", "localhost:8500", _host_and_port),
     "MODEL_NAME": Setting("model", "tires", _name),
     "LOUPE_HOST": Setting("host", "127.0.0.1", str),
     "LOUPE_PORT": Setting("port", "9696", _whole(1, 65535)),
+    "LOUPE_METRICS_PORT": Setting("metrics_port", "0", _whole(0, 65535)),
     "LOUPE_WORKERS": Setting("workers", "1", _whole(1, 256)),
     "LOUPE_THREADS": Setting("threads", "8", _whole(1, 1024)),
     "LOUPE_QUEUE": Setting("queue", "16", _whole(0, 4096)),
@@ -107,8 +123,11 @@ SETTINGS = {
     "LOUPE_MODEL_TIMEOUT": Setting("model_timeout", "10", _seconds),
     "LOUPE_FETCH_TIMEOUT": Setting("fetch_timeout", "10", _seconds),
     "LOUPE_FETCH_ALLOW": Setting("fetch_allow", "", _addresses),
+    "LOUPE_API_KEYS": Setting("api_keys", "", str.strip),
+    "LOUPE_CORS_ORIGINS": Setting("cors_origins", "", _origins),
     "LOUPE_LABELS": Setting("labels", "", _labels),
     "LOUPE_PREPROCESS": Setting("preprocess", "", _preprocessor),
+    "LOUPE_LOG_FORMAT": Setting("log_format", "json", _log_format),
 }
 
 
@@ -118,6 +137,7 @@ class Settings:
     model: str
     host: str
     port: int
+    metrics_port: int  # 0: none
     workers: int
     threads: int  # a worker
     queue: int  # requests that may wait for one of these threads
@@ -128,8 +148,11 @@ class Settings:
     model_timeout: float  # seconds, all questions to the model server for one request together
     fetch_timeout: float  # seconds for all pictures of a request, from looking names up to the last byte
     fetch_allow: tuple[str | Network, ...]  # fetched from although not public, and on any port
+    api_keys: str  # the file they are in; empty: none are wanted
+    cors_origins: tuple[str, ...]  # whose pages may ask; "*": everybody's
     labels: tuple[str, ...]  # of a model without a card, in its order
     preprocess: str  # for a float32 model without a card: one of PREPROCESSORS
+    log_format: str  # one of LOG_FORMATS
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
@@ -145,6 +168,8 @@ class Settings:
             if name.startswith("LOUPE_") and name not in SETTINGS:
                 near = difflib.get_close_matches(name, SETTINGS, 1)
                 wrong.append(f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else ""))
+        if values.get("metrics_port") and values["metrics_port"] == values.get("port"):
+            wrong.append("LOUPE_METRICS_PORT must be another than LOUPE_PORT")
         if wrong:
             raise UserError("Settings: " + "; ".join(wrong).rstrip("?") + ("?" if wrong[-1].endswith("?") else "."))
         return cls(**values)

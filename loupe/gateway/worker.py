@@ -11,13 +11,13 @@ and answers all it has.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import selectors
 import socket
 import struct
 import time
-import uuid
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -29,8 +29,9 @@ from gunicorn.http.errors import InvalidResponseHeader, InvalidResponseHeaderNam
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn, ThreadWorker
 
 from loupe.errors import BadRequest, Busy, HeadTooLarge, Problem, TooLarge, TooSlow
+from loupe.gateway import deadlines, memory, metrics, operate
 from loupe.gateway.arriving import Arriving
-from loupe.gateway.life import stopping
+from loupe.gateway.life import handed, stopping
 from loupe.gateway.problems import HEADERS, as_json
 from loupe.gateway.settings import Settings
 
@@ -43,6 +44,7 @@ LINGER_SECONDS = 5.0  # for a client that is still sending to read why it should
 LINGER_TIMES = 3  # the limit: as much is taken and thrown away meanwhile
 LAST_WORD_SECONDS = 0.5  # for a connection that was just made when the worker closed to say what it wants
 LONG_HEAD = "The request's address or headers are too long; send a URL in the body."
+NO_HTTP = "This is not a request that HTTP/1.1 knows; send it again with a usual client."
 SEND_SECONDS = 20  # for a client to take its answer
 _OURS = (InvalidResponseHeader, InvalidResponseHeaderName, http.errors.ConfigurationProblem)  # not the client's fault
 
@@ -55,10 +57,12 @@ class Connection(TConn):  # type: ignore[misc]
         self.request = Arriving(max_bytes)
         self.initialized = False  # it has its parser
         self.deadline = 0.0  # of the request that is arriving
+        self.whole_at = 0.0
         self.admitted = False  # its head was seen while there was room
         self.closed = False
         self.to_drain = 0
         self.data_ready = True
+        self.body: bytes | None = None  # of a request that is whole, where its parser need not read it
         self._given = memoryview(b"")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))
 
@@ -66,22 +70,17 @@ class Connection(TConn):  # type: ignore[misc]
         if not self.initialized:
             self.initialized = True
             self.parser = http.get_parser(self.cfg, self, self.client)
-        self._given = memoryview(self.request.bytes_of_it())
+        deadlines.whole_at.set(self.whole_at)
+        head, self.body = self.request.parts_of_it()
+        self._given = memoryview(head)
+        handed.at, handed.size = self.whole_at, len(head) + len(self.body or b"")
 
     def forget(self) -> None:
         """Its bytes, at once: parser and connection know each other, and would be found by the collector much later."""
-        self.request, self._given, self.parser = Arriving(0), memoryview(b""), None
+        self.request, self.body, self._given, self.parser = Arriving(0), None, memoryview(b""), None
 
     def recv(self, size: int) -> bytes:
-        """For the parser. Beyond what was gathered there is something only where the parser was left to judge it."""
-        if not self._given:
-            self.sock.settimeout(max(0.001, self.deadline - time.monotonic()))
-            try:
-                return self.sock.recv(size)  # type: ignore[no-any-return]
-            except TimeoutError:
-                raise http.errors.NoMoreData from None
-            finally:
-                self.sock.settimeout(None)
+        """For the parser. Beyond what was gathered there is nothing: no thread ever waits for a client."""
         part, self._given = bytes(self._given[:size]), self._given[size:]
         return part
 
@@ -93,13 +92,17 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.alive = True
         self.arriving: deque[Connection] = deque()  # in the order of their deadlines
         self.lingering: deque[tuple[float, Connection]] = deque()
+        self.notify_at = 0.0
         self.gathered = 0
+        self.scratch = memoryview(bytearray(AT_ONCE))
         self.in_hand = 0
         self.stop_at: float | None = None
         self.stopped_at: float | None = None
 
     def init_process(self) -> None:
+        memory.settle()
         self.probe_pool = ThreadPoolExecutor(PROBE_THREADS, thread_name_prefix="probe")
+        metrics.start(self.settings.threads + self.settings.queue)
         super().init_process()
 
     # Taking connections.
@@ -135,17 +138,17 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         left = AT_ONCE
         while left > 0:
             try:
-                data = connection.sock.recv(left)
+                size = connection.sock.recv_into(self.scratch, left)
             except BlockingIOError:
                 return
             except OSError:
-                data = b""
-            if not data:
+                size = 0
+            if not size:
                 self._broke_off(connection)
                 return
-            left -= len(data)
-            self.gathered += len(data)
-            connection.request.take(data)
+            left -= size
+            self.gathered += size
+            connection.request.take(self.scratch[:size])
             if self._go_on(connection):
                 return
 
@@ -161,8 +164,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         request = connection.request
         if request.state == "head":
             return False
-        probe = request.target in PROBES
-        if request.state == "long_head":
+        probe = request.target in PROBES or connection.server[1] == self.settings.metrics_port
+        if request.state == "no_http":
+            self._refuse(connection, BadRequest(NO_HTTP))
+        elif request.state == "long_head":
             self._refuse(connection, HeadTooLarge(LONG_HEAD))
         elif request.state == "too_large":
             limit = self.settings.max_bytes
@@ -197,13 +202,21 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     # Whole requests, to the threads and back.
 
     def _hand_over(self, connection: Connection, probe: bool) -> None:
+        connection.whole_at = time.monotonic()
         pool = self.probe_pool if probe else self.tpool
         self.in_hand += not probe
+        metrics.in_flight(self.in_hand)
         done: Future[Any] = pool.submit(self.handle, connection)
         done.add_done_callback(lambda future: self.method_queue.defer(self._finished, connection, future, probe))
 
+    def handle_request(self, req: Any, conn: Connection) -> bool:
+        if conn.body is not None:  # as it is: gunicorn would copy it together from small pieces
+            req.body, conn.body = io.BytesIO(conn.body), None
+        return bool(super().handle_request(req, conn))
+
     def _finished(self, connection: Connection, future: Future[Any], probe: bool) -> None:
         self.in_hand -= not probe
+        metrics.in_flight(self.in_hand)
         keep = not future.cancelled() and not future.exception() and future.result()
         if not keep:
             self._linger(connection)
@@ -224,19 +237,25 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         if isinstance(exc, (http.errors.LimitRequestLine, http.errors.LimitRequestHeaders)):
             problem: Problem = HeadTooLarge(LONG_HEAD)
         elif isinstance(exc, http.errors.ParseException) and not isinstance(exc, _OURS):
-            problem = BadRequest("This is not a request that HTTP/1.1 knows; send it again with a usual client.")
+            problem = BadRequest(NO_HTTP)
         else:
             super().handle_error(req, client, addr, exc)
             return
+        request_id = operate.refused(problem, "", "", addr, handed.size, handed.at)
         with suppress(OSError):
-            client.sendall(_answer(problem))
+            client.sendall(_answer(problem, request_id))
 
     # Refusing, and closing so that the refusal can be read.
 
     def _refuse(self, connection: Connection, problem: Problem) -> None:
+        request, began = connection.request, connection.deadline - self.settings.read_timeout
+        request_id = operate.refused(
+            problem, request.method, request.target, connection.client, len(request), began,
+            counted=connection.server[1] != self.settings.metrics_port,
+        )  # fmt: skip
         self._no_longer_arriving(connection)
         with suppress(OSError):
-            connection.sock.send(_answer(problem))
+            connection.sock.send(_answer(problem, request_id))
         self._linger(connection)
 
     def _cut(self, connection: Connection) -> None:
@@ -278,6 +297,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         connection.closed = True
 
     # The loop: deadlines, and the way out.
+
+    def notify(self) -> None:
+        """A file's time is set, for each event of the loop; the arbiter looks once a second."""
+        now = time.monotonic()
+        if now >= self.notify_at:
+            self.notify_at = now + 1
+            super().notify()
 
     def murder_pending(self) -> None:
         """Called by the loop each time round, at least once a second."""
@@ -335,9 +361,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                         self._close(connection)
 
 
-def _answer(problem: Problem) -> bytes:
+def _answer(problem: Problem, request_id: str) -> bytes:
     """A whole response: no application is asked."""
-    request_id = uuid.uuid4().hex
     body = json.dumps({**as_json(problem), "request_id": request_id}).encode()
     headers = {
         "Content-Type": "application/problem+json",

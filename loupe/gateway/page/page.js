@@ -3,6 +3,7 @@ const $ = (id) => document.getElementById(id);
 const DOUBTS = { below_threshold: ", which is not certain", unfamiliar: ", but this is like nothing the model knows" };
 let latest = 0; // only the answer to the latest question is shown
 let shownUrl = null;
+let again = null; // the question that waits for a key
 
 $("origin").textContent = location.origin;
 
@@ -34,6 +35,13 @@ for (const button of document.querySelectorAll("[data-sample]")) {
     classifyFile(await answer.blob(), button.dataset.sample.split("/").pop());
   });
 }
+$("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (!$("key").value.trim()) return;
+  sessionStorage.setItem("key", $("key").value.trim()); // gone with this tab
+  $("key").value = "";
+  again();
+});
 $("heat-on").addEventListener("change", () => { $("heat").hidden = !$("heat-on").checked; });
 
 function classifyFile(file, name) {
@@ -47,9 +55,13 @@ async function classify(request, file) {
   $("problem").hidden = true;
   $("result").classList.add("waiting");
   try {
-    const response = await fetch("/predict?heatmap=1", { method: "POST", ...request });
+    const key = sessionStorage.getItem("key");
+    const headers = { ...request.headers, ...(key && { "X-API-Key": key }) };
+    const response = await fetch("/predict?heatmap=1", { method: "POST", ...request, headers });
     const answer = await response.json();
     if (mine !== latest) return;
+    $("key-form").hidden = response.status !== 401;
+    if (response.status === 401) again = () => classify(request, file);
     if (response.ok) show(answer, file);
     else fail(answer.detail || answer.title);
   } catch {

@@ -1,0 +1,244 @@
+"""What is sent to the gateway and what it answers, as types: they check requests, and /openapi.json is made from them.
+
+    asked = query(request.args)                      # Query(top=3, heatmap=0); BadRequest
+    question = question_of(request.get_data())       # Question(url="https://…"); BadRequest
+
+Keys that are not known are ignored, as they always were; a key that is given twice is refused: a proxy that judged the
+first would have judged another question.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from loupe.errors import BadRequest
+from loupe.gateway.fetch import MAX_URL
+
+EXAMPLE = 'send {"url": "https://…"}, {"urls": [...]} or {"b64": "…"}'
+MAX_TOP = 99_999
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors begin a file with it
+
+# ----------------------------------------------------------------------------------------------------------- sent
+
+Address = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=MAX_URL,
+        description="Where the picture is: http or https, a public host, ports 80 and 443.",
+        examples=["https://example.org/tire.jpg"],
+    ),
+]
+# One that is too long is that one's own error, as everything else about one of many is.
+OneOfMany = Annotated[str, Meta(min_length=1, examples=["https://example.org/tire.jpg"])]
+Base64 = Annotated[
+    str,
+    Meta(min_length=1, description="The picture's bytes in base64, without line breaks; a data: URL is taken too."),
+]
+
+
+class Question(Struct):
+    """One of url, urls and b64."""
+
+    url: Address | UnsetType = UNSET
+    urls: Annotated[list[OneOfMany], Meta(min_length=1, description="Answered in this order.")] | UnsetType = UNSET
+    b64: Base64 | UnsetType = UNSET
+
+
+class Query(Struct):
+    top: Annotated[int, Meta(ge=1, le=MAX_TOP, description="How many labels to list, the best first.")] | UnsetType = (
+        UNSET
+    )
+    heatmap: Annotated[Literal[0, 1], Meta(description="1 adds a picture of where the model looked.")] = 0
+
+
+_QUERY = {
+    "top": "top must be a whole number, at least 1: how many labels to list.",
+    "heatmap": "heatmap must be 0 or 1.",
+}
+_questions = msgspec.json.Decoder(Question)
+
+
+def query(sent: Any) -> Query:
+    """`sent` is werkzeug's: a name may stand in it several times."""
+    given: dict[str, int | str] = {}
+    for name in _QUERY:
+        texts = sent.getlist(name)
+        if len(texts) > 1:
+            raise BadRequest(f"{name} is given more than once; give it once.")
+        if texts:
+            text = texts[0]
+            given[name] = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else text
+    try:
+        return msgspec.convert(given, Query)
+    except msgspec.ValidationError as error:
+        raise BadRequest(next(text for name, text in _QUERY.items() if f"$.{name}" in str(error))) from None
+
+
+def question_of(body: bytes) -> Question:
+    body = body.removeprefix(BYTE_ORDER_MARK)
+    try:
+        question = _questions.decode(body)
+        if not body.isascii():
+            body.decode()  # what is skipped is not looked at, and there may be half a letter in it
+        if body.count(b'"') > 4 or b"\\" in body:  # more than one key and one text
+            json.loads(body, object_pairs_hook=_no_key_twice)
+    except msgspec.ValidationError as error:
+        raise BadRequest(_said(str(error))) from None
+    except (msgspec.DecodeError, ValueError, RecursionError):  # no JSON, no UTF-8, too deep
+        raise BadRequest(f"The body is not a JSON object; {EXAMPLE}.") from None
+    given = sum(value is not UNSET for value in (question.url, question.urls, question.b64))
+    if given != 1:
+        raise BadRequest(f"{'More than one' if given else 'None'} of url, urls and b64 is given; {EXAMPLE}.")
+    return question
+
+
+def _said(error: str) -> str:
+    """msgspec's words are about types; these are about what to send."""
+    if "$.urls[" in error:
+        return f"each of urls must be a text that is not empty; {EXAMPLE}."
+    if "$.urls" in error:
+        return "urls must be a list of one or more URLs."
+    if f"<= {MAX_URL}" in error:
+        return f"The URL is too long; at most {MAX_URL:,} characters are taken. Upload the picture."
+    for name in ("url", "b64"):
+        if f"$.{name}" in error:
+            return f"{name} must be a text that is not empty; {EXAMPLE}."
+    return f"The body is not a JSON object; {EXAMPLE}."
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> None:
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            raise BadRequest(f"The key {key[:40]!r} is given twice; {EXAMPLE}.")
+        seen.add(key)
+
+
+# -------------------------------------------------------------------------------------------------------- answered
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+Milliseconds = Annotated[int, Meta(ge=0)]
+RequestId = Annotated[str, Meta(description="Also in the header X-Request-ID, and in the log.")]
+
+
+class Served(Struct):
+    name: str
+    version: int
+
+
+class Timings(Struct):
+    fetch: Annotated[Milliseconds, Meta(description="Reading the request, and fetching what is a URL.")]
+    decode: Milliseconds
+    model: Milliseconds
+
+
+class Prediction(Struct, omit_defaults=True):
+    """What the model says of one picture."""
+
+    label: Annotated[str, Meta(description="The likeliest.")]
+    confidence: Annotated[Share, Meta(description="The label's score.")]
+    certain: bool
+    reason: Annotated[
+        Literal["below_threshold", "unfamiliar"] | None,
+        Meta(description="Why the answer is not certain; unfamiliar: like nothing that the model was trained on."),
+    ]
+    scores: Annotated[dict[str, Share], Meta(description="By label, the best first.")]
+    heatmap: (
+        Annotated[
+            str | None,
+            Meta(description="With heatmap=1: a PNG as data: URL, to lay over the picture; null if there is none."),
+        ]
+        | UnsetType
+    ) = UNSET
+
+
+class Answer(Prediction, kw_only=True):
+    """The answer to one picture."""
+
+    model: Served
+    timings_ms: Timings
+    request_id: RequestId
+
+
+class Fault(Struct):
+    """An error, as RFC 9457 has it."""
+
+    type: Literal["about:blank"]
+    title: str
+    status: Annotated[int, Meta(ge=400, le=599)]
+    code: Annotated[str, Meta(description="For programs: it stays when the words change.")]
+    detail: Annotated[str, Meta(description="For people: what was wrong, and what to do.")]
+
+
+class FailedPrediction(Struct):
+    """One of many pictures could not be used."""
+
+    error: Fault
+
+
+class FaultAnswer(Fault):
+    """The answer to a request that failed."""
+
+    request_id: RequestId
+
+
+_EITHER = {"anyOf": [{"$ref": f"#/components/schemas/{shape.__name__}"} for shape in (Prediction, FailedPrediction)]}
+
+
+class Answers(Struct):
+    """The answer to a list of URLs or to several files, in the order they came."""
+
+    predictions: list[Annotated[Any, Meta(extra_json_schema=_EITHER)]]
+    model: Served
+    timings_ms: Timings
+    request_id: RequestId
+
+
+class Alive(Struct):
+    status: Literal["ok"]
+
+
+class Ready(Struct):
+    status: Literal["ready"]
+    model: Served
+
+
+class Input(Struct):
+    height: Annotated[int, Meta(ge=1)]
+    width: Annotated[int, Meta(ge=1)]
+    resize: str
+    fit: str
+
+
+class CardAnswer(Struct):
+    """What the model says of itself."""
+
+    name: str
+    version: int
+    labels: Annotated[list[str], Meta(min_length=2)]
+    input: Input
+    loupe: Annotated[int | None, Meta(description="The card's format; null of a model that Loupe did not make.")]
+    heatmap: bool
+    backbone: dict[str, Any]
+    precision: str | None
+    temperature: float
+    certain_at: Annotated[Share | None, Meta(description="Below it an answer is not certain.")]
+    unfamiliar_below: Share | None
+    metrics: dict[str, Any]
+    training: dict[str, Any]
+    parity: dict[str, Any] | None
+
+
+SHAPES = (Question, Query, Answer, Answers, Prediction, FailedPrediction, FaultAnswer, Alive, Ready, CardAnswer)
+
+
+def schemas() -> Mapping[str, Any]:
+    """By name, as JSON Schema."""
+    _, found = msgspec.json.schema_components(SHAPES, ref_template="#/components/schemas/{name}")
+    return found

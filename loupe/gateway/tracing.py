@@ -1,0 +1,169 @@
+"""W3C Trace Context, and spans for OpenTelemetry where its packages and an endpoint are there.
+
+    trace = tracing.read(headers)         # the caller's trace, continued, or a new one
+    tracing.start()                       # in the worker, after the fork
+    tracing.export(entry)                 # a span for the request and one for each stage, sent in the background
+    tracing.stop()                        # what is not sent yet gets STOP_SECONDS
+
+Without `opentelemetry-sdk`, `opentelemetry-exporter-otlp-proto-grpc` and OTEL_EXPORTER_OTLP_ENDPOINT nothing of theirs
+is imported. A collector that is gone costs its spans and nothing else: they wait in a queue that forgets the oldest.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import threading
+import time
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+from loupe.gateway.life import Entry, Trace
+
+
+class Headers(Protocol):
+    def get(self, name: str, otherwise: str, /) -> str: ...
+
+
+STOP_SECONDS = 2.0
+NEEDED = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.grpc.trace_exporter")
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+MOST_STATE = 512  # characters
+
+_PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})", re.ASCII)
+_STATE = re.compile(r"[\x20-\x7e]+", re.ASCII)
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"))
+_log = logging.getLogger(__name__)
+_exporter: _Exporter | None = None
+
+
+def read(headers: Headers) -> Trace:
+    found = _parent(headers.get("traceparent", "").strip())
+    span_id = secrets.token_hex(8)
+    if not found:
+        return Trace(secrets.token_hex(16), span_id, "", _exporter is not None, "")
+    state = headers.get("tracestate", "").strip()
+    kept = len(state) <= MOST_STATE and state.count(",") < 32 and _STATE.fullmatch(state)
+    return Trace(found[1], span_id, found[2], bool(int(found[3], 16) & 1), state if kept else "")
+
+
+def _parent(text: str) -> re.Match[str] | None:
+    """Of a version to come, what follows the fields of this one is not understood and allowed."""
+    found = _PARENT.match(text)
+    if not found or text[found.end() :] and (text[:2] == "00" or text[found.end()] != "-"):
+        return None
+    return found
+
+
+def start() -> None:
+    global _exporter
+    if not any(os.environ.get(name) for name in ENDPOINTS):
+        return
+    try:
+        if not all(find_spec(name) for name in NEEDED):
+            return
+        _exporter = _Exporter()
+    except ModuleNotFoundError:
+        return
+    except Exception:  # a setting of theirs that they do not like is no reason not to serve
+        _log.exception("OpenTelemetry did not start; requests are not traced")
+
+
+def export(entry: Entry) -> None:
+    if _exporter and entry.trace:
+        _exporter.export(entry, entry.trace)
+
+
+def stop() -> None:
+    if _exporter:
+        stopping = threading.Thread(target=_exporter.provider.shutdown, daemon=True)
+        stopping.start()
+        stopping.join(STOP_SECONDS)
+
+
+class _Exporter:
+    def __init__(self) -> None:
+        from opentelemetry import trace
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        os.environ.setdefault("OTEL_SERVICE_NAME", "loupe-gateway")
+        self._ids = _ids()
+        self.provider = TracerProvider(id_generator=self._ids, shutdown_on_exit=False)
+        self.provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        self._tracer = self.provider.get_tracer("loupe.gateway")
+        self._api = trace
+
+    def export(self, entry: Entry, own: Trace) -> None:
+        """Begun and ended at once, in the past: what there is to say is known when a request ends."""
+        offset = time.time() - time.monotonic()
+        *stages, whole = entry.stages
+        self._ids.chosen.trace_id, self._ids.chosen.span_id = int(own.trace_id, 16), int(own.span_id, 16)
+        span = self._tracer.start_span(
+            f"{entry.method if entry.method in _METHODS else 'HTTP'} {entry.endpoint}",
+            context=self._context(own),
+            kind=self._api.SpanKind.SERVER,
+            start_time=_nanoseconds(offset + entry.began),
+            attributes=_attributes(entry),
+        )
+        if entry.status >= 500:
+            span.set_status(self._api.StatusCode.ERROR)
+        inside = self._api.set_span_in_context(span)
+        for stage in stages:
+            child = self._tracer.start_span(stage.name, context=inside, start_time=_nanoseconds(offset + stage.began))
+            child.end(_nanoseconds(offset + stage.began + stage.seconds))
+        span.end(_nanoseconds(offset + whole.began + whole.seconds))
+
+    def _context(self, own: Trace) -> Any:
+        from opentelemetry.context import Context
+
+        if not own.parent_id:
+            return Context()
+        parent = self._api.SpanContext(
+            int(own.trace_id, 16),
+            int(own.parent_id, 16),
+            is_remote=True,
+            trace_flags=self._api.TraceFlags(own.sampled),
+            trace_state=self._api.TraceState.from_header([own.state]),
+        )
+        return self._api.set_span_in_context(self._api.NonRecordingSpan(parent), Context())
+
+
+def _nanoseconds(seconds: float) -> int:
+    return int(seconds * 1e9)
+
+
+def _attributes(entry: Entry) -> dict[str, Any]:
+    known = {
+        "http.request.method": entry.method[:32],
+        "http.response.status_code": entry.status,
+        "url.path": entry.path[:300],
+        "client.address": entry.client,
+        "error.type": entry.code,
+        "loupe.request_id": entry.request_id,
+        "loupe.pictures": entry.pictures,
+        "loupe.model_version": entry.version,
+    }
+    return {key: value for key, value in known.items() if value is not None}
+
+
+def _ids() -> Any:
+    from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+
+    class Ids(RandomIdGenerator):
+        """The ids that the model server was told, once; random ones after."""
+
+        chosen = threading.local()
+
+        def generate_span_id(self) -> int:
+            given = self.chosen.__dict__.pop("span_id", None)
+            return super().generate_span_id() if given is None else int(given)
+
+        def generate_trace_id(self) -> int:
+            given = self.chosen.__dict__.pop("trace_id", None)
+            return super().generate_trace_id() if given is None else int(given)
+
+    return Ids()
