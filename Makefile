@@ -27,7 +27,7 @@ help:
 	@sed -n '3,12p' Makefile | cut -c3-
 
 up:
-	@$(SET_UP) packages modelserver
+	@$(SET_UP) packages modelserver $(if $(OTEL_EXPORTER_OTLP_ENDPOINT),tracing)
 	@exec $(RUN) serve.py $(if $(PORT),--port "$(PORT)") $(if $(MODEL_NAME),--model-name "$(MODEL_NAME)")
 
 test:

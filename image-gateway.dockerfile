@@ -1,14 +1,16 @@
 # The gateway: Flask under gunicorn, no TensorFlow.
 #   docker build -f image-gateway.dockerfile -t loupe-gateway .
+#   docker build -f image-gateway.dockerfile -t loupe-gateway --build-arg MORE=tracing .     # with OpenTelemetry
 FROM python:3.11-slim
 
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 WORKDIR /app
 
 # The packages first: they change less often than the code.
+ARG MORE=
 COPY Pipfile Pipfile.lock ./
 RUN pip install --no-cache-dir pipenv==2026.10.3 \
- && PIP_NO_CACHE_DIR=1 pipenv sync --system \
+ && PIP_NO_CACHE_DIR=1 pipenv sync --system --categories "packages $MORE" \
  && rm -rf /root/.cache
 
 COPY gateway.py gunicorn.conf.py proto.py ./
