@@ -25,6 +25,8 @@ from tests.pictures import encoded
 from tests.servers import model_server
 
 PICTURE = encoded()
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+SMUGGLED = b"GET /model HTTP/1.1\r\nHost: smuggled\r\n\r\n"
 SOON = 5.0  # seconds on a busy machine; nothing but a fetch or a slow sender may take longer
 FIELDS = {"type", "title", "status", "code", "detail", "request_id"}
 LEAKS = re.compile(
@@ -32,8 +34,23 @@ LEAKS = re.compile(
     r"|0x[0-9a-f]{6}|\b[A-Z]\w+(?:Error|Exception)\b|gunicorn|werkzeug|flask|PIL\b|grpc|tensorflow"
 )
 TO_DO = re.compile(  # a detail says what to do, or within which bounds
-    r"\b(?:send|give|upload|save|encode|POST|GET|use|try|ask|must|at most|at least|with|wait|should look like)\b", re.IGNORECASE
+    r"\b(?:send|give|upload|save|encode|POST|GET|use|try|ask|must|at most|at least|with|wait|should look like)\b",
+    re.IGNORECASE,
 )
+
+
+def post(headers: bytes, body: bytes = b"", line: bytes = b"POST /predict HTTP/1.1") -> bytes:
+    return line + b"\r\nHost: here\r\n" + headers + b"\r\n" + body
+
+
+def sized(data: bytes = PICTURE, more: bytes = b"") -> bytes:
+    return post(b"Content-Length: %d\r\n" % len(data) + more, data)
+
+
+def in_chunks(data: bytes = PICTURE, size: int = 100, extension: bytes = b"", trailer: bytes = b"") -> bytes:
+    pieces = [data[at : at + size] for at in range(0, len(data), size)]
+    chunks = [b"%x%s\r\n%s\r\n" % (len(piece), extension, piece) for piece in pieces]
+    return b"".join(chunks) + b"0" + extension + b"\r\n" + trailer + b"\r\n"
 
 
 def raw(here: Gateway, data: bytes, *, then_close: bool = False) -> Answer:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -103,9 +104,13 @@ def here(server: ModelServer) -> Iterator[Gateway]:
         yield front
 
 
-def some_more(seen: Seen, kind: str = "answered", count: int = 20) -> None:
+def some_more(seen: Seen, kind: str = "answered", count: int = 20, patience: float = 20) -> None:
     before = seen.count(kind)
-    until(lambda: seen.count(kind) >= before + count, f"{count} more {kind}", 20)
+    until(lambda: seen.count(kind) >= before + count, f"{count} more {kind}", patience)
+
+
+def has_come(seen: Seen, version: int) -> bool:
+    return version in seen.versions()
 
 
 def is_ready(here: Gateway) -> bool:
@@ -135,8 +140,7 @@ def kill_under_load(home: Home, kills: int) -> Seen:
     with gateway(f"localhost:{port}") as here, traffic(here, home.truth) as seen:
         for kill in range(kills + 1):
             with model_server(home.folder, "tires", f"--port={port}") as server:
-                there = time.monotonic()
-                until(lambda there=there: seen.of("answered", there), "an answer", BACK_SECONDS + MARGIN)
+                some_more(seen, count=1, patience=BACK_SECONDS + MARGIN)
                 some_more(seen)
                 if kill == kills:
                     break
@@ -195,7 +199,9 @@ def test_an_address_that_swallows_everything_holds_nobody_up() -> None:
             with traffic(here, {}) as seen:
                 time.sleep(3)
             seen.settle("unreachable")
-            assert max(reply.took for reply in seen.of("refused")) < 1
+            took = [reply.took for reply in seen.of("refused")]
+            assert statistics.median(took) < 0.3
+            assert max(took) < 1 + MARGIN
         for one in knocking:
             one.close()
 
@@ -299,7 +305,7 @@ def test_ten_versions_of_changing_size(home: Home, here: Gateway) -> None:
     with traffic(here, home.truth) as seen:
         for number in range(2, 12):
             home.publish(list(SIDES)[number % 3], number)
-            until(lambda number=number: number in seen.versions(), f"version {number}")
+            until(partial(has_come, seen, number), f"version {number}")
     seen.settle("ten new versions")
     assert seen.count("refused") == 0
 

@@ -238,6 +238,7 @@ def test_a_redirect_leads_nowhere_that_a_url_may_not(here: Gateway, base: str, n
 
 @pytest.mark.parametrize("certificate", CERTIFICATES)
 def test_only_a_valid_certificate_for_its_name_is_believed(here: Gateway, authority: Path, certificate: str) -> None:
+    """Hostile inputs 22; resets are among what SENT sends."""
     with origin(site, authority / f"{certificate}.crt") as port, within(DEADLINE + 1):
         answer = here.post_json("/predict", {"url": f"https://localhost:{port}/tire.jpg"})
         if certificate == "right":
@@ -267,6 +268,7 @@ def test_a_redirect_may_lead_from_http_to_https_and_not_back(here: Gateway, base
 def test_a_second_look_up_that_leads_inside_is_never_made_and_tls_and_host_bear_the_urls_name(
     authority: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Hostile inputs 17."""
     asked: list[str] = []
     heads: list[str] = []
     names: list[str | None] = []

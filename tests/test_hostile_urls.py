@@ -111,7 +111,8 @@ REFUSED = [
 ]  # fmt: skip
 MALFORMED = [
     "file:///etc/passwd", "file:/etc/passwd", "FILE:///etc/passwd", "ftp://example.org/x", "gopher://x/", "dict://x:11211/",
-    "data:image/png;base64,aa", "ldap://x/", "jar:http://x!/", "netdoc:///etc/passwd", "blob:http://x/", "javascript:alert(1)",
+    "data:image/png;base64,aa", "ldap://x/", "jar:http://x!/", "netdoc:///etc/passwd", "blob:http://x/",
+    "javascript:alert(1)",
     "http://", "http:///x", "//x/y", "nonsense", "http:/x", "http:x", "://x", "http://user:pw@example.org/",
     "http://user@example.org/", "http://:@example.org/", "http://@example.org/", "http://example.org\\@127.0.0.1/",
     "http://[::1", "http://::1]/", "http://[::1]x/", "http://[v1.x]/", "http://x:99999/", "http://x:-1/", "http://x:80:80/",
@@ -157,7 +158,8 @@ def test_a_redirect_is_judged_like_the_first_address(here: Gateway, origin: str,
 @pytest.mark.parametrize(
     "path",
     [
-        "/404", "/500", "/204", "/403", "/304", "/nowhere", "/to-no-url", "/moved/9", "/garbage", "/gzip", "/short", "/html",
+        "/404", "/500", "/204", "/403", "/304", "/nowhere", "/to-no-url", "/moved/9", "/garbage", "/gzip", "/short",
+        "/html",
         "/silent", "/drip", "/drip-header", "/endless",
     ],
 )  # fmt: skip

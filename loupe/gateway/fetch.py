@@ -216,8 +216,8 @@ def _get(place: _Place, max_bytes: int, purse: _Purse) -> bytes | _Redirect:
         if purse.is_late():
             raise _too_slow() from error
         if isinstance(error, ssl.SSLCertVerificationError):
-            raise FetchFailed("The picture's server has no valid certificate for its name; upload the picture instead.") from error
-        raise FetchFailed("The picture's server could not be reached, or broke off; upload the picture instead.") from error
+            raise FetchFailed("The picture's server has no valid certificate; upload the picture instead.") from error
+        raise FetchFailed("The picture's server could not be reached, or broke off; upload it instead.") from error
 
 
 _HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "Loupe", "Connection": "close"}
@@ -225,7 +225,7 @@ _HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "L
 
 def _body(response: http.client.HTTPResponse, max_bytes: int, purse: _Purse) -> bytes:
     if response.status != 200:
-        raise FetchFailed(f"The picture's server answered {response.status} instead of a picture; upload the picture instead.")
+        raise FetchFailed(f"The picture's server answered {response.status} and no picture; upload it instead.")
     if response.getheader("Content-Encoding", "identity") != "identity":
         raise FetchFailed("The picture's server sent it compressed though asked not to; upload the picture instead.")
     too_large = FetchFailed(f"The picture is larger than {max_bytes:,} bytes; send a smaller one.")

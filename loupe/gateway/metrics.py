@@ -12,8 +12,10 @@ No text of a caller becomes a label, and of a card no more than MOST_LABELS labe
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
+from pathlib import Path
 from typing import Any
 
 from loupe.gateway.drift import Windows, psi
@@ -27,14 +29,31 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
 WINDOW, TRAINING = "loupe_drift_window_predictions", "loupe_drift_training_images"
 
+KINDS = ("counter", "histogram", "gauge_livesum", "gauge_livemostrecent")  # prometheus_client's files of one process
+ROOM = 1 << 18  # bytes of each: more than a thousand time series
+
+_log = logging.getLogger(__name__)
 _metrics: _Metrics | None = None
 
 
 def start(limit: int) -> None:
     """`limit`: requests that this worker takes at a time."""
     global _metrics
-    if os.environ.get(FOLDER):
-        _metrics = _Metrics(limit)
+    if not os.environ.get(FOLDER):
+        return
+    try:
+        _reserve(Path(os.environ[FOLDER]))
+    except OSError as error:
+        _log.warning("This worker counts nothing: %s for its numbers.", error.strerror)
+        return
+    _metrics = _Metrics(limit)
+
+
+def _reserve(folder: Path) -> None:
+    """Room on the disk for this worker's numbers, before they are mapped: a page that finds none later is a SIGBUS."""
+    for kind in KINDS:
+        with (folder / f"{kind}_{os.getpid()}.db").open("ab") as file:
+            file.write(bytes(ROOM))
 
 
 def record(entry: Entry) -> None:

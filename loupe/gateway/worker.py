@@ -32,6 +32,7 @@ from loupe.errors import BadRequest, Busy, HeadTooLarge, Problem, TooLarge, TooS
 from loupe.gateway import deadlines, memory, metrics, operate
 from loupe.gateway.arriving import Arriving
 from loupe.gateway.life import handed, stopping
+from loupe.gateway.listeners import deafen
 from loupe.gateway.problems import HEADERS, as_json
 from loupe.gateway.settings import Settings
 
@@ -42,6 +43,7 @@ MOST_GATHERED = 1 << 27  # bytes of requests that are not whole yet, and at leas
 AT_ONCE = 1 << 18  # bytes read from one connection before others get their turn
 LINGER_SECONDS = 5.0  # for a client that is still sending to read why it should not
 LINGER_TIMES = 3  # the limit: as much is taken and thrown away meanwhile
+LAST_HANDSHAKE_SECONDS = 0.2  # for one that has begun when the worker lets nobody new in
 LAST_WORD_SECONDS = 0.5  # for a connection that was just made when the worker closed to say what it wants
 LONG_HEAD = "The request's address or headers are too long; send a URL in the body."
 NO_HTTP = "This is not a request that HTTP/1.1 knows; send it again with a usual client."
@@ -96,6 +98,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.gathered = 0
         self.scratch = memoryview(bytearray(AT_ONCE))
         self.in_hand = 0
+        self.deaf = False
         self.stop_at: float | None = None
         self.stopped_at: float | None = None
 
@@ -336,6 +339,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             timeout = min(timeout, 0.1)
         super().wait_for_and_dispatch_events(timeout)
         if self.stop_at is not None and self.alive and time.monotonic() >= self.stop_at:
+            if not self.deaf and all([deafen(listener, self.ppid) for listener in self.sockets]):
+                self.deaf, self.stop_at = True, time.monotonic() + LAST_HANDSHAKE_SECONDS
+                return
             self._stop_listening()
             self.alive = False
             self.stopped_at = time.monotonic()
