@@ -1,6 +1,6 @@
 """What a request brings: pictures as bytes or as URLs, out of JSON, a form with files, or a raw body.
 
-    sent = read(request, settings)        # Sent(items=[bytes | URL, …], many=False)
+sent = read(request, settings)        # Sent(items=[bytes | URL, …], many=False)
 """
 
 from __future__ import annotations

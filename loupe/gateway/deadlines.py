@@ -4,8 +4,7 @@
     check(deadline)                                                # OutOfTime once it is over
 
 It counts from the moment the request was whole, so what it waited for a thread is in it. It can only shorten what the
-settings allow: they stand beside it. Where none is in hand to say when that was, as outside of our worker, it counts
-from now.
+settings allow: they stand beside it.
 """
 
 from __future__ import annotations
@@ -13,15 +12,13 @@ from __future__ import annotations
 import math
 import re
 import time
-from contextvars import ContextVar
 
 from loupe.errors import BadRequest, OutOfTime
+from loupe.gateway import life
 
 HEADER = "X-Request-Timeout"
 NEVER = math.inf
 _SECONDS = re.compile(r"(?=[0-9]*\.?[0-9])[0-9]{0,9}(\.[0-9]{0,9})?")
-
-whole_at: ContextVar[float] = ContextVar("whole_at")  # time.monotonic(); set by the worker in each request's thread
 
 
 def read(text: str | None) -> float:
@@ -30,7 +27,8 @@ def read(text: str | None) -> float:
     seconds = float(text) if _SECONDS.fullmatch(text) else 0.0
     if seconds <= 0:
         raise BadRequest(f"{HEADER} must be a number of seconds, more than 0, such as 2.5.")
-    return whole_at.get(time.monotonic()) + seconds
+    entry = life.current.get()
+    return (entry.began if entry else time.monotonic()) + seconds
 
 
 def check(deadline: float) -> None:

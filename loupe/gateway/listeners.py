@@ -2,8 +2,8 @@
 
     if deafen(listener, os.getppid()): ...    # it takes no new ones; a moment later accept the rest, and close it
 
-Whoever was let in between a last accept() and close() would be told of a reset, though nobody heard what they wanted. So
-first the system is told to let nobody in any more: it drops what asks for a connection, and the caller's system asks
+Whoever was let in between a last accept() and close() would be told of a reset, though nobody heard what they wanted.
+So first the system is told to let nobody in any more: it drops what asks for a connection, and the caller's system asks
 again after a second, when it learns that nobody is there. Linux only; elsewhere that moment stays.
 """
 
@@ -49,7 +49,7 @@ def _is_kept(listener: socket.socket, master: int) -> bool:
         mine = os.fstat(listener.fileno()).st_ino
         for link in Path(f"/proc/{master}/fd").iterdir():
             with suppress(FileNotFoundError):
-                if os.readlink(link) == f"socket:[{mine}]":
+                if str(link.readlink()) == f"socket:[{mine}]":
                     return True
     except FileNotFoundError:  # the master itself is gone
         return False

@@ -41,18 +41,21 @@ def start(limit: int) -> None:
     global _metrics
     if not os.environ.get(FOLDER):
         return
+    own = [Path(os.environ[FOLDER]) / f"{kind}_{os.getpid()}.db" for kind in KINDS]
     try:
-        _reserve(Path(os.environ[FOLDER]))
+        _reserve(own)
     except OSError as error:
+        for file in own:  # half of one would break every scrape
+            file.unlink(missing_ok=True)
         _log.warning("This worker counts nothing: %s for its numbers.", error.strerror)
         return
     _metrics = _Metrics(limit)
 
 
-def _reserve(folder: Path) -> None:
+def _reserve(files: list[Path]) -> None:
     """Room on the disk for this worker's numbers, before they are mapped: a page that finds none later is a SIGBUS."""
-    for kind in KINDS:
-        with (folder / f"{kind}_{os.getpid()}.db").open("ab") as file:
+    for path in files:
+        with path.open("wb") as file:
             file.write(bytes(ROOM))
 
 

@@ -12,11 +12,9 @@ and answers all it has.
 from __future__ import annotations
 
 import io
-import json
 import os
 import selectors
 import socket
-import struct
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,14 +24,13 @@ from typing import Any
 
 from gunicorn import http
 from gunicorn.http.errors import InvalidResponseHeader, InvalidResponseHeaderName
-from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn, ThreadWorker
+from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 
 from loupe.errors import BadRequest, Busy, HeadTooLarge, Problem, TooLarge, TooSlow
-from loupe.gateway import deadlines, memory, metrics, operate
-from loupe.gateway.arriving import Arriving
+from loupe.gateway import memory, metrics, operate
+from loupe.gateway.connection import Connection, answer
 from loupe.gateway.life import handed, stopping
 from loupe.gateway.listeners import deafen
-from loupe.gateway.problems import HEADERS, as_json
 from loupe.gateway.settings import Settings
 
 PROBES = (b"/healthz", b"/readyz")
@@ -47,44 +44,7 @@ LAST_HANDSHAKE_SECONDS = 0.2  # for one that has begun when the worker lets nobo
 LAST_WORD_SECONDS = 0.5  # for a connection that was just made when the worker closed to say what it wants
 LONG_HEAD = "The request's address or headers are too long; send a URL in the body."
 NO_HTTP = "This is not a request that HTTP/1.1 knows; send it again with a usual client."
-SEND_SECONDS = 20  # for a client to take its answer
 _OURS = (InvalidResponseHeader, InvalidResponseHeaderName, http.errors.ConfigurationProblem)  # not the client's fault
-
-
-class Connection(TConn):  # type: ignore[misc]
-    """gunicorn's, whose parser reads what was gathered instead of the socket."""
-
-    def __init__(self, cfg: Any, sock: socket.socket, client: Any, server: Any, max_bytes: int) -> None:
-        super().__init__(cfg, sock, client, server)
-        self.request = Arriving(max_bytes)
-        self.initialized = False  # it has its parser
-        self.deadline = 0.0  # of the request that is arriving
-        self.whole_at = 0.0
-        self.admitted = False  # its head was seen while there was room
-        self.closed = False
-        self.to_drain = 0
-        self.data_ready = True
-        self.body: bytes | None = None  # of a request that is whole, where its parser need not read it
-        self._given = memoryview(b"")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))
-
-    def init(self) -> None:
-        if not self.initialized:
-            self.initialized = True
-            self.parser = http.get_parser(self.cfg, self, self.client)
-        deadlines.whole_at.set(self.whole_at)
-        head, self.body = self.request.parts_of_it()
-        self._given = memoryview(head)
-        handed.at, handed.size = self.whole_at, len(head) + len(self.body or b"")
-
-    def forget(self) -> None:
-        """Its bytes, at once: parser and connection know each other, and would be found by the collector much later."""
-        self.request, self.body, self._given, self.parser = Arriving(0), None, memoryview(b""), None
-
-    def recv(self, size: int) -> bytes:
-        """For the parser. Beyond what was gathered there is nothing: no thread ever waits for a client."""
-        part, self._given = bytes(self._given[:size]), self._given[size:]
-        return part
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
@@ -246,7 +206,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             return
         request_id = operate.refused(problem, "", "", addr, handed.size, handed.at)
         with suppress(OSError):
-            client.sendall(_answer(problem, request_id))
+            client.sendall(answer(problem, request_id))
 
     # Refusing, and closing so that the refusal can be read.
 
@@ -258,7 +218,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         )  # fmt: skip
         self._no_longer_arriving(connection)
         with suppress(OSError):
-            connection.sock.send(_answer(problem, request_id))
+            connection.sock.send(answer(problem, request_id))
         self._linger(connection)
 
     def _cut(self, connection: Connection) -> None:
@@ -339,7 +299,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             timeout = min(timeout, 0.1)
         super().wait_for_and_dispatch_events(timeout)
         if self.stop_at is not None and self.alive and time.monotonic() >= self.stop_at:
-            if not self.deaf and all([deafen(listener, self.ppid) for listener in self.sockets]):
+            if not self.deaf and all(deafen(listener, self.ppid) for listener in self.sockets):
                 self.deaf, self.stop_at = True, time.monotonic() + LAST_HANDSHAKE_SECONDS
                 return
             self._stop_listening()
@@ -365,19 +325,3 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                 for _, connection in self.lingering:
                     if not connection.closed:
                         self._close(connection)
-
-
-def _answer(problem: Problem, request_id: str) -> bytes:
-    """A whole response: no application is asked."""
-    body = json.dumps({**as_json(problem), "request_id": request_id}).encode()
-    headers = {
-        "Content-Type": "application/problem+json",
-        "Content-Length": len(body),
-        "Connection": "close",
-        "X-Request-ID": request_id,
-        **HEADERS,
-    }
-    if problem.retry_after is not None:
-        headers["Retry-After"] = problem.retry_after
-    lines = [f"HTTP/1.1 {problem.status} {as_json(problem)['title']}", *(f"{key}: {headers[key]}" for key in headers)]
-    return "\r\n".join([*lines, "", ""]).encode() + body

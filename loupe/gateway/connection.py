@@ -1,0 +1,75 @@
+"""A connection whose requests were gathered before gunicorn parses them, and answers that no application is asked for.
+
+connection = Connection(cfg, sock, client, server, max_bytes)
+connection.request.take(data)                     # in the worker's loop, until it is whole (arriving.py)
+connection.init()                                 # in a thread: its parser reads what was gathered
+connection.sock.send(answer(problem, request_id))
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from typing import Any
+
+from gunicorn import http
+from gunicorn.workers.gthread import TConn
+
+from loupe.errors import Problem
+from loupe.gateway.arriving import Arriving
+from loupe.gateway.life import handed
+from loupe.gateway.problems import HEADERS, as_json
+
+SEND_SECONDS = 20  # for a client to take its answer
+
+
+class Connection(TConn):  # type: ignore[misc]
+    """gunicorn's, whose parser reads what was gathered instead of the socket."""
+
+    def __init__(self, cfg: Any, sock: socket.socket, client: Any, server: Any, max_bytes: int) -> None:
+        super().__init__(cfg, sock, client, server)
+        self.request = Arriving(max_bytes)
+        self.initialized = False  # it has its parser
+        self.deadline = 0.0  # of the request that is arriving
+        self.whole_at = 0.0
+        self.admitted = False  # its head was seen while there was room
+        self.closed = False
+        self.to_drain = 0
+        self.data_ready = True
+        self.body: bytes | None = None  # of a request that is whole, where its parser need not read it
+        self._given = memoryview(b"")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))
+
+    def init(self) -> None:
+        if not self.initialized:
+            self.initialized = True
+            self.parser = http.get_parser(self.cfg, self, self.client)
+        head, self.body = self.request.parts_of_it()
+        self._given = memoryview(head)
+        handed.at, handed.size = self.whole_at, len(head) + len(self.body or b"")
+
+    def forget(self) -> None:
+        """Its bytes, at once: parser and connection know each other, and would be found by the collector much later."""
+        self.request, self.body, self._given, self.parser = Arriving(0), None, memoryview(b""), None
+
+    def recv(self, size: int) -> bytes:
+        """For the parser. Beyond what was gathered there is nothing: no thread ever waits for a client."""
+        part, self._given = bytes(self._given[:size]), self._given[size:]
+        return part
+
+
+def answer(problem: Problem, request_id: str) -> bytes:
+    """A whole response: no application is asked."""
+    body = json.dumps({**as_json(problem), "request_id": request_id}).encode()
+    headers = {
+        "Content-Type": "application/problem+json",
+        "Content-Length": len(body),
+        "Connection": "close",
+        "X-Request-ID": request_id,
+        **HEADERS,
+    }
+    if problem.retry_after is not None:
+        headers["Retry-After"] = problem.retry_after
+    lines = [f"HTTP/1.1 {problem.status} {as_json(problem)['title']}", *(f"{key}: {headers[key]}" for key in headers)]
+    return "\r\n".join([*lines, "", ""]).encode() + body
