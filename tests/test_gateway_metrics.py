@@ -124,7 +124,7 @@ def test_what_two_workers_counted_sums_to_what_was_sent_whichever_is_asked(here:
 
 
 def test_the_drift_of_all_workers_is_the_index_computed_by_hand(here: Gateway, port: int) -> None:
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(3) as pool:
         assert list(pool.map(lambda _: here.post_files("/predict", *[PICTURE] * 9).status, range(11))) == [200] * 11
         assert not [name for name in scrape(port) if name.startswith("loupe_drift_psi")], "99 are too few"
         assert list(pool.map(lambda _: here.post_files("/predict", *[PICTURE] * 9).status, range(9))) == [200] * 9
