@@ -16,15 +16,17 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from loupe.gateway.ports import check_ports
 from loupe.gateway.settings import Settings
 from loupe.scripts import Parser, run_script
 
 
 def main() -> None:
     Parser(__doc__).read()  # no flags: settings come from the environment, as they do under gunicorn
-    Settings.from_environment(os.environ)
+    settings = Settings.from_environment(os.environ, starting=True)
     if not find_spec("gunicorn"):
         raise ModuleNotFoundError(name="gunicorn")
+    check_ports(settings)
     os.chdir(Path(__file__).resolve().parent)
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "--config", "gunicorn.conf.py", "gateway:app"])
 

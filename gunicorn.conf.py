@@ -1,9 +1,9 @@
 """How gunicorn runs the gateway; read by `gunicorn gateway:app` from the folder it is started in."""
 
 import atexit
+import math
 import os
 import shutil
-import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -12,13 +12,13 @@ from typing import Any
 from gunicorn.glogging import Logger
 
 from loupe.errors import UserError
-from loupe.gateway import keys, logs, metrics, tracing
+from loupe.gateway import logs, metrics, tracing
+from loupe.gateway.ports import check_ports
 from loupe.gateway.settings import Settings
 
 os.environ.pop("SCRIPT_NAME", None)  # of whatever started this, not a prefix of our addresses
 try:
-    _settings = Settings.from_environment(os.environ)
-    keys.check(_settings.api_keys)
+    _settings = Settings.from_environment(os.environ, starting=True)
 except UserError as error:
     sys.exit(f"gateway: {error}")
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core writes past every log, in a form of its own
@@ -28,23 +28,11 @@ def _address(port: int) -> str:
     return f"[{_settings.host}]:{port}" if ":" in _settings.host else f"{_settings.host}:{port}"
 
 
-def _check_free(port: int) -> None:
-    """gunicorn would try for seconds, and say it in many lines."""
-    with socket.socket(socket.AF_INET6 if ":" in _settings.host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((_settings.host, port))
-        except OSError as error:
-            sys.exit(f"gateway: Port {port} of LOUPE_METRICS_PORT cannot be used ({error.strerror}); choose another.")
-
-
 def _share_metrics() -> None:
     """A folder for the numbers of all workers, before one of them imports prometheus_client; read again on SIGHUP."""
     mine = f"loupe-metrics-{os.getpid()}-"
     if Path(os.environ.get(metrics.FOLDER, "")).name.startswith(mine):
         return
-    if "GUNICORN_FD" not in os.environ:  # sockets that another gunicorn hands on
-        _check_free(_settings.metrics_port)
     folder = os.environ[metrics.FOLDER] = tempfile.mkdtemp(prefix=mine)
     atexit.register(_remove, folder, os.getpid())
 
@@ -65,7 +53,7 @@ workers = _settings.workers
 worker_class = "loupe.gateway.worker.Worker"
 threads = _settings.threads
 timeout = 60  # seconds without a sign of life from a worker before it is replaced
-graceful_timeout = 30 + int(_settings.drain)  # for requests in flight when asked to stop
+graceful_timeout = math.ceil(_settings.grace)  # for requests in flight when asked to stop
 keepalive = 5
 forwarder_headers = ""  # no header moves this service to another path
 control_socket_disable = True  # it would lie in the home folder, one for all gateways of a user
@@ -73,6 +61,16 @@ control_socket_disable = True  # it would lie in the home folder, one for all ga
 
 class _Logger(Logger):  # type: ignore[misc]
     """Requests are logged by the gateway itself, which knows more of them; gunicorn's own lines in the same form."""
+
+    def __init__(self, cfg: Any) -> None:
+        """Made once, when gunicorn knows where it will listen and before its first line; this file is read again on
+        SIGHUP, when the ports are taken by ourselves."""
+        if cfg.bind == bind:  # there is --bind, too
+            try:
+                check_ports(_settings)
+            except UserError as error:
+                sys.exit(f"gateway: {error}")
+        super().__init__(cfg)
 
     def setup(self, cfg: Any) -> None:
         super().setup(cfg)

@@ -16,24 +16,27 @@ import os
 import re
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from loupe.errors import UserError
+from loupe.gateway.ports import check_ports
 from loupe.gateway.settings import Settings
 from loupe.scripts import Parser, run_script
 
 ROOT = Path(__file__).resolve().parent
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
 START_SECONDS = 90  # a large model on a slow disk
-STOP_SECONDS = 4  # for both to end by themselves before they are killed
+TELL_SECONDS = 1.5  # of waiting, before it is said what for
+STOP_SECONDS = 4  # for what has nothing in hand to end by itself before it is killed
 
 
 def main() -> int:
@@ -44,9 +47,9 @@ def main() -> int:
     _check_model(models / arguments.model_name, arguments.model_name)
     environment = {**os.environ, "LOUPE_PORT": arguments.port, "MODEL_NAME": arguments.model_name}
     environment["LOUPE_LOG_FORMAT"] = os.environ.get("LOUPE_LOG_FORMAT") or "text"
-    settings = Settings.from_environment(environment)
-    _check_port(settings.host, settings.port)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # SIGHUP: the terminal was closed
+    settings = Settings.from_environment(environment, starting=True)
+    check_ports(settings, instead="choose another: make PORT=8080 up")
+    for number in SIGNALS:
         signal.signal(number, _interrupt)
     running: list[subprocess.Popen[str]] = []
     try:
@@ -61,7 +64,7 @@ def main() -> int:
         )
         return _watch(running)
     finally:
-        _stop(running)
+        _stop(running, settings.grace)
 
 
 def _arguments() -> argparse.Namespace:
@@ -89,20 +92,6 @@ def _check_model(folder: Path, name: str) -> None:
         raise UserError(f"There is no model {name!r} in {folder.parent}; {hint}.")
     if not any(entry.name.isdecimal() for entry in folder.iterdir()):
         raise UserError(f"{folder} holds no version (a folder named 1, 2, …); `python train.py` publishes one.")
-
-
-def _check_port(host: str, port: int) -> None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except socket.gaierror as error:
-            raise UserError(f"LOUPE_HOST is {host!r}, which is no address of this machine; try 127.0.0.1.") from error
-        except OSError as error:
-            raise UserError(
-                f"Port {port} cannot be used ({error.strerror}); choose another: make PORT=8080 up."
-            ) from error
 
 
 def _start_model_server(arguments: argparse.Namespace, models: Path) -> subprocess.Popen[str]:
@@ -183,21 +172,38 @@ def _watch(running: list[subprocess.Popen[str]]) -> int:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    _ignore(*SIGNALS)  # closing a terminal sends more than one
     raise KeyboardInterrupt
 
 
-def _stop(running: list[subprocess.Popen[str]]) -> None:
-    """The gateway first, so that what it has in hand is still answered."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+def _ignore(*numbers: signal.Signals) -> None:
+    for number in numbers:
         signal.signal(number, signal.SIG_IGN)
-    deadline = time.monotonic() + STOP_SECONDS
-    for process in reversed(running):
-        process.terminate()
-        try:
-            process.wait(max(0.5, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+
+
+def _stop(running: list[subprocess.Popen[str]], grace: float) -> None:
+    """The gateway first: it answers what it has in hand, for which it needs the model server. Ctrl-C ends the wait."""
+    _ignore(*SIGNALS)
+    try:
+        signal.signal(signal.SIGINT, _interrupt)
+        for process in reversed(running):
+            _end(process, STOP_SECONDS if process is running[0] else grace + STOP_SECONDS)
+    finally:
+        _ignore(signal.SIGINT)
+        for process in running:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def _end(process: subprocess.Popen[str], patience: float) -> None:
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(min(patience, TELL_SECONDS))
+        return
+    print("  Answering what is in hand. Ctrl-C once more ends it at once.", file=sys.stderr, flush=True)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(patience - TELL_SECONDS)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ LoupeError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class LoupeError(Exception):
     pass
@@ -109,6 +111,11 @@ class FetchFailed(Problem):
 
 class AllFailed(Problem):
     status, code = 422, "all_failed"
+
+    def __init__(self, message: str, problems: Sequence[Problem]) -> None:
+        """`problems`: of each picture, in their order."""
+        super().__init__(message)
+        self.problems = problems
 
 
 class InternalError(Problem):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -109,6 +110,48 @@ def test_its_commands_can_be_pasted_into_a_terminal(here: Gateway, tmp_path: Pat
         assert done.stdout == ("400" if "example.invalid" in command else "200"), command
 
 
+def test_its_commands_carry_a_key_where_one_is_wanted(locked: Gateway, here: Gateway, tmp_path: Path) -> None:
+    shutil.copy(SAMPLE, tmp_path / "picture.jpg")
+
+    def commands(of: Gateway) -> list[str]:
+        described = of.get("/openapi.json").json()["paths"]["/predict"]["post"]
+        return [one["source"] for one in described["x-codeSamples"]]
+
+    assert all("X-API-Key" not in command for command in commands(here))
+    assert all(command.startswith("curl -H 'X-API-Key: …' ") for command in commands(locked))
+    command = commands(locked)[0].replace("…", KEY).replace("http://localhost:9696", f"http://127.0.0.1:{locked.port}")
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert '"label":"cracked"' in done.stdout
+
+
+def test_its_commands_name_the_address_and_the_scheme_that_the_caller_used(here: Gateway) -> None:
+    """As docs/operating.md has nginx send it; nginx is on the same machine here."""
+    sent = {"Host": "loupe.example.org", "X-Forwarded-Proto": "https"}
+    assert "https://loupe.example.org/predict" in here.get("/docs", **sent).body.decode()
+    assert "proxy_set_header X-Forwarded-Proto $scheme;" in (ROOT / "docs" / "operating.md").read_text()
+
+
+def test_what_it_says_of_bodies_and_numbers_is_plain(docs: Page) -> None:
+    text = docs.inner_text("main")
+    assert "1 to 32 files of at most 10,000,000 bytes" in text
+    assert "number, more than 0, at most 999,999,999" in text
+
+
+def test_the_answer_that_it_shows_has_the_order_of_a_real_one(docs: Page, here: Gateway) -> None:
+    shown = json.loads(docs.locator("#predict pre").last.inner_text())
+    real = here.post("/predict", SAMPLE.read_bytes(), "image/jpeg").json()
+    assert list(shown) == list(real)
+    assert list(shown["timings_ms"]) == list(real["timings_ms"])
+
+
+def test_every_line_of_its_list_of_addresses_looks_like_a_link(docs: Page) -> None:
+    further = docs.locator("nav a.further")
+    expect(further).to_have_count(2)
+    for n in range(2):
+        expect(further.nth(n)).to_have_css("text-decoration-line", "underline")
+        assert further.nth(n).evaluate("e => getComputedStyle(e).color != getComputedStyle(document.body).color")
+
+
 def test_the_page_asks_for_a_key_where_one_is_wanted_and_keeps_it_for_this_tab(
     locked: Gateway, browser: Browser
 ) -> None:
@@ -120,6 +163,11 @@ def test_the_page_asks_for_a_key_where_one_is_wanted_and_keeps_it_for_this_tab(
     page.fill("#key", "wrong")
     page.click("text=Use this key")
     expect(page.locator("#problem")).to_contain_text("not known")
+    for unsendable in ("schlüssel", "„loupe_page“", "two words", "loupe_\u200bpage"):
+        page.fill("#key", unsendable)
+        page.click("text=Use this key")
+        expect(page.locator("#problem")).to_contain_text("This is no key")
+        assert page.evaluate("sessionStorage.getItem('key')") == "wrong"
     page.fill("#key", KEY)
     page.click("text=Use this key")
     expect(page.locator("#label")).to_have_text("cracked")

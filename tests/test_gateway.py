@@ -122,7 +122,12 @@ def test_many_urls_are_answered_in_order(here: Gateway, origin: str) -> None:
 
 
 def test_when_all_of_many_fail_so_does_the_request(here: Gateway) -> None:
-    assert problem(here.post_files("/predict", b"a", b"b"), 422)["code"] == "all_failed"
+    said = problem(here.post_files("/predict", b"a", PICTURE[:-900]), 422)
+    alone = [problem(here.post("/predict", data), 422) for data in (b"a", PICTURE[:-900])]
+    assert said["code"] == "all_failed" and "errors" not in alone[0]
+    assert [one["detail"] for one in said["errors"]] == [one["detail"] for one in alone]
+    assert [one["code"] for one in said["errors"]] == ["broken_image"] * 2
+    assert said["detail"].endswith(alone[0]["detail"]) and alone[0]["detail"] != alone[1]["detail"]
 
 
 def test_top_lists_the_best_labels_first(here: Gateway) -> None:

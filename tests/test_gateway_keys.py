@@ -169,6 +169,9 @@ def test_a_worker_that_replaces_another_while_the_file_is_broken_lets_nobody_in(
         os.kill(worker, 9)
         until(lambda: here.workers() not in ([], [worker]) and here.get("/healthz").status == 200, "the next worker")
         refused(here.post("/predict", PICTURE, **bearer(ANNE)))
+        assert "is not name:hash" in here.log.read_text()
+        assert "Nobody is let in until it is whole." in here.log.read_text()
+        assert "The keys that were known stay." not in here.log.read_text()
         other.write_text(line("anne", ANNE))
         until(lambda: here.post("/predict", PICTURE, **bearer(ANNE)).status == 200, "the file", 5)
 

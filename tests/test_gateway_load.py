@@ -183,7 +183,7 @@ def test_a_hundred_largest_bodies_at_once_leave_memory_bounded(here: Gateway) ->
             peak = max(peak, resident(here))
             time.sleep(0.02)
     counts = Counter(future.result() for future in asked)
-    assert counts[200] >= 4 and set(counts) <= {0, 200, 503}, counts
+    assert counts[200] >= 4 and set(counts) <= {0, 200, 408, 503}, counts  # 408: three seconds are short for a GB
     assert peak < 700e6, (peak, counts)
 
 

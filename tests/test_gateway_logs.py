@@ -8,8 +8,10 @@ import re
 import signal
 import socket
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -63,11 +65,16 @@ def requests(here: Gateway) -> list[dict[str, Any]]:
 
 
 def send(here: Gateway, data: bytes) -> int:
+    return int(talk(here, data).split()[1])
+
+
+def talk(here: Gateway, data: bytes, *, end: bool = False) -> bytes:
     with socket.create_connection(("127.0.0.1", here.port), timeout=20) as connection:
         with suppress(OSError):
             connection.sendall(data)
-        answer = connection.recv(65536)
-        return int(answer.split()[1])
+            if end:
+                connection.shutdown(socket.SHUT_WR)
+        return connection.recv(65536)
 
 
 def last(here: Gateway, before: int) -> dict[str, Any]:
@@ -118,7 +125,80 @@ def test_a_sender_that_is_too_slow_has_its_line(here: Gateway) -> None:
     assert send(here, b"POST /predict?secret HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n123") == 408
     line = last(here, before)
     assert (line["method"], line["path"], line["code"]) == ("POST", "/predict", "request_timeout")
-    assert line["ms"]["whole"] >= 2900 and line["client"] == "127.0.0.1"
+    assert line["ms"].keys() == {"arriving"} and line["ms"]["arriving"] >= 2900 and line["client"] == "127.0.0.1"
+
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+NAMED = (
+    b"Host: a\r\nx-request-ID:  mine-%d \t\r\n"
+    b"TraceParent: 00-" + TRACE.encode() + b"-b7ad6b7169203331-01\r\nContent-Length: "
+)
+
+
+@pytest.mark.parametrize(
+    "status, end, rest",
+    [
+        (413, False, b"99999999\r\n\r\n"),
+        (408, False, b"9\r\n\r\n123"),
+        (400, True, b"9\r\n\r\n123"),  # broken off
+        (400, False, b"3\r\nContent-Length: 4\r\n\r\n123"),  # gunicorn's parser refuses it
+        (431, False, b"3\r\nX: " + b"x" * 10_000 + b"\r\n\r\n123"),  # that, too
+    ],
+)
+def test_what_the_front_refuses_keeps_the_name_that_its_caller_gave(
+    here: Gateway, status: int, end: bool, rest: bytes
+) -> None:
+    before = len(requests(here))
+    answer = talk(here, b"POST /predict?secret HTTP/1.1\r\n" + NAMED % status + rest, end=end)
+    assert answer.split()[1] == str(status).encode()
+    assert b"\r\nX-Request-ID: mine-%d\r\n" % status in answer
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["request_id"] == f"mine-{status}"
+    line = last(here, before)
+    assert (line["request_id"], line["trace_id"]) == (f"mine-{status}", TRACE)
+    assert (line["method"], line["path"], line["status"]) == ("POST", "/predict", status)
+
+
+def test_so_does_what_is_refused_because_all_is_busy() -> None:
+    turn = threading.Event()
+    with (
+        backend(lambda *_: turn.wait(20), models.card()) as behind,
+        gateway(f"localhost:{behind.port}", LOUPE_WORKERS="1", LOUPE_THREADS="1", LOUPE_QUEUE="0") as here,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        waiting = pool.submit(here.post, "/predict", PICTURE, "image/jpeg")
+        until(lambda: len(behind.remaining) == 1, "the model to be asked")
+        answer = talk(here, b"POST /predict HTTP/1.1\r\n" + NAMED % 503 + b"3\r\n\r\n123")
+        turn.set()
+        assert waiting.result().status == 200
+        assert b" 503 " in answer and b"\r\nX-Request-ID: mine-503\r\n" in answer
+        until(lambda: '"busy"' in here.log.read_text(), "its line")
+        line = next(line for line in requests(here) if line["status"] == 503)
+    assert (line["request_id"], line["trace_id"], list(line["ms"])) == ("mine-503", TRACE, ["arriving"])
+
+
+@pytest.mark.parametrize(
+    "data, status, method, path",
+    [
+        (b"GET /" + b"x" * 70_000, 431, "GET", "/" + "x" * 299),
+        (b"GET /a?" + b"secret" * 12_000, 431, "GET", "/a"),
+        (b"GET /" + b"y" * 9_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 431, "GET", "/" + "y" * 299),
+        (b"GET /\n\nX-Request-ID: mine-0\r\n\r\n", 400, "GET", "/"),
+        (b"POST /predict HTTP/1.1\r\nX-Request-ID: mine-0\r\nContent-Le", 400, "POST", "/predict"),
+        (b"POST /predict HTTP/1.1\r\nX-Request-ID: mine-0\r\nX-Request-ID: b\r\nContent-Length: 9\r\n\r\n", 400, "POST",
+         "/predict"),
+        (b"POST /predict HTTP/1.1\r\nX-Request-ID: mine-0 x\r\nContent-Length: 9\r\n\r\n", 400, "POST", "/predict"),
+        (b"\x16\x03\x01\r\nX-Request-ID: mine-0\r\n\r\n", 400, "", ""),
+    ],
+)  # fmt: skip
+def test_of_half_a_head_only_its_first_words_are_believed(
+    here: Gateway, data: bytes, status: int, method: str, path: str
+) -> None:
+    before = len(requests(here))
+    assert talk(here, data, end=True).split()[1] == str(status).encode()
+    line = last(here, before)
+    assert (line["method"], line["path"]) == (method, path)
+    assert re.fullmatch("[0-9a-f]{32}", line["request_id"]) and "trace_id" not in line
+    assert "secret" not in here.log.read_text()
 
 
 def test_probes_are_logged_only_when_they_fail() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -12,22 +13,23 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from loupe.card import Card
 from loupe.gateway.drift import MOST_LABELS, WINDOW, Windows, psi
 from loupe.gateway.keys import digest_of
 from tests import models
 from tests.backends import backend
-from tests.gateways import Answer, Gateway, gateway
+from tests.gateways import Answer, Gateway, gateway, internet
 from tests.pictures import encoded
-from tests.servers import ROOT, free_port, until
+from tests.servers import ROOT, free_port, model_server, until
 
 PICTURE = encoded()
 TRAINED = {"cracked": 327, "normal": 376, "worn": 297}
@@ -198,6 +200,76 @@ def test_what_the_front_refuses_is_counted_and_metrics_are_answered_while_all_is
     assert found['loupe_requests_total{endpoint="/predict",status="503"}'] == 16
     codes = {name.split('"')[1]: value for name, value in scrape(port).items() if name.startswith("loupe_errors_total")}
     assert codes == {"too_large": 1, "head_too_large": 1, "bad_request": 3, "request_timeout": 1, "busy": 16}
+    found = scrape(port)
+    assert found['loupe_requests_total{endpoint="/predict",status="400"}'] == 2
+    answered_or_parsed = found['loupe_stage_duration_seconds_count{stage="whole"}']
+    assert answered_or_parsed == 8 + 1, "what got no thread says nothing of how long an answer takes"
+    assert not [name for name in found if 'stage="arriving"' in name]
+
+
+def test_stages_that_failed_took_their_time_too(target: str, port: int) -> None:
+    def silent(path: str, write: Callable[[bytes], None]) -> None:
+        time.sleep(5)
+
+    with (
+        internet(silent) as origin,
+        gateway(target, LOUPE_METRICS_PORT=str(port), LOUPE_FETCH_TIMEOUT="1", LOUPE_FETCH_ALLOW="127.0.0.1") as here,
+    ):
+        failed = here.post_json("/predict", {"url": f"http://127.0.0.1:{origin}/a.jpg"})
+        assert (failed.status, failed.json()["code"]) == (422, "fetch_failed")
+        assert here.post("/predict", b"no picture", "image/jpeg").status == 422
+        found = {name.removeprefix("loupe_stage_duration_seconds"): value for name, value in scrape(port).items()}
+        assert found['_count{stage="fetch"}'] == 2 and 0.9 < found['_sum{stage="fetch"}'] < 3
+        assert found['_count{stage="decode"}'] == 1
+        assert '_count{stage="model"}' not in found
+        lines = [json.loads(line) for line in here.log.read_text().splitlines()]
+        first, second = (line["ms"] for line in lines if line["message"] == "request")
+        assert 900 < first["fetch"] <= first["whole"] and "decode" not in first
+        assert {"wait", "fetch", "decode", "whole"} <= set(second)
+
+
+def test_seconds_are_seconds_and_each_stage_is_its_own(port: int) -> None:
+    with (
+        backend(lambda *_: time.sleep(0.2), CARD) as behind,
+        gateway(f"localhost:{behind.port}", LOUPE_METRICS_PORT=str(port)) as here,
+    ):
+        assert post(here) == 200
+        found = scrape(port)
+    sums = {
+        name: found[f'loupe_stage_duration_seconds_sum{{stage="{name}"}}']
+        for name in ("wait", "fetch", "decode", "model", "card", "whole")
+    }
+    assert 0.2 <= sums["model"] < 1
+    assert sums["model"] <= sums["whole"] < 2
+    assert sum(sums[name] for name in ("wait", "fetch", "decode", "model", "card")) <= sums["whole"] + 0.001
+    assert all(sums[name] > 0 for name in sums)
+    assert found["loupe_confidence_ratio_sum"] == pytest.approx(1 / 3)
+
+
+def test_familiarity_and_confidence_are_what_the_model_said(port: int, tmp_path: Path) -> None:
+    models.write(tmp_path / "tires" / "1", text=models.card(unfamiliar_below=0.5), familiarity=True)
+    grey = [encoded(Image.new("RGB", (40, 40), (level,) * 3), "PNG") for level in (51, 153, 204)]  # 0.2, 0.6 and 0.8
+    with (
+        model_server(tmp_path, "tires") as server,
+        gateway(f"localhost:{server.port}", LOUPE_METRICS_PORT=str(port)) as here,
+    ):
+        said = here.post_files("/predict", *grey).json()["predictions"]
+        found = scrape(port)
+    assert [one["reason"] for one in said] == ["unfamiliar", None, None]
+    assert found["loupe_familiarity_ratio_count"] == 3
+    assert found["loupe_familiarity_ratio_sum"] == pytest.approx(0.2 + 0.6 + 0.8, abs=1e-4)
+    assert found["loupe_confidence_ratio_sum"] == pytest.approx(sum(one["confidence"] for one in said), abs=1e-4)
+    assert found['loupe_uncertain_total{reason="unfamiliar"}'] == 1
+
+
+def test_what_the_page_is_made_of_has_a_name_of_its_own(here: Gateway, port: int) -> None:
+    pages = here.get("/").body + here.get("/docs").body
+    files = set(re.findall(r'(?:href|src)="(/[^"]+\.(?:css|js|svg))"', pages.decode()))
+    assert len(files) >= 3
+    assert {here.get(file).status for file in files} == {200}
+    found = scrape(port)
+    assert found['loupe_requests_total{endpoint="/page",status="200"}'] == len(files)
+    assert not [name for name in found if 'endpoint="other"' in name]
 
 
 def test_each_port_answers_its_own_and_no_other(here: Gateway, port: int) -> None:

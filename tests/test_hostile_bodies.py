@@ -299,6 +299,13 @@ def test_a_form_that_is_odd_and_honest_is_answered(here: Gateway, name: str) -> 
     answered(lambda: here.post("/predict", body, kind))
 
 
+def test_base64_of_another_kind_is_told_of_all_that_it_should_be(here: Gateway) -> None:
+    unpadded, folded = base64.b64encode(b"abcd").decode().rstrip("="), base64.encodebytes(PICTURE).decode()
+    for text in ("-_-_", unpadded, folded):
+        detail = here.post_json("/predict", {"b64": text}).json()["detail"]
+        assert "letters, digits, + and /, padded with = at the end, no line breaks" in detail
+
+
 def test_a_picture_in_a_forms_base64_is_read_or_called_broken(here: Gateway) -> None:
     """No browser sends it any more; RFC 7578 calls it deprecated."""
     body = form(part(base64.encodebytes(PICTURE), more=b"Content-Transfer-Encoding: base64\r\n"))

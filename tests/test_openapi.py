@@ -208,7 +208,7 @@ def test_nothing_is_answered_that_is_not_described(here: Gateway) -> None:
         ("Prediction", many["predictions"][0]),
         ("FailedPrediction", many["predictions"][1]),
         ("Fault", many["predictions"][1]["error"]),
-        ("FaultAnswer", here.get("/nothing").json()),
+        ("FaultAnswer", here.post_files("/predict", b"no", b"no").json()),
         ("CardAnswer", here.get("/model").json()),
         ("Input", here.get("/model").json()["input"]),
         ("Ready", here.get("/readyz").json()),

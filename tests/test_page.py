@@ -40,7 +40,7 @@ def page(here: Gateway) -> Iterator[Page]:
         opened.goto(address)
         yield opened
         assert [url for url in asked if not url.startswith((address, "blob:", "data:"))] == []
-        assert [text for text in said if "status of 4" not in text] == []
+        assert [text for text in said if "the server responded with a status of" not in text] == []
         browser.close()
 
 
@@ -75,6 +75,24 @@ def test_an_address_that_is_not_public_is_explained(page: Page) -> None:
     page.fill("#url", "http://127.0.0.1/x.jpg")
     page.click("text=Classify")
     expect(page.locator("#problem")).to_contain_text("not public")
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (429, "Too many requests; try again in a moment."),
+        (413, "The picture is too large for this service"),
+        (502, "The answer was 502 Bad Gateway, and not the gateway's own"),
+    ],
+)
+def test_an_answer_of_something_in_between_is_told_as_what_it_is(page: Page, status: int, text: str) -> None:
+    html = f"<html><head><title>{status}</title></head><body><hr><center>nginx</center></body></html>"
+    page.route("**/predict*", lambda route: route.fulfill(status=status, content_type="text/html", body=html))
+    page.set_input_files("#file", SAMPLES / "normal-1.jpg")
+    expect(page.locator("#problem")).to_contain_text(text)
+    page.unroute("**/predict*")
+    page.set_input_files("#file", SAMPLES / "normal-1.jpg")
+    expect(page.locator("#label")).to_have_text("normal")
 
 
 def test_it_can_be_used_by_keyboard_and_on_a_narrow_screen(page: Page) -> None:

@@ -12,6 +12,7 @@ request.parts_of_it(); what follows stays for the next one.
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 MAX_HEAD = 1 << 16
 MAX_CHUNK_LINE = 256
@@ -22,7 +23,30 @@ _BEGINS = re.compile(rb"[\r\n]*(?:[!#$%&'*+.^_`|~0-9A-Za-z-]|$)")  # as a method
 _BARE_END = re.compile(rb"\n\n|\n\r\n(?<!\r\n\r\n)")  # of a head whose lines do not end as HTTP's do
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _CODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*([^\r\n]*)", re.IGNORECASE)
+_LINE = re.compile(rb"[\r\n]*([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) ([^ ?\r\n]{1,300})")  # its query may hold secrets
+_NAMES_IT = re.compile(rb"\r\n(x-request-id|traceparent|tracestate):[ \t]*([^\r\n]*)", re.IGNORECASE)
 _EXPECT = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*(?=\r\n)", re.IGNORECASE)
+
+
+class Head(NamedTuple):
+    """What is told of a request that nobody has parsed."""
+
+    method: str
+    path: str  # the first of it
+    headers: dict[str, str]  # of X-Request-ID, traceparent and tracestate those that came, in small letters
+
+
+def head_of(data: bytes) -> Head:
+    """`data` may be any bytes, and less than a head: its headers are read when all of them are there."""
+    line = _LINE.match(data)
+    if not line:
+        return Head("", "", {})
+    headers: dict[str, str] = {}
+    end = data.find(b"\r\n\r\n", line.end(), MAX_HEAD)
+    for name, value in _NAMES_IT.findall(data, line.end(), end + 2) if end >= 0 else ():
+        key, text = name.decode().lower(), value.decode("latin-1").strip(" \t")
+        headers[key] = f"{headers[key]},{text}" if key in headers else text  # as gunicorn has it
+    return Head(line[1].decode(), line[2].decode("utf-8", "replace"), headers)
 
 
 class Arriving:
@@ -52,8 +76,8 @@ class Arriving:
         return words[1].partition(b"?")[0] if len(words) == 3 else b""
 
     @property
-    def method(self) -> bytes:
-        return bytes(self._buffer[:2048]).split(b" ", 1)[0] if self.target else b""
+    def head(self) -> Head:
+        return head_of(bytes(self._buffer[: self._head_end or MAX_HEAD]))
 
     def take(self, data: bytes | memoryview) -> None:
         self._buffer += data

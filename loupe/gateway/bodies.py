@@ -86,4 +86,6 @@ def _from_base64(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise BadRequest("b64 is not base64; encode the picture's bytes without line breaks.") from None
+        raise BadRequest(
+            "b64 is not base64 as it is taken here: letters, digits, + and /, padded with = at the end, no line breaks."
+        ) from None

@@ -127,10 +127,12 @@ class ModelClient:
         for _ in range(TRIES):
             version, card = self._served(min(deadline, until))
             started = time.monotonic()
-            pixels, asked = prepare(card), _question(card, heatmaps)
-            prepared = time.monotonic()
+            try:
+                pixels, asked = prepare(card), _question(card, heatmaps)
+            finally:
+                prepared = time.monotonic()
+                life.stage("decode", started, prepared - started)
             preparing += prepared - started
-            life.stage("decode", started, prepared - started)
             deadline += prepared - started  # it is the model's time, and preparing is ours
             deadlines.check(until)
             limit = min(deadline, until)

@@ -3,6 +3,7 @@
 connection = Connection(cfg, sock, client, server, max_bytes)
 connection.request.take(data)                     # in the worker's loop, until it is whole (arriving.py)
 connection.init()                                 # in a thread: its parser reads what was gathered
+connection.sock.unsent                            # what its client has not taken yet
 connection.sock.send(answer(problem, request_id))
 """
 
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import json
 import socket
-import struct
 from typing import Any
 
 from gunicorn import http
@@ -19,19 +19,40 @@ from gunicorn.workers.gthread import TConn
 from loupe.errors import Problem
 from loupe.gateway.arriving import Arriving
 from loupe.gateway.life import handed
-from loupe.gateway.problems import HEADERS, as_json
+from loupe.gateway.problems import rendered
 
-SEND_SECONDS = 20  # for a client to take its answer
+
+class Outlet(socket.socket):
+    """Never waits for a client to take its answer: what the system does not take at once is kept, for the worker's loop
+    to send."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(fileno=sock.detach())
+        self.unsent = bytearray()
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        self.unsent += data
+        self.send_on()
+
+    def send_on(self) -> None:
+        """As much as goes out now."""
+        while self.unsent:
+            try:
+                sent = self.send(self.unsent, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            del self.unsent[:sent]
 
 
 class Connection(TConn):  # type: ignore[misc]
     """gunicorn's, whose parser reads what was gathered instead of the socket."""
 
     def __init__(self, cfg: Any, sock: socket.socket, client: Any, server: Any, max_bytes: int) -> None:
-        super().__init__(cfg, sock, client, server)
+        super().__init__(cfg, Outlet(sock), client, server)
         self.request = Arriving(max_bytes)
         self.initialized = False  # it has its parser
-        self.deadline = 0.0  # of the request that is arriving
+        self.deadline = 0.0  # of the request that is arriving, or of the answer that is being taken
+        self.heard_at = 0.0  # when its last bytes came
         self.whole_at = 0.0
         self.admitted = False  # its head was seen while there was room
         self.closed = False
@@ -39,7 +60,6 @@ class Connection(TConn):  # type: ignore[misc]
         self.data_ready = True
         self.body: bytes | None = None  # of a request that is whole, where its parser need not read it
         self._given = memoryview(b"")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))
 
     def init(self) -> None:
         if not self.initialized:
@@ -47,7 +67,7 @@ class Connection(TConn):  # type: ignore[misc]
             self.parser = http.get_parser(self.cfg, self, self.client)
         head, self.body = self.request.parts_of_it()
         self._given = memoryview(head)
-        handed.at, handed.size = self.whole_at, len(head) + len(self.body or b"")
+        handed.at, handed.size, handed.head = self.whole_at, len(head) + len(self.body or b""), head
 
     def forget(self) -> None:
         """Its bytes, at once: parser and connection know each other, and would be found by the collector much later."""
@@ -61,15 +81,8 @@ class Connection(TConn):  # type: ignore[misc]
 
 def answer(problem: Problem, request_id: str) -> bytes:
     """A whole response: no application is asked."""
-    body = json.dumps({**as_json(problem), "request_id": request_id}).encode()
-    headers = {
-        "Content-Type": "application/problem+json",
-        "Content-Length": len(body),
-        "Connection": "close",
-        "X-Request-ID": request_id,
-        **HEADERS,
-    }
-    if problem.retry_after is not None:
-        headers["Retry-After"] = problem.retry_after
-    lines = [f"HTTP/1.1 {problem.status} {as_json(problem)['title']}", *(f"{key}: {headers[key]}" for key in headers)]
-    return "\r\n".join([*lines, "", ""]).encode() + body
+    status, headers, body = rendered(problem, request_id)
+    data = json.dumps(body).encode()
+    headers |= {"Content-Length": str(len(data)), "Connection": "close"}
+    lines = [f"HTTP/1.1 {status} {body['title']}", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + data

@@ -6,6 +6,7 @@ add_docs(app, settings, samples=["cracked-1.jpg"])
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -47,6 +48,7 @@ def add_docs(app: Flask, settings: Settings, samples: Sequence[str]) -> None:
             kind=kind,
             prose=prose,
             codes=_codes(),
+            example=lambda answer: json.dumps(answer, indent=2),  # Jinja's own would sort it
             here=lambda source: source.replace(HOST, request.host_url.rstrip("/")),
         )
 
@@ -95,12 +97,14 @@ def kind(schema: Object) -> Markup:
     if "enum" in schema or "const" in schema:
         values = schema.get("enum", [schema.get("const")])
         return Markup(" or ").join(Markup("<code>{}</code>").format(value) for value in values)
+    if schema.get("type") == "array" and schema["items"].get("format") == "binary":
+        return Markup("{} to {} files of {}").format(schema["minItems"], schema["maxItems"], kind(schema["items"]))
     if schema.get("type") == "array":
         return Markup("list of {}{}").format(kind(schema["items"]), _limits(schema, "Items", ""))
     if isinstance(schema.get("additionalProperties"), dict):
         return Markup("{} by name").format(kind(schema["additionalProperties"]))
     if schema.get("format") == "binary":
-        return Markup("bytes{}").format(_limits(schema, "Length", ""))
+        return Markup("at most {:,} bytes").format(schema["maxLength"]) if "maxLength" in schema else Markup("bytes")
     words = {"string": "text", "integer": "whole number", "boolean": "true or false"}
     named = words.get(schema.get("type", ""), schema.get("type", "anything"))
     return Markup("{}{}{}").format(named, _limits(schema, "Length", " characters"), _limits(schema, "imum", ""))
@@ -108,6 +112,8 @@ def kind(schema: Object) -> Markup:
 
 def _limits(schema: Object, of: str, unit: str) -> str:
     least, most = schema.get(f"min{of}"), schema.get(f"max{of}")
+    if of == "imum" and "exclusiveMinimum" in schema:
+        return f", more than {schema['exclusiveMinimum']}" + (f", at most {most:,}" if most is not None else "")
     if most is not None:
         return f", {least} to {most:,}{unit}" if least is not None else f", at most {most:,}{unit}"
     return f", at least {least}{unit}" if least is not None and (least, of) != (1, "Length") else ""

@@ -83,7 +83,8 @@ class Keys:
     def _tell(self, error: UserError) -> None:
         if str(error) != self._told:
             self._told = str(error)
-            _log.error("%s The keys that were known stay.", error)
+            known = "The keys that were known stay." if self._mark else "Nobody is let in until it is whole."
+            _log.error("%s %s", error, known)
 
 
 def digest_of(key: str) -> str:

@@ -48,7 +48,7 @@ class Entry:
     path: str
     client: str  # its address
     trace: Trace | None = None
-    began: float = field(default_factory=time.monotonic)  # when the whole request had arrived
+    began: float = field(default_factory=time.monotonic)  # when it had arrived; or began to, if not `arrived`
     endpoint: str = "other"  # one of a few: what a caller sends names no time series
     status: int = 0
     code: str | None = None  # of the problem that is the answer
@@ -60,6 +60,7 @@ class Entry:
     version: int | None = None  # of the model that answered
     card: Any = None  # its card
     counted: bool = True  # in the metrics
+    arrived: bool = True  # False: refused at the worker's front, whole or not; no thread was given to it
     ended: bool = False
 
     def stage(self, name: str, began: float, seconds: float | None = None) -> None:
@@ -70,10 +71,15 @@ current: ContextVar[Entry | None] = ContextVar("entry", default=None)
 
 
 class Handed(threading.local):
-    """Told by the worker to the thread that it gives a request: when that had arrived, and how much it was."""
+    """Told by the worker to the thread that it gives a request: when that had arrived, how much it was, its first part
+    (which is its head, and in odd cases more)."""
 
     at = 0.0
     size = 0
+    head = b""
+
+    def forget(self) -> None:
+        self.at, self.size, self.head = 0.0, 0, b""
 
 
 handed = Handed()

@@ -24,7 +24,7 @@ from loupe.gateway.life import Entry
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 KIND = "text/plain; version=0.0.4; charset=utf-8"
 PATHS = ("/", "/predict", "/model", "/healthz", "/readyz", "/openapi.json", "/docs")
-PREFIXES = ("/samples/", "/static/")
+PREFIXES = ("/samples/", "/page/")
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
 WINDOW, TRAINING = "loupe_drift_window_predictions", "loupe_drift_training_images"
@@ -104,7 +104,7 @@ class _Metrics:
         self.limit = Gauge("loupe_requests_in_flight_limit", "So many may be in flight; more are refused", **summed)
         self.seconds = Histogram(
             "loupe_stage_duration_seconds",
-            "Time of requests to /predict: waiting for a thread, fetch (or reading a body), decode, model, card, whole",
+            "Of requests to /predict that got a thread: wait, fetch (or reading a body), decode, model, card, whole",
             ["stage"], buckets=SECONDS, **own,
         )  # fmt: skip
         self.pictures = Counter("loupe_pictures_total", "Pictures that requests brought", **own)
@@ -149,7 +149,7 @@ class _Metrics:
         self._child(self.requests, entry.endpoint, str(entry.status)).inc()
         if entry.code:
             self._child(self.errors, entry.code).inc()
-        if entry.endpoint == "/predict":
+        if entry.endpoint == "/predict" and entry.arrived:
             for stage in entry.stages:
                 self._child(self.seconds, stage.name).observe(stage.seconds)
         if entry.pictures:

@@ -100,7 +100,7 @@ def _paths(settings: Settings, samples: Sequence[str], keys: bool) -> Object:
     model = tuple(every_problem(errors.ModelError))
     predict = [one for one in every_problem() if one not in NOT_OF_PREDICT and (keys or one is not errors.Unauthorized)]
     found = {
-        "/predict": {"post": _predict(settings, predict)},
+        "/predict": {"post": _predict(settings, predict, keys)},
         "/model": {
             "get": _get(
                 "model", "What the model says of itself", _json("Its card", "CardAnswer"), (*FRONT, *model, *locked),
@@ -138,7 +138,7 @@ def _paths(settings: Settings, samples: Sequence[str], keys: bool) -> Object:
     return found
 
 
-def _predict(settings: Settings, problems: Iterable[type[Problem]]) -> Object:
+def _predict(settings: Settings, problems: Iterable[type[Problem]], keys: bool) -> Object:
     either = {"anyOf": [_ref("Answer"), _ref("Answers")]}
     ok = _content("What the model sees", "application/json", either)
     ok["content"]["application/json"]["example"] = ANSWER
@@ -168,24 +168,24 @@ def _predict(settings: Settings, problems: Iterable[type[Problem]]) -> Object:
             },
         },
         "responses": {"200": ok, **_failures(problems)},
-        "x-codeSamples": [
-            {"lang": "Shell", "label": label, "source": source}
-            for label, source in (
-                ("A file", f"curl -F file=@picture.jpg {HOST}/predict"),
-                ("Several, the two likeliest labels of each", f"curl -F a=@1.jpg -F b=@2.jpg '{HOST}/predict?top=2'"),
-                (
-                    "A picture's address",
-                    f"curl {HOST}/predict -H 'Content-Type: application/json' \\\n"
-                    '     -d \'{"url": "https://example.org/tire.jpg"}\'',
-                ),
-                (
-                    "Bytes as they are, and where the model looked",
-                    f"curl '{HOST}/predict?heatmap=1' -H 'Content-Type: image/jpeg' \\\n"
-                    "     --data-binary @picture.jpg",
-                ),
-            )
-        ],
+        "x-codeSamples": _commands(keys),
     }
+
+
+def _commands(keys: bool) -> list[Object]:
+    key = "-H 'X-API-Key: …' " if keys else ""
+    commands = {
+        "A file": f"curl {key}-F file=@picture.jpg {HOST}/predict",
+        "Several, the two likeliest labels of each": f"curl {key}-F a=@1.jpg -F b=@2.jpg '{HOST}/predict?top=2'",
+        "A picture's address": (
+            f"curl {key}{HOST}/predict -H 'Content-Type: application/json' \\\n"
+            '     -d \'{"url": "https://example.org/tire.jpg"}\''
+        ),
+        "Bytes as they are, and where the model looked": (
+            f"curl {key}'{HOST}/predict?heatmap=1' -H 'Content-Type: image/jpeg' \\\n     --data-binary @picture.jpg"
+        ),
+    }
+    return [{"lang": "Shell", "label": label, "source": source} for label, source in commands.items()]
 
 
 def _query() -> list[Object]:

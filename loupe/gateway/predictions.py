@@ -3,7 +3,8 @@
 batch = Batch(sent, settings)
 batch.gather()                                        # fetches what is a URL
 answer = model.predict(batch.pixels, heatmaps=True)   # decodes, as the model's card wants it
-batch.results(answer, top=3, heatmaps=True)           # a dict or a Problem for each
+predictions = judge(answer)                           # of each picture: label, how sure, and why not
+batch.results(answer, predictions, top=3, heatmaps=True)      # a dict or a Problem for each
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from loupe.gateway.bodies import URL, Sent
 from loupe.gateway.client import Answer
 from loupe.gateway.fetch import fetch_all
 from loupe.gateway.foreign import picture
+from loupe.gateway.life import Prediction
 from loupe.gateway.settings import Settings
 
 WARMTH = (255, 72, 0)  # the heat map's colour; how warm is in its alpha
@@ -50,7 +52,8 @@ class Batch:
             except ImageError as problem:
                 self._pictures[place] = self._keep(problem)
         if not decoded:
-            raise AllFailed("None of the pictures could be used: " + str(self._pictures[0]))
+            problems = [problem for problem in self._pictures if isinstance(problem, Problem)]
+            raise AllFailed(f"None of the pictures could be used: {problems[0]}", problems)
         return np.stack(decoded)
 
     def _keep(self, problem: Problem) -> Problem:
@@ -59,38 +62,45 @@ class Batch:
             raise problem
         return problem
 
-    def results(self, answer: Answer, top: int | None, heatmaps: bool) -> list[dict[str, Any] | Problem]:
-        rows = iter(range(len(answer.probabilities)))
+    def results(
+        self, answer: Answer, predictions: list[Prediction], top: int | None, heatmaps: bool
+    ) -> list[dict[str, Any] | Problem]:
+        rows = iter(enumerate(predictions))
         return [
-            data if isinstance(data, Problem) else _result(answer, next(rows), top, heatmaps) for data in self._pictures
+            data if isinstance(data, Problem) else _result(answer, *next(rows), top, heatmaps)
+            for data in self._pictures
         ]
 
 
-def _result(answer: Answer, row: int, top: int | None, heatmaps: bool) -> dict[str, Any]:
+def _result(answer: Answer, row: int, prediction: Prediction, top: int | None, heatmaps: bool) -> dict[str, Any]:
     card, scores = answer.card, answer.probabilities[row]
-    order = np.argsort(-scores, kind="stable")
-    confidence = float(scores[order[0]])
-    reason = doubt(answer, row, confidence)
+    order = np.argsort(-scores, kind="stable")[:top]  # of equals the first is the best, as it is to judge()
     result: dict[str, Any] = {
-        "label": card.labels[order[0]],
-        "confidence": round(confidence, 6),
-        "certain": reason is None,
-        "reason": reason,
-        "scores": {card.labels[n]: round(float(scores[n]), 6) for n in order[:top]},
+        "label": prediction.label,
+        "confidence": round(prediction.confidence, 6),
+        "certain": prediction.reason is None,
+        "reason": prediction.reason,
+        "scores": {card.labels[n]: round(float(scores[n]), 6) for n in order},
     }
     if heatmaps:  # null says that this model has none to give
         result["heatmap"] = None if answer.heatmaps is None else _picture_of(answer.heatmaps[row], card)
     return result
 
 
-def doubt(answer: Answer, row: int, confidence: float) -> str | None:
-    """Why the answer is not certain. Of a picture of nothing known the confidence means nothing: that comes first."""
-    card, familiarity = answer.card, answer.familiarity
-    if card.unfamiliar_below is not None and familiarity is not None and familiarity[row] < card.unfamiliar_below:
-        return "unfamiliar"
-    if card.certain_at is not None and confidence < card.certain_at:
-        return "below_threshold"
-    return None
+def judge(answer: Answer) -> list[Prediction]:
+    """Of a picture of nothing known the confidence means nothing: that reason comes first."""
+    card, known = answer.card, answer.familiarity
+    unfamiliar = None if known is None or card.unfamiliar_below is None else known < card.unfamiliar_below
+    found = []
+    for row, top in enumerate(answer.probabilities.argmax(axis=1).tolist()):
+        confidence = float(answer.probabilities[row, top])
+        reason = None
+        if unfamiliar is not None and unfamiliar[row]:
+            reason = "unfamiliar"
+        elif card.certain_at is not None and confidence < card.certain_at:
+            reason = "below_threshold"
+        found.append(Prediction(card.labels[top], confidence, None if known is None else float(known[row]), reason))
+    return found
 
 
 def _picture_of(heatmap: np.ndarray[Any, Any], card: Card) -> str:

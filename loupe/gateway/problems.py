@@ -5,7 +5,7 @@ from __future__ import annotations
 import http
 from typing import Any
 
-from loupe.errors import Problem
+from loupe.errors import AllFailed, Problem
 
 HEADERS = {  # of every answer
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
@@ -31,7 +31,7 @@ MEANINGS = {  # of a code: what it is, and what to do
     "broken_image": "The bytes are no picture, or part of one; send it again, whole.",
     "too_many_pixels": "The picture has more pixels than are decoded; send a smaller one.",
     "fetch_failed": "The picture's server did not give it; check the URL, or upload the picture.",
-    "all_failed": "Of many pictures none could be used; the detail says why of the first.",
+    "all_failed": "Of many pictures none could be used; errors says why of each, in their order.",
     "head_too_large": "The address or the headers are too long; send a URL in the body.",
     "internal_error": "A fault of the gateway; its log has it by the request's id.",
     "model_unfit": "The model's answer or card is not one that this gateway understands; tell whoever runs it.",
@@ -45,10 +45,19 @@ MEANINGS = {  # of a code: what it is, and what to do
 
 def as_json(problem: Problem) -> dict[str, Any]:
     title = http.HTTPStatus(problem.status).phrase
-    return {
+    body = {
         "type": "about:blank",
         "title": title,
         "status": problem.status,
         "code": problem.code,
         "detail": str(problem),
     }
+    return {**body, "errors": [as_json(one) for one in problem.problems]} if isinstance(problem, AllFailed) else body
+
+
+def rendered(problem: Problem, request_id: str) -> tuple[int, dict[str, str], dict[str, Any]]:
+    """Status, headers and body of the answer, whether an application gives it or the worker's front."""
+    headers = {"Content-Type": "application/problem+json", "X-Request-ID": request_id, **HEADERS}
+    if problem.retry_after is not None:
+        headers["Retry-After"] = str(problem.retry_after)
+    return problem.status, headers, {**as_json(problem), "request_id": request_id}

@@ -19,7 +19,6 @@ from loupe.card import Card
 from loupe.errors import ModelError, ModelUnavailable, ModelUnfit
 
 FAILING_SECONDS = 3.0
-TURN_SECONDS = 0.5  # to wait for another probe's question: a model that hangs must hold one thread of the probes' only
 
 
 class Readiness:
@@ -38,7 +37,7 @@ class Readiness:
         self._problem: ModelError = ModelUnavailable("The model has not answered yet; try again in a second.")
 
     def version(self) -> int:
-        if not self._turn.acquire(timeout=TURN_SECONDS):
+        if not self._turn.acquire(blocking=False):  # while one asks, the others say what is known
             return self._as_known()
         try:
             return self._asked()

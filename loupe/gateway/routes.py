@@ -19,8 +19,8 @@ from loupe.gateway.client import ModelClient
 from loupe.gateway.docs import add_docs
 from loupe.gateway.guard import guard
 from loupe.gateway.life import stopping
-from loupe.gateway.predictions import Batch, doubt
-from loupe.gateway.problems import HEADERS, as_json
+from loupe.gateway.predictions import Batch, judge
+from loupe.gateway.problems import HEADERS, as_json, rendered
 from loupe.gateway.readiness import Readiness
 from loupe.gateway.settings import Settings
 from loupe.gateway.shapes import query
@@ -47,12 +47,14 @@ def create_app(settings: Settings) -> Flask:
         until = deadlines.read(request.headers.get(deadlines.HEADER))
         deadlines.check(until)  # spent while it waited for its turn?
         asked = query(request.args)
-        sent = read(request, settings)
-        g.entry.pictures = len(sent.items)
-        batch = Batch(sent, settings, until)
-        batch.gather()
-        fetched = time.monotonic()
-        g.entry.stage("fetch", started)
+        try:
+            sent = read(request, settings)
+            g.entry.pictures = len(sent.items)
+            batch = Batch(sent, settings, until)
+            batch.gather()
+        finally:  # what it took to fail is told, too
+            fetched = time.monotonic()
+            g.entry.stage("fetch", started, fetched - started)
         answer = model.predict(batch.pixels, heatmaps=asked.heatmap == 1, until=until)
         about = {
             "model": {"name": settings.model, "version": answer.version},
@@ -63,8 +65,9 @@ def create_app(settings: Settings) -> Flask:
             },
             "request_id": g.request_id,
         }
-        operate.answered(g.entry, answer, doubt)
-        results = batch.results(answer, asked.top or None, asked.heatmap == 1)
+        predictions = judge(answer)
+        operate.answered(g.entry, answer, predictions)
+        results = batch.results(answer, predictions, asked.top or None, asked.heatmap == 1)
         if not sent.many:
             return jsonify({**_plain(results[0]), **about})
         return jsonify({"predictions": [_plain(result) for result in results], **about})
@@ -140,10 +143,10 @@ def _add_errors(app: Flask) -> None:
     @app.errorhandler(Problem)
     def answer_problem(problem: Problem) -> Response:
         g.entry.code = problem.code
-        response = jsonify({**as_json(problem), "request_id": g.request_id})
-        response.status_code, response.mimetype = problem.status, "application/problem+json"
-        if problem.retry_after is not None:
-            response.headers["Retry-After"] = str(problem.retry_after)
+        status, headers, body = rendered(problem, g.request_id)
+        response = jsonify(body)
+        response.status_code = status
+        response.headers.update(headers)
         return response
 
     @app.errorhandler(HTTPException)

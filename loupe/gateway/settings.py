@@ -2,6 +2,9 @@
 
     settings = Settings.from_environment(os.environ)      # UserError naming all that is wrong at once
 
+Whoever starts the gateway asks with starting=True and is told of a broken file of keys, too. Workers do not: one that
+takes another's place later must not fail by it.
+
 README's table of settings is held to SETTINGS below by a test.
 """
 
@@ -15,12 +18,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from loupe.errors import UserError
+from loupe.gateway import keys
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 # keras-image-helper's, and one for 0…1: named here so that reading the settings loads neither it nor numpy.
 PREPROCESSORS = ("xception", "resnet50", "vgg16", "inception_v3", "rescale")
 LOG_FORMATS = ("json", "text")
+ANSWER_SECONDS = 30.0  # for requests in flight when the gateway stops
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,10 @@ def _seconds(text: str) -> float:
 
 
 def _seconds_or_none(text: str) -> float:
-    return 0.0 if text.strip() == "0" else _seconds(text)
+    try:
+        return 0.0 if float(text) == 0 else _seconds(text)
+    except ValueError:
+        raise ValueError("seconds, from 0 to 3600") from None
 
 
 def _name(text: str) -> str:
@@ -60,6 +68,8 @@ def _name(text: str) -> str:
 
 
 def _host_and_port(text: str) -> str:
+    if re.match(r"(?!dns|ipv4|ipv6|xds)\w+://", text):  # those are ways in which gRPC itself writes addresses
+        raise ValueError("host:port of the model server's gRPC, such as localhost:8500: it is no URL")
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ValueError("host:port")
@@ -154,8 +164,13 @@ class Settings:
     preprocess: str  # for a float32 model without a card: one of PREPROCESSORS
     log_format: str  # one of LOG_FORMATS
 
+    @property
+    def grace(self) -> float:
+        """Seconds from being told to stop until what is still in hand is given up."""
+        return ANSWER_SECONDS + self.drain
+
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
+    def from_environment(cls, environment: Mapping[str, str], *, starting: bool = False) -> Settings:
         values: dict[str, Any] = {}
         wrong: list[str] = []
         for name, setting in SETTINGS.items():
@@ -170,6 +185,11 @@ class Settings:
                 wrong.append(f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else ""))
         if values.get("metrics_port") and values["metrics_port"] == values.get("port"):
             wrong.append("LOUPE_METRICS_PORT must be another than LOUPE_PORT")
+        if starting and "api_keys" in values:
+            try:
+                keys.check(values["api_keys"])
+            except UserError as error:
+                wrong.append(str(error).rstrip("."))
         if wrong:
             raise UserError("Settings: " + "; ".join(wrong).rstrip("?") + ("?" if wrong[-1].endswith("?") else "."))
         return cls(**values)

@@ -38,7 +38,7 @@ Address = Annotated[
 OneOfMany = Annotated[str, Meta(min_length=1, examples=["https://example.org/tire.jpg"])]
 Base64 = Annotated[
     str,
-    Meta(min_length=1, description="The picture's bytes in base64, without line breaks; a data: URL is taken too."),
+    Meta(min_length=1, description="The picture's bytes in base64, padded, no line breaks; a data: URL is taken too."),
 ]
 
 
@@ -184,6 +184,10 @@ class FaultAnswer(Fault):
     """The answer to a request that failed."""
 
     request_id: RequestId
+    errors: (
+        Annotated[list[Fault], Meta(description="With all_failed: what was wrong with each picture, in their order.")]
+        | UnsetType
+    ) = UNSET
 
 
 _EITHER = {"anyOf": [{"$ref": f"#/components/schemas/{shape.__name__}"} for shape in (Prediction, FailedPrediction)]}

@@ -37,8 +37,13 @@ for (const button of document.querySelectorAll("[data-sample]")) {
 }
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (!$("key").value.trim()) return;
-  sessionStorage.setItem("key", $("key").value.trim()); // gone with this tab
+  const key = $("key").value.trim();
+  if (!key) return;
+  if (!/^[\x21-\x7e]+$/.test(key)) { // no header could carry it
+    fail("This is no key: keys are letters, digits and signs of ASCII, without a space. Copy it again.");
+    return;
+  }
+  sessionStorage.setItem("key", key); // gone with this tab
   $("key").value = "";
   again();
 });
@@ -58,12 +63,12 @@ async function classify(request, file) {
     const key = sessionStorage.getItem("key");
     const headers = { ...request.headers, ...(key && { "X-API-Key": key }) };
     const response = await fetch("/predict?heatmap=1", { method: "POST", ...request, headers });
-    const answer = await response.json();
+    const answer = await response.json().catch(() => null); // of something in between, such as nginx
     if (mine !== latest) return;
     $("key-form").hidden = response.status !== 401;
     if (response.status === 401) again = () => classify(request, file);
-    if (response.ok) show(answer, file);
-    else fail(answer.detail || answer.title);
+    if (response.ok && answer) show(answer, file);
+    else fail(answer?.detail || answer?.title || unsaid(response));
   } catch {
     if (mine === latest) fail("The gateway does not answer. Is it still running?");
   } finally {
@@ -105,6 +110,13 @@ function fail(text) {
   $("problem").textContent = text;
   $("problem").hidden = false;
   $("result").hidden = true;
+}
+
+// What stands between this page and the gateway has no words of its own for people.
+function unsaid(response) {
+  if (response.status === 429) return "Too many requests; try again in a moment.";
+  if (response.status === 413) return "The picture is too large for this service; send a smaller one.";
+  return `The answer was ${response.status} ${response.statusText}`.trim() + ", and not the gateway's own; try again in a moment.";
 }
 
 // No score is ever quite 0 or 1, so none is shown as that.

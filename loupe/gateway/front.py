@@ -1,0 +1,308 @@
+"""What is before gunicorn's threads: connections come in, requests are gathered, and whole ones are handed over.
+
+    class Worker(Front): ...              # worker.py: the loop's deadlines, and the way out
+
+A request is gathered in the worker's own loop, however slowly it comes, and given to a thread when it is whole; what a
+client does not take of its answer at once, the loop sends as well. So a thousand slow clients cost a thousand sockets
+and no thread. Beyond so many requests in hand the next is told so at once, by its head alone, before its body is read.
+
+An event of one connection never closes another: that one may have an event of its own in the same turn of the loop.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import resource
+import selectors
+import socket
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from gunicorn import http
+from gunicorn.http.errors import InvalidResponseHeader, InvalidResponseHeaderName
+from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
+
+from loupe.errors import BadRequest, Busy, HeadTooLarge, Problem, TooLarge, TooSlow
+from loupe.gateway import memory, metrics, operate
+from loupe.gateway.arriving import head_of
+from loupe.gateway.connection import Connection, answer
+from loupe.gateway.life import handed
+from loupe.gateway.settings import Settings
+
+ALIVE, PROBES = b"/healthz", (b"/healthz", b"/readyz")
+PROBE_THREADS = 2
+SPARE_FILES = 100  # descriptors for all else
+MOST_GATHERED = 1 << 27  # bytes of requests that are not whole yet, and at least what two of them may have
+AT_ONCE = 1 << 18  # bytes read from one connection before others get their turn
+SEND_SECONDS = 20.0  # for a client to take its answer
+LINGER_SECONDS = 5.0  # for a client that is still sending to read why it should not
+LINGER_TIMES = 3  # the limit: as much is taken and thrown away meanwhile
+MANY = "More connect at once than this service can listen to; try again in a second."
+LONG_HEAD = "The request's address or headers are too long; send a URL in the body."
+NO_HTTP = "This is not a request that HTTP/1.1 knows; send it again with a usual client."
+_OURS = (InvalidResponseHeader, InvalidResponseHeaderName, http.errors.ConfigurationProblem)  # not the client's fault
+
+
+class Front(ThreadWorker):  # type: ignore[misc]
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.settings = Settings.from_environment(os.environ)
+        self.alive = True
+        self.cfg.set("sendfile", False)  # it would wait for the client
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.worker_connections = max(SPARE_FILES, min(self.cfg.worker_connections, files - SPARE_FILES))
+        self.arriving: deque[Connection] = deque()  # in the order of their deadlines
+        self.leaving: deque[Connection] = deque()  # their answers are; in the order of their deadlines
+        self.lingering: deque[tuple[float, Connection]] = deque()
+        self.gathered, self.most_gathered = 0, max(MOST_GATHERED, 2 * self.settings.max_bytes)
+        self.scratch = memoryview(bytearray(AT_ONCE))
+        self.in_hand = 0
+
+    def init_process(self) -> None:
+        memory.settle()
+        self.alive_pool = ThreadPoolExecutor(1, thread_name_prefix="alive")  # whatever the model keeps waiting
+        self.probe_pool = ThreadPoolExecutor(PROBE_THREADS, thread_name_prefix="probe")
+        metrics.start(self.settings.threads + self.settings.queue)
+        super().init_process()
+
+    # Taking connections.
+
+    def accept(self, listener: socket.socket) -> bool:
+        try:
+            client, address = listener.accept()
+        except OSError:  # taken by another worker, or gone again
+            return False
+        self.nr_conns += 1
+        connection = Connection(self.cfg, client, address, listener.getsockname(), self.settings.max_bytes)
+        self._arrive(connection)
+        return True
+
+    def on_client_socket_readable(self, conn: Connection, client: Any) -> None:
+        """A kept-alive connection has another request."""
+        self.poller.unregister(client)
+        self.keepalived_conns.remove(conn)
+        self._arrive(conn)
+
+    def _arrive(self, connection: Connection) -> None:
+        connection.deadline = time.monotonic() + self.settings.read_timeout
+        connection.admitted = False
+        self.arriving.append(connection)
+        self.gathered += len(connection.request)
+        self.poller.register(connection.sock, selectors.EVENT_READ, partial(self._gather, connection))
+        if not self._go_on(connection):
+            self._gather(connection, connection.sock)  # most requests are there already
+
+    def _gather(self, connection: Connection, _: Any) -> None:
+        left = AT_ONCE
+        while left > 0 and self.gathered <= self.most_gathered:
+            try:
+                size = connection.sock.recv_into(self.scratch, left)
+            except BlockingIOError:
+                return
+            except OSError:
+                size = 0
+            if not size:
+                self._broke_off(connection)
+                return
+            left -= size
+            connection.heard_at = time.monotonic()
+            before = len(connection.request)
+            connection.request.take(self.scratch[:size])
+            self.gathered += len(connection.request) - before  # an Expect header is left out
+            if self._go_on(connection):
+                return
+
+    def _broke_off(self, connection: Connection) -> None:
+        if len(connection.request):  # it may have closed its own end alone, and still listen
+            self._refuse(connection, BadRequest("The request broke off before its end; send it again."))
+        else:
+            self._no_longer_arriving(connection)
+            self._close(connection)
+
+    def _go_on(self, connection: Connection) -> bool:
+        """Whether it is decided what becomes of this request."""
+        request = connection.request
+        if request.state == "head":
+            return False
+        probe = request.target in PROBES or connection.server[1] == self.settings.metrics_port
+        if request.state == "no_http":
+            self._refuse(connection, BadRequest(NO_HTTP))
+        elif request.state == "long_head":
+            self._refuse(connection, HeadTooLarge(LONG_HEAD))
+        elif request.state == "too_large":
+            limit = self.settings.max_bytes
+            self._refuse(
+                connection, TooLarge(f"The body is larger than {limit:,} bytes; send less, or smaller pictures.")
+            )
+        elif not probe and self._is_full() and (request.state != "body" or not connection.admitted):
+            self._refuse(connection, Busy("As many requests are in hand as this service takes; try again in a second."))
+        elif request.state in ("whole", "odd"):
+            self._no_longer_arriving(connection)
+            self._hand_over(connection, probe)
+        else:
+            connection.admitted = True
+            if request.expects_word:
+                request.expects_word = False
+                with suppress(OSError):
+                    connection.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            return False
+        return True
+
+    def _is_full(self) -> bool:
+        return self.in_hand >= self.settings.threads + self.settings.queue
+
+    def _no_longer_arriving(self, connection: Connection) -> None:
+        self.arriving.remove(connection)
+        self.gathered -= len(connection.request)
+        with suppress(OSError, KeyError, ValueError):
+            self.poller.unregister(connection.sock)
+
+    # Whole requests, to the threads and back.
+
+    def _hand_over(self, connection: Connection, probe: bool) -> None:
+        connection.whole_at = time.monotonic()
+        alive = connection.request.target == ALIVE
+        pool = self.alive_pool if alive else self.probe_pool if probe else self.tpool
+        self.in_hand += not probe
+        metrics.in_flight(self.in_hand)
+        done: Future[Any] = pool.submit(self.handle, connection)
+        done.add_done_callback(lambda future: self.method_queue.defer(self._finished, connection, future, probe))
+
+    def handle_request(self, req: Any, conn: Connection) -> bool:
+        if conn.body is not None:  # as it is: gunicorn would copy it together from small pieces
+            req.body, conn.body = io.BytesIO(conn.body), None
+        return bool(super().handle_request(req, conn))
+
+    def _finished(self, connection: Connection, future: Future[Any], probe: bool) -> None:
+        self.in_hand -= not probe
+        metrics.in_flight(self.in_hand)
+        keep = not future.cancelled() and not future.exception() and future.result()
+        if connection.sock.unsent:
+            connection.deadline = time.monotonic() + SEND_SECONDS
+            self.leaving.append(connection)
+            self.poller.register(connection.sock, selectors.EVENT_WRITE, partial(self._send_on, connection, keep))
+        else:
+            self._answered(connection, keep)
+
+    def _send_on(self, connection: Connection, keep: bool, _: Any) -> None:
+        try:
+            connection.sock.send_on()
+        except OSError:
+            keep = False
+        else:
+            if connection.sock.unsent:
+                return
+        self.leaving.remove(connection)
+        self.poller.unregister(connection.sock)
+        self._answered(connection, keep)
+
+    def _answered(self, connection: Connection, keep: bool) -> None:
+        if not keep:
+            self._linger(connection)
+            return
+        connection.sock.setblocking(False)
+        if len(connection.request):
+            self._arrive(connection)
+            return
+        connection.set_timeout()
+        if not self.alive:  # its client was told that it may send another
+            connection.timeout = min(connection.timeout, time.monotonic() + STOP_KEEPALIVE_LINGER)
+        self.keepalived_conns.append(connection)
+        read = partial(self.on_client_socket_readable, connection)
+        self.poller.register(connection.sock, selectors.EVENT_READ, read)
+
+    def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: BaseException) -> None:
+        """What gunicorn's parser refuses, in the form of every other error."""
+        if isinstance(exc, (http.errors.LimitRequestLine, http.errors.LimitRequestHeaders)):
+            problem: Problem = HeadTooLarge(LONG_HEAD)
+        elif isinstance(exc, http.errors.ParseException) and not isinstance(exc, _OURS):
+            problem = BadRequest(NO_HTTP)
+        else:
+            super().handle_error(req, client, addr, exc)
+            return
+        request_id = operate.refused(problem, head_of(handed.head), addr, handed.size, handed.at, arrived=True)
+        with suppress(OSError):
+            client.sendall(answer(problem, request_id))
+
+    # Refusing, and closing so that the refusal can be read.
+
+    def _refuse(self, connection: Connection, problem: Problem) -> None:
+        request, began = connection.request, connection.deadline - self.settings.read_timeout
+        request_id = operate.refused(
+            problem, request.head, connection.client, len(request), began,
+            counted=connection.server[1] != self.settings.metrics_port,
+        )  # fmt: skip
+        self._no_longer_arriving(connection)
+        with suppress(OSError):
+            connection.sock.send(answer(problem, request_id))
+        self._linger(connection)
+
+    def _cut(self, connection: Connection, reason: Problem | None = None) -> None:
+        if len(connection.request):
+            slow = TooSlow("The request did not come to its end in time; send it again.")
+            self._refuse(connection, reason or slow)
+        else:
+            self._no_longer_arriving(connection)
+            self._close(connection)
+
+    def _linger(self, connection: Connection) -> None:
+        """Closed at once, with bytes unread, the system would tell the client of a reset instead of the answer."""
+        try:
+            connection.sock.setblocking(False)
+            connection.sock.shutdown(socket.SHUT_WR)
+            self.poller.register(connection.sock, selectors.EVENT_READ, partial(self._drain, connection))
+        except (OSError, ValueError, KeyError):
+            self._close(connection)
+            return
+        connection.forget()
+        connection.to_drain = LINGER_TIMES * self.settings.max_bytes
+        self.lingering.append((time.monotonic() + LINGER_SECONDS, connection))
+
+    def _drain(self, connection: Connection, _: Any) -> None:
+        try:
+            data = connection.sock.recv(AT_ONCE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        connection.to_drain -= len(data)
+        if not data or connection.to_drain < 0:
+            self.poller.unregister(connection.sock)
+            self._close(connection)
+
+    def _close(self, connection: Connection) -> None:
+        self.nr_conns -= 1
+        connection.close()
+        connection.forget()
+        connection.closed = True
+
+    # For the sake of others.
+
+    def _hoarder(self) -> Connection:
+        """Who has been silent longest, of those with more than their share: in a rush it is not who is nearly done."""
+        share = self.gathered / len(self.arriving)
+        return min((one for one in self.arriving if len(one.request) >= share), key=lambda one: one.heard_at)
+
+    def _make_room(self) -> bool:
+        """Whoever is missed least, and has been here longest."""
+        if self.lingering:
+            self._drop(self.lingering.popleft()[1])
+        elif self.keepalived_conns:
+            self._drop(self.keepalived_conns.popleft())
+        elif self.arriving:
+            self._cut(self.arriving[0], Busy(MANY))
+        elif self.leaving:
+            self._drop(self.leaving.popleft())
+        else:
+            return False
+        return True
+
+    def _drop(self, connection: Connection) -> None:
+        if not connection.closed:
+            self.poller.unregister(connection.sock)
+            self._close(connection)
