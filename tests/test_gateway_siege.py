@@ -159,6 +159,13 @@ def port_of(sock: socket.socket) -> int:
     return port
 
 
+def test_who_stops_half_way_does_not_keep_it_from_ending(server: ModelServer) -> None:
+    """The time that a request may take to arrive is 30 seconds, and so is what an orchestrator waits before it kills."""
+    with gateway(f"localhost:{server.port}") as here, connect(here, b"POST /predict HTTP/1.1\r\nContent-Le"):
+        here.process.send_signal(signal.SIGTERM)
+        assert here.process.wait(8) == 0
+
+
 def test_one_that_takes_over_goes_on_listening_when_the_old_one_ends(server: ModelServer) -> None:
     """gunicorn's USR2: a new master with the same sockets, then the old one is told to stop."""
     with whole_gunicorn(server) as here:

@@ -225,7 +225,8 @@ class Front(ThreadWorker):  # type: ignore[misc]
         else:
             super().handle_error(req, client, addr, exc)
             return
-        request_id = operate.refused(problem, head_of(handed.head), addr, handed.size, handed.at, arrived=True)
+        head = head_of(handed.head)
+        request_id = operate.refused(problem, head, addr, handed.size, handed.at, arrived=True)
         with suppress(OSError):
             client.sendall(answer(problem, request_id))
 

@@ -19,6 +19,7 @@ from loupe.gateway.listeners import deafen, listen_again
 MOST_ARRIVING = 500  # connections; beyond it the one that has been arriving longest is cut
 SPARE_CONNECTIONS = 50  # of gunicorn's worker_connections: below them somebody has to go, for others to be let in
 LAST_HANDSHAKE_SECONDS = 0.2  # for one that has begun when the worker lets nobody new in
+LAST_SILENCE_SECONDS = 2.0  # of one that is sending
 LAST_WORD_SECONDS = 0.5  # for a connection that was just made when the worker closed to say what it wants
 
 
@@ -95,12 +96,14 @@ class Worker(Front):
             listener.close()
 
     def _leave(self, now: float) -> None:
-        """A connection that has said nothing yet is given a moment; one that only lingers is not waited for."""
+        """A connection that has said nothing yet is given a moment, and one that stops half way a little more; one that
+        only lingers is not waited for."""
         if self.stopped_at is None:  # the parent is gone
             self.stopped_at = now
         if now - self.stopped_at > LAST_WORD_SECONDS:
-            for connection in [one for one in self.arriving if not len(one.request)]:
-                self._cut(connection)
+            for connection in list(self.arriving):
+                if not len(connection.request) or now - connection.heard_at > LAST_SILENCE_SECONDS:
+                    self._cut(connection)
             if self.nr_conns == sum(not connection.closed for _, connection in self.lingering):
                 for _, connection in self.lingering:
                     if not connection.closed:
