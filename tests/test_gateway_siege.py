@@ -160,7 +160,7 @@ def port_of(sock: socket.socket) -> int:
 
 
 def test_who_stops_half_way_does_not_keep_it_from_ending(server: ModelServer) -> None:
-    """The time that a request may take to arrive is 30 seconds, and so is what an orchestrator waits before it kills."""
+    """A request may take 30 seconds to arrive, and an orchestrator waits no longer before it kills."""
     with gateway(f"localhost:{server.port}") as here, connect(here, b"POST /predict HTTP/1.1\r\nContent-Le"):
         here.process.send_signal(signal.SIGTERM)
         assert here.process.wait(8) == 0
