@@ -164,46 +164,57 @@ def _detail(error: urllib.error.HTTPError) -> str:
 
 
 def _watch(running: list[subprocess.Popen[str]]) -> int:
+    told = _listen()
     while all(process.poll() is None for process in running):
-        time.sleep(0.2)
+        if told:
+            raise KeyboardInterrupt
+        time.sleep(0.1)
     ended = next(process for process in running if process.poll() is not None)
     part = "model server" if ended is running[0] else "gateway"
     raise UserError(f"The {part} ended by itself (status {ended.returncode}); the rest is stopped. Start it again.")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    _ignore(*SIGNALS)  # closing a terminal sends more than one
+    _ignore()  # closing a terminal sends more than one
     raise KeyboardInterrupt
 
 
-def _ignore(*numbers: signal.Signals) -> None:
-    for number in numbers:
+def _ignore() -> None:
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def _listen(*numbers: signal.Signals) -> list[int]:
+    """Signals that came. Raised as exceptions they could hit a Popen while it holds its lock, which is then held for
+    good: whoever waits for that process waits for ever."""
+    told: list[int] = []
+    for number in numbers or SIGNALS:
+        signal.signal(number, lambda number, frame: told.append(number))
+    return told
 
 
 def _stop(running: list[subprocess.Popen[str]], grace: float) -> None:
     """The gateway first: it answers what it has in hand, for which it needs the model server. Ctrl-C ends the wait."""
-    _ignore(*SIGNALS)
-    try:
-        signal.signal(signal.SIGINT, _interrupt)
-        for process in reversed(running):
-            _end(process, STOP_SECONDS if process is running[0] else grace + STOP_SECONDS)
-    finally:
-        _ignore(signal.SIGINT)
-        for process in running:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+    _ignore()
+    told = _listen(signal.SIGINT)
+    for process in reversed(running):
+        _end(process, STOP_SECONDS if process is running[0] else grace + STOP_SECONDS, told)
+    _ignore()
+    for process in running:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ChildProcessError):
+                os.waitpid(process.pid, 0)
 
 
-def _end(process: subprocess.Popen[str], patience: float) -> None:
+def _end(process: subprocess.Popen[str], patience: float, told: list[int]) -> None:
+    started, said = time.monotonic(), False
     process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(min(patience, TELL_SECONDS))
-        return
-    print("  Answering what is in hand. Ctrl-C once more ends it at once.", file=sys.stderr, flush=True)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(patience - TELL_SECONDS)
+    while process.poll() is None and not told and time.monotonic() - started < patience:
+        if not said and time.monotonic() - started > TELL_SECONDS:
+            said = True
+            print("  Answering what is in hand. Ctrl-C once more ends it at once.", file=sys.stderr, flush=True)
+        time.sleep(0.05)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.servers import ROOT
+from tests.servers import ROOT, ModelServer, model_server
 
 # OpenVINO reports each import to its makers unless its telemetry cannot be imported.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
@@ -20,3 +21,14 @@ def sample_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sample") / "models"
     shutil.copytree(ROOT / "models" / "tires" / "1", folder / "tires" / "1")
     return folder
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
+    """With a network of a few numbers, for tests that leave it as it is; what does more to it has its own."""
+    from tests import models  # TensorFlow: seconds that not every run should cost
+
+    folder = tmp_path_factory.mktemp("models")
+    models.write(folder / "tires" / "1", seed=1)
+    with model_server(folder, "tires") as running:
+        yield running

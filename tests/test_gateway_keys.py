@@ -14,10 +14,9 @@ import pytest
 
 from loupe.errors import UserError
 from loupe.gateway.keys import Keys, digest_of
-from tests import models
 from tests.gateways import Answer, Gateway, gateway
 from tests.pictures import encoded
-from tests.servers import ROOT, ModelServer, model_server, until
+from tests.servers import ROOT, ModelServer, until
 
 PICTURE = encoded()
 ANNE, BERT = "loupe_anne", "loupe_bert"
@@ -25,14 +24,6 @@ ANNE, BERT = "loupe_anne", "loupe_bert"
 
 def line(name: str, key: str) -> str:
     return f"{name}:{digest_of(key)}\n"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
-    made = tmp_path_factory.mktemp("models")
-    models.write(made / "tires" / "1")
-    with model_server(made, "tires") as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -17,22 +17,13 @@ from typing import Any
 
 import pytest
 
-from tests import models
 from tests.gateways import Gateway, gateway, internet
 from tests.pictures import encoded
-from tests.servers import ModelServer, model_server, until
+from tests.servers import ModelServer, until
 
 PICTURE = encoded()
 SLOW_SECONDS = 1.5
 READ_TIMEOUT = 3
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
-    folder = tmp_path_factory.mktemp("models")
-    models.write(folder / "tires" / "1", seed=1)
-    with model_server(folder, "tires") as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -16,21 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from tests import models
 from tests.gateways import Gateway, gateway, running
 from tests.pictures import encoded
-from tests.servers import ROOT, ModelServer, free_port, model_server, until
+from tests.servers import ROOT, ModelServer, free_port, until
 
 PICTURE = encoded()
 PROMPT = 1.0  # seconds that an orchestrator gives a probe
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
-    folder = tmp_path_factory.mktemp("models")
-    models.write(folder / "tires" / "1", seed=1)
-    with model_server(folder, "tires") as running:
-        yield running
 
 
 @pytest.fixture
