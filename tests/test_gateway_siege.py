@@ -79,6 +79,22 @@ def test_more_connections_than_there_may_be_shut_nobody_out(server: ModelServer)
         served_promptly(here, 3)
 
 
+def test_a_connection_that_stays_open_keeps_nothing_of_its_last_request(here: Gateway) -> None:
+    def held() -> int:
+        lines = Path(f"/proc/{here.workers()[0]}/smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:"))
+
+    body = PICTURE + bytes(9_000_000)
+    head = f"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n\r\n"
+    with ExitStack() as stack:
+        for number in range(40):
+            connection = stack.enter_context(connect(here, head.encode() + body))
+            assert b" 200 OK" in connection.recv(65536)
+            if number == 4:
+                before = held()
+        assert held() < before + 60_000, "kB; together they were 360,000"
+
+
 def test_unfinished_uploads_keep_no_others_out(here: Gateway) -> None:
     """Fourteen of nearly ten megabytes, whose senders fall silent: more than may lie here unfinished."""
     head = b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: image/jpeg\r\nContent-Length: 9999999\r\n\r\n"

@@ -174,9 +174,13 @@ class Front(ThreadWorker):  # type: ignore[misc]
         done.add_done_callback(lambda future: self.method_queue.defer(self._finished, connection, future, probe))
 
     def handle_request(self, req: Any, conn: Connection) -> bool:
-        if conn.body is not None:  # as it is: gunicorn would copy it together from small pieces
-            req.body, conn.body = io.BytesIO(conn.body), None
-        return bool(super().handle_request(req, conn))
+        if conn.body is None:
+            return bool(super().handle_request(req, conn))
+        req.body, conn.body = io.BytesIO(conn.body), None  # as it is: gunicorn would copy it from small pieces
+        try:
+            return bool(super().handle_request(req, conn))
+        finally:
+            req.body = io.BytesIO()  # else a connection that stays open keeps it until its next request
 
     def _finished(self, connection: Connection, future: Future[Any], probe: bool) -> None:
         self.in_hand -= not probe
