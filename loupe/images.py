@@ -4,8 +4,8 @@
 
 Formats are a list of what is allowed, judged by the bytes and never by a name or a label; HEIC is on it where the
 package pillow-heif is installed. The size is checked before any pixel is allocated. A JPEG is decoded at the smallest
-scale that is still 2.5 times the target; then it is turned upright (EXIF), made RGB, and resized with antialiasing,
-stretched to the target. Only the first frame counts.
+scale that is still 2.5 times the target; then it is turned upright (EXIF), made RGB, and resized with antialiasing
+(resizing.py), stretched to the target. Only the first frame counts.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import io
 import math
 import re
 import warnings
-from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from loupe.errors import ImageError, TooManyPixels, UnsupportedImage
+from loupe.resizing import Box, Pixels, resized
 
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"]  # HEIF joins them with the first HEIC picture that can be read
 NAMES = "JPEG, PNG, WebP, GIF, BMP or AVIF"
@@ -59,8 +59,6 @@ _ON_ITS_SIDE = (5, 6, 7, 8)  # the orientations that swap width and height
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the size is judged here, and answered
 
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-
 
 def decode(data: bytes, height: int, width: int) -> Pixels:
     """The picture in `data` as RGB of that size. Raises ImageError or a child of it."""
@@ -79,7 +77,7 @@ def decode(data: bytes, height: int, width: int) -> Pixels:
         turn = _orientation(image)  # not before: to find a PNG's EXIF it is loaded, and what fails there is forgiven
         box = exact and _turned(exact, image.size, turn)
         upright = image.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else image
-        return np.asarray(_to_rgb(upright).resize((width, height), Image.Resampling.BILINEAR, box))
+        return resized(_to_rgb(upright), height, width, box)
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:  # decoders raise whatever their format made them stumble over
@@ -157,7 +155,7 @@ def _draft(image: Image.Image, side: int) -> tuple[float, float] | None:
     return told and (told[1][2], told[1][3])
 
 
-def _turned(exact: tuple[float, float], size: tuple[int, int], turn: int) -> tuple[float, float, float, float]:
+def _turned(exact: tuple[float, float], size: tuple[int, int], turn: int) -> Box:
     """Where the picture lies in its pixels after the turn."""
     (right, bottom), (width, height) = exact, size
     x = (width - right, width) if turn in (2, 3, 7, 8) else (0, right)

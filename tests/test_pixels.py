@@ -24,12 +24,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from loupe import images, resizing
 from loupe.card import Card
 from loupe.errors import ImageError
 from loupe.gateway.bodies import Sent
 from loupe.gateway.predictions import Batch
 from loupe.gateway.settings import Settings
 from loupe.images import decode
+from loupe.resizing import resized
 from loupe.training.dataset import File, decode_all
 from tests.pictures import AWKWARD, LOSSLESS, encoded, exif, photograph
 from tests.servers import ROOT
@@ -58,9 +60,20 @@ def test_the_table_holds_every_picture() -> None:
 def test_the_pixels_are_those_of_the_frozen_table(name: str) -> None:
     frozen, now = json.loads(TABLE.read_text())[name], told(name)
     if name in LOSSLESS:
+        if resizing.Resizer is None:
+            pytest.skip("Pillow resizes here: a sample may be one level off")
         assert now == frozen
     else:
         assert np.abs(np.subtract(now, frozen)).max() <= 1
+
+
+@pytest.mark.skipif(resizing.Resizer is None, reason="only Pillow is here to resize")
+def test_where_pillow_resizes_a_sample_is_at_most_one_level_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = [make() for make in AWKWARD.values()] + list(photographs().values())[:4]
+    fast = [decode(data, HEIGHT, WIDTH).astype(int) for data in pictures]
+    monkeypatch.setattr(resizing, "Resizer", None)
+    off = [np.abs(decode(data, HEIGHT, WIDTH) - before) for data, before in zip(pictures, fast, strict=True)]
+    assert max(one.max() for one in off) == 1, "they are not the same code"
 
 
 def test_training_and_the_gateway_see_identical_pixels(tmp_path: Path) -> None:
@@ -120,11 +133,10 @@ def test_a_jpeg_decoded_smaller_is_at_least_twice_the_target_and_hardly_differs_
 ) -> None:
     """Within 1 level on average, and within 3 for 99 of 100 samples."""
     sizes: list[tuple[int, int]] = []
-    resize = Image.Image.resize
 
-    def spy(image: Image.Image, *how: Any) -> Image.Image:
+    def spy(image: Image.Image, *how: Any) -> Any:
         sizes.append(image.size)
-        return resize(image, *how)
+        return resized(image, *how)
 
     wrong, reduced = [], 0
     for name, data in photographs().items():
@@ -133,7 +145,7 @@ def test_a_jpeg_decoded_smaller_is_at_least_twice_the_target_and_hardly_differs_
         for target in TARGETS:
             wanted = np.asarray(whole.resize((target, target), Image.Resampling.BILINEAR)).astype(int)
             with monkeypatch.context() as patch:
-                patch.setattr(Image.Image, "resize", spy)
+                patch.setattr(images, "resized", spy)
                 off = np.abs(decode(data, target, target) - wanted)
             reduced += sizes[-1] != whole.size
             if min(sizes[-1]) < 2 * target or off.mean() > 1 or np.percentile(off, 99) > 3:

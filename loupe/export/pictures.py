@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from loupe.errors import ImageError, UserError
-from loupe.images import Pixels, decode
+from loupe.images import decode
+from loupe.resizing import Pixels
 
 SAMPLES = Path(__file__).resolve().parents[2] / "data" / "samples"
 KEPT = "pictures.json"  # training writes it into the run

@@ -26,7 +26,8 @@ import numpy as np
 from PIL import Image
 
 from loupe.errors import ImageError, TooManyPixels, UnsupportedImage, UserError
-from loupe.images import FORMATS, NAMES, Pixels, decode
+from loupe.images import FORMATS, NAMES, decode
+from loupe.resizing import Pixels
 from loupe.training.duplicates import fingerprint, twins
 from loupe.training.layouts import File, Skipped, Source, Submission, find
 from loupe.training.progress import bar

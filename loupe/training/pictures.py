@@ -22,7 +22,8 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from loupe.errors import ImageError
-from loupe.images import Pixels, decode
+from loupe.images import decode
+from loupe.resizing import Pixels
 
 SIDE = 176  # px, the longer one
 MOST_BYTES = 9_000  # of a thumbnail of that side; photographs need about half
