@@ -26,6 +26,7 @@ from loupe.resizing import Box, Pixels, resized
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"]  # HEIF joins them with the first HEIC picture that can be read
 NAMES = "JPEG, PNG, WebP, GIF, BMP or AVIF"
 MAX_PIXELS = 40_000_000
+MAX_SIDE = 65_535  # as of a JPEG; Pillow keeps an address for each row, and 40 million rows cost gigabytes
 MAX_SCANS = 100  # of a progressive JPEG: each costs a pass over all pixels, and few bytes; cameras write about 10
 DRAFT = 2.5  # times the target: at 2, one sample in a hundred is 5 levels off a whole decode; at 2.5 it is at most 3
 BEHIND_ALPHA = (255, 255, 255)
@@ -65,13 +66,16 @@ def decode(data: bytes, height: int, width: int) -> Pixels:
     if not data:
         raise ImageError("The picture is empty: 0 bytes; send the whole file.")
     image = _open(data)
-    if image.width * image.height > MAX_PIXELS:
+    if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
         raise TooManyPixels(
-            f"The picture is {image.width}×{image.height}; send one of at most {MAX_PIXELS // 1_000_000} megapixels."
+            f"The picture is {image.width}×{image.height}; send one of at most {MAX_PIXELS // 1_000_000} megapixels, "
+            f"with no side over {MAX_SIDE:,}."
         )
     if _may_have_scans(image, data) and data.count(b"\xff\xda") > MAX_SCANS:
         raise ImageError(f"The picture comes in more than {MAX_SCANS} scans; save it as a plain JPEG.")
     try:
+        if isinstance(image, JpegImageFile):
+            image.decodermaxblock = len(data)  # else it is copied twice on its way, 64 KB at a time
         exact = _draft(image, math.ceil(max(height, width) * DRAFT))  # whichever way up it will be
         image.load()
         turn = _orientation(image)  # not before: to find a PNG's EXIF it is loaded, and what fails there is forgiven

@@ -9,22 +9,22 @@ in twice the time and more; a sample of Pillow's is at most 1 level off, and in 
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-try:
+WITH_VECTORS = find_spec("cykooz_resizer") is not None
+if WITH_VECTORS:
     from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
-except ImportError:
-    Resizer = None
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Box = tuple[float, float, float, float]  # left, top, right, bottom: what of the picture is wanted
 
 
 def resized(image: Image.Image, height: int, width: int, box: Box | None = None) -> Pixels:
-    if Resizer is None:
+    if not WITH_VECTORS:
         return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, box))
     left, top, right, bottom = box or (0, 0, *image.size)
     options = ResizeOptions(
@@ -32,7 +32,6 @@ def resized(image: Image.Image, height: int, width: int, box: Box | None = None)
         crop_box=CropBox(left, top, right - left, bottom - top),
     )
     small = Image.new("RGB", (width, height))
-    Resizer().resize_pil(
-        image, small, options
-    )  # one that is kept would keep its buffer, and serve one thread at a time
+    resizer = Resizer()  # a new one: kept, it would keep its largest buffer, and serve one thread at a time
+    resizer.resize_pil(image, small, options)
     return np.asarray(small)

@@ -142,21 +142,31 @@ def test_what_fetching_took_the_model_does_not_get(
     assert behind.remaining[-1] <= 0.6 + ROUNDED
 
 
+def sent(here: Gateway, limit: str) -> http.client.HTTPConnection:
+    """Before this returns it is on its way: who is sent later comes later."""
+    connection = http.client.HTTPConnection("127.0.0.1", here.port, timeout=20)
+    connection.request("POST", "/predict", PICTURE, {"X-Request-Timeout": limit})
+    return connection
+
+
 def test_waiting_for_a_thread_counts(here: Gateway, behind: Backend, patience: dict[str, float]) -> None:
     """One thread, and it is busy for a second: of three that follow two will not wait so long."""
     patience["model"] = 1.0
     before = len(behind.remaining)
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(1) as pool:
         first = pool.submit(asked, here, PICTURE, None)
-        time.sleep(0.2)
-        short = [pool.submit(asked, here, PICTURE, "0.4") for _ in range(2)]
-        long = pool.submit(asked, here, PICTURE, "2.5")
+        while len(behind.remaining) == before:
+            time.sleep(0.01)
+        began = time.monotonic()
+        *short, long = [sent(here, limit) for limit in ("0.4", "0.4", "2.5")]
         for late in short:
-            answer, took = late.result()
-            assert (answer.status, answer.json()["code"]) == (504, "out_of_time")
-            assert took < 1.0 + LATE, "answered as soon as there is a thread"
+            answer = late.getresponse()
+            assert (answer.status, json.loads(answer.read())["code"]) == (504, "out_of_time")
+            assert time.monotonic() - began < 1.0 + LATE, "answered as soon as there is a thread"
         assert first.result()[0].status == 200
-        assert long.result()[0].status == 200
+        assert long.getresponse().status == 200
+    for connection in (*short, long):
+        connection.close()
     assert len(behind.remaining) == before + 2, "what came too late cost the model nothing"
     assert behind.remaining[-1] < 2.5 - 0.7 + 0.2
 

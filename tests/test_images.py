@@ -80,7 +80,17 @@ def test_odd_sizes_are_pictures_too(size: tuple[int, int]) -> None:
     assert decode(encoded(picture(*size)), 16, 16).shape == (16, 16, 3)
 
 
-@pytest.mark.parametrize("size", [(50_000, 50_000), (2**31 - 1, 2**31 - 1), (6400, 6400)])
+@pytest.mark.parametrize("size", [(1, 65_535), (65_535, 1), (600, 65_535), (65_535, 600)])
+def test_a_picture_as_long_as_any_may_be_costs_little_more_memory_than_its_pixels(size: tuple[int, int]) -> None:
+    data = encoded(Image.new("RGB", size, (9, 99, 199)), "PNG")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert (decode(data, 299, 299) == (9, 99, 199)).all()
+    assert (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 350_000
+    )  # kB: 157 MB of pixels, 78 of the first pass
+
+
+@pytest.mark.parametrize("size", [(50_000, 50_000), (2**31 - 1, 2**31 - 1), (6400, 6400), (65_536, 1), (1, 40_000_000)])
 def test_a_small_file_that_declares_a_huge_picture_is_refused_before_anything_is_allocated(
     size: tuple[int, int],
 ) -> None:

@@ -251,6 +251,17 @@ def test_predict_requests_are_read_by_the_other_side(name: str, version: int | N
     assert proto.PredictRequest.FromString(theirs.SerializeToString()) == ours
 
 
+@pytest.mark.parametrize("name", ["uint8", "float32", "int64", "float16", "bool"])
+@pytest.mark.parametrize("shape", [(1, 299, 299, 3), (3, 5), (0, 4), ()])
+def test_a_packed_request_is_the_same_as_the_message(name: str, shape: tuple[int, ...]) -> None:
+    array = (np.random.default_rng(0).random(shape) * 200).astype(name)
+    inputs = {"image": array, "a second input, " * 20: array.T}
+    packed = proto.packed_request("tires", inputs, outputs=["probabilities"])
+    assert proto.PredictRequest.FromString(packed) == proto.predict_request("tires", inputs, outputs=["probabilities"])
+    read = predict_pb2.PredictRequest.FromString(packed)
+    assert np.array_equal(tf.make_ndarray(read.inputs["image"]), array)
+
+
 def test_predict_responses_metadata_and_status_are_read_by_the_other_side() -> None:
     answer = predict_pb2.PredictResponse(model_spec={"name": "tires", "version": {"value": 3}, "signature_name": "s"})
     answer.outputs["probabilities"].CopyFrom(tf.make_tensor_proto([[0.25, 0.75]]))

@@ -41,6 +41,7 @@ CHANGING = "The model is changing versions just now; try again in a second."
 CLOSE = 0.005  # seconds by which gRPC's clock may be ahead of ours
 TRIES = 3  # preparations of one request, should versions change under it
 
+_METHODS = (proto.PREDICT, proto.GET_MODEL_METADATA)
 _log = logging.getLogger(__name__)
 # The one layer that tries again. Each failure takes a token, each success gives half of one back; with fewer than half
 # of them left nothing is tried again: a model server in trouble gets 20 calls more, not twice as many.
@@ -103,7 +104,7 @@ class ModelClient:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._lock = threading.Lock()
-        self._channel: Any = None
+        self._calls: dict[str, Callable[..., Any]] = {}  # by a method's name, on one channel
         self._channel_of = 0  # the process: a channel made before a fork does not work after it
         self._last: tuple[int, Card, float] | None = None  # version, its card, and when it said so
         self._logits: tuple[int, Card] | None = None  # the last model without a card seen to answer in these
@@ -136,9 +137,9 @@ class ModelClient:
             deadline += prepared - started  # it is the model's time, and preparing is ours
             deadlines.check(until)
             limit = min(deadline, until)
-            request = proto.predict_request(self._settings.model, {asked.image: pixels}, outputs=asked.outputs)
+            request = proto.packed_request(self._settings.model, {asked.image: pixels}, outputs=asked.outputs)
             try:
-                response = self._ask(proto.PREDICT, request, limit)
+                response = self._ask(proto.PREDICT, request, limit, stage="model")
             except ModelUnfit:  # of a size that a version new to us does not take?
                 if self._describe(limit) == (version, card):
                     raise
@@ -231,20 +232,17 @@ class ModelClient:
         self._last = (version, card, time.monotonic())
         return version, card
 
-    def _ask(self, method: proto.Method, request: Any, deadline: float) -> Any:
+    def _ask(self, method: proto.Method, request: Any, deadline: float, stage: str = "card") -> Any:
         began = time.monotonic()
         try:
-            response = proto.call(self._open_channel(), method)(
-                request, timeout=max(0.001, deadline - began), metadata=life.metadata()
-            )
+            response = self._call(method)(request, timeout=max(0.001, deadline - began), metadata=life.metadata())
         except grpc.RpcError as error:
             problem = self._problem(error)
             if isinstance(problem, ModelUnavailable):
                 self._last = None
             raise problem from error
         finally:
-            is_question = method is proto.PREDICT and request.model_spec.signature_name != DESCRIBE
-            life.stage("model" if is_question else "card", began)
+            life.stage(stage, began)
         self.answered_at = time.monotonic()
         return response
 
@@ -262,12 +260,13 @@ class ModelClient:
             return _NoCard(f"The model {name!r} lacks a signature; export it with convert.py.")
         return ModelUnfit(f"The model server refused the question ({code.name}).")
 
-    def _open_channel(self) -> Any:
+    def _call(self, method: proto.Method) -> Callable[..., Any]:
         with self._lock:
-            if self._channel is None or self._channel_of != os.getpid():
-                self._channel = grpc.insecure_channel(f"dns:///{self._settings.target}", options=_OPTIONS)
+            if self._channel_of != os.getpid():
                 self._channel_of = os.getpid()
-            return self._channel
+                channel = grpc.insecure_channel(f"dns:///{self._settings.target}", options=_OPTIONS)
+                self._calls = {known.name: proto.call(channel, known) for known in _METHODS}
+            return self._calls[method.name]
 
 
 def _question(card: Card, heatmaps: bool) -> _Question:

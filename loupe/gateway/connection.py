@@ -21,18 +21,25 @@ from loupe.gateway.arriving import Arriving
 from loupe.gateway.life import handed
 from loupe.gateway.problems import rendered
 
+SENT_TOGETHER = 1 << 16  # bytes; of a larger answer the first go out while the rest is read
+
 
 class Outlet(socket.socket):
     """Never waits for a client to take its answer: what the system does not take at once is kept, for the worker's loop
-    to send."""
+    to send. Head and body of an answer go out together."""
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(fileno=sock.detach())
+        super().setblocking(False)
         self.unsent = bytearray()
+
+    def setblocking(self, _: bool) -> None:
+        """gunicorn's threads would have it block, which nothing here does, and its loop not, twice a request."""
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         self.unsent += data
-        self.send_on()
+        if len(self.unsent) > SENT_TOGETHER:
+            self.send_on()
 
     def send_on(self) -> None:
         """As much as goes out now."""
@@ -41,6 +48,9 @@ class Outlet(socket.socket):
                 sent = self.send(self.unsent, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
+            except OSError:
+                self.unsent.clear()
+                raise
             del self.unsent[:sent]
 
 
@@ -56,6 +66,7 @@ class Connection(TConn):  # type: ignore[misc]
         self.whole_at = 0.0
         self.admitted = False  # its head was seen while there was room
         self.closed = False
+        self.watched = False  # by the loop, for more of its request
         self.to_drain = 0
         self.data_ready = True
         self.body: bytes | None = None  # of a request that is whole, where its parser need not read it

@@ -65,6 +65,8 @@ class Front(ThreadWorker):  # type: ignore[misc]
 
     def init_process(self) -> None:
         memory.settle()
+        for name, setting in self.cfg.settings.items():  # gunicorn calls two functions for each, fifty times a request
+            self.cfg.__dict__[name] = setting.get()
         self.alive_pool = ThreadPoolExecutor(1, thread_name_prefix="alive")  # whatever the model keeps waiting
         self.probe_pool = ThreadPoolExecutor(PROBE_THREADS, thread_name_prefix="probe")
         metrics.start(self.settings.threads + self.settings.queue)
@@ -93,29 +95,31 @@ class Front(ThreadWorker):  # type: ignore[misc]
         connection.admitted = False
         self.arriving.append(connection)
         self.gathered += len(connection.request)
-        self.poller.register(connection.sock, selectors.EVENT_READ, partial(self._gather, connection))
-        if not self._go_on(connection):
-            self._gather(connection, connection.sock)  # most requests are there already
+        if not self._go_on(connection) and not self._gather(connection):  # most requests are there already
+            self.poller.register(connection.sock, selectors.EVENT_READ, partial(self._gather, connection))
+            connection.watched = True
 
-    def _gather(self, connection: Connection, _: Any) -> None:
+    def _gather(self, connection: Connection, _: Any = None) -> bool:
+        """Whether it is decided what becomes of this connection's request."""
         left = AT_ONCE
         while left > 0 and self.gathered <= self.most_gathered:
             try:
                 size = connection.sock.recv_into(self.scratch, left)
             except BlockingIOError:
-                return
+                return False
             except OSError:
                 size = 0
             if not size:
                 self._broke_off(connection)
-                return
+                return True
             left -= size
             connection.heard_at = time.monotonic()
             before = len(connection.request)
             connection.request.take(self.scratch[:size])
             self.gathered += len(connection.request) - before  # an Expect header is left out
             if self._go_on(connection):
-                return
+                return True
+        return False
 
     def _broke_off(self, connection: Connection) -> None:
         if len(connection.request):  # it may have closed its own end alone, and still listen
@@ -125,7 +129,7 @@ class Front(ThreadWorker):  # type: ignore[misc]
             self._close(connection)
 
     def _go_on(self, connection: Connection) -> bool:
-        """Whether it is decided what becomes of this request."""
+        """The same, by what came so far."""
         request = connection.request
         if request.state == "head":
             return False
@@ -159,8 +163,9 @@ class Front(ThreadWorker):  # type: ignore[misc]
     def _no_longer_arriving(self, connection: Connection) -> None:
         self.arriving.remove(connection)
         self.gathered -= len(connection.request)
-        with suppress(OSError, KeyError, ValueError):
+        if connection.watched:
             self.poller.unregister(connection.sock)
+            connection.watched = False
 
     # Whole requests, to the threads and back.
 
@@ -170,8 +175,17 @@ class Front(ThreadWorker):  # type: ignore[misc]
         pool = self.alive_pool if alive else self.probe_pool if probe else self.tpool
         self.in_hand += not probe
         metrics.in_flight(self.in_hand)
-        done: Future[Any] = pool.submit(self.handle, connection)
+        done: Future[Any] = pool.submit(self._serve, connection)
         done.add_done_callback(lambda future: self.method_queue.defer(self._finished, connection, future, probe))
+
+    def _serve(self, connection: Connection) -> bool:
+        """In a thread. Whether the connection stays open."""
+        keep = self.handle(connection)
+        try:
+            connection.sock.send_on()
+        except OSError:  # nobody is there to take it
+            return False
+        return bool(keep)
 
     def handle_request(self, req: Any, conn: Connection) -> bool:
         if conn.body is None:
@@ -209,7 +223,6 @@ class Front(ThreadWorker):  # type: ignore[misc]
         if not keep:
             self._linger(connection)
             return
-        connection.sock.setblocking(False)
         if len(connection.request):
             self._arrive(connection)
             return
@@ -258,7 +271,6 @@ class Front(ThreadWorker):  # type: ignore[misc]
     def _linger(self, connection: Connection) -> None:
         """Closed at once, with bytes unread, the system would tell the client of a reset instead of the answer."""
         try:
-            connection.sock.setblocking(False)
             connection.sock.shutdown(socket.SHUT_WR)
             self.poller.register(connection.sock, selectors.EVENT_READ, partial(self._drain, connection))
         except (OSError, ValueError, KeyError):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import time
-import uuid
 from typing import TYPE_CHECKING, Any
 
 from loupe.errors import Problem
@@ -43,7 +42,7 @@ def begin(method: str, path: str, client: str, headers: tracing.Headers) -> Entr
 
 def _request_id(headers: tracing.Headers) -> str:
     given = headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if _REQUEST_ID.fullmatch(given) else tracing.new_id(16)
 
 
 def answered(entry: Entry, answer: Answer, predictions: list[Prediction]) -> None:

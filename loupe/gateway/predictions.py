@@ -54,7 +54,7 @@ class Batch:
         if not decoded:
             problems = [problem for problem in self._pictures if isinstance(problem, Problem)]
             raise AllFailed(f"None of the pictures could be used: {problems[0]}", problems)
-        return np.stack(decoded)
+        return np.stack(decoded) if len(decoded) > 1 else decoded[0][np.newaxis]
 
     def _keep(self, problem: Problem) -> Problem:
         """A problem with one of many is its own answer; with the only one it is the request's, as is its time."""

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import re
-import secrets
 import threading
 import time
 from importlib.util import find_spec
@@ -39,11 +39,16 @@ _log = logging.getLogger(__name__)
 _exporter: _Exporter | None = None
 
 
+def new_id(size: int) -> str:
+    """Hexadecimal digits of so many bytes. It is no secret, so the system need not be asked for it."""
+    return f"{random.getrandbits(8 * size):0{2 * size}x}"
+
+
 def read(headers: Headers) -> Trace:
     found = _parent(headers.get("traceparent", "").strip())
-    span_id = secrets.token_hex(8)
+    span_id = new_id(8)
     if not found:
-        return Trace(secrets.token_hex(16), span_id, "", _exporter is not None, "")
+        return Trace(new_id(16), span_id, "", _exporter is not None, "")
     state = headers.get("tracestate", "").strip()
     kept = len(state) <= MOST_STATE and state.count(",") < 32 and _STATE.fullmatch(state)
     return Trace(found[1], span_id, found[2], bool(int(found[3], 16) & 1), state if kept else "")
