@@ -56,8 +56,6 @@ timeout = 60  # seconds without a sign of life from a worker before it is replac
 graceful_timeout = math.ceil(_settings.grace)  # for requests in flight when asked to stop
 keepalive = 5
 forwarder_headers = ""  # no header moves this service to another path
-secure_scheme_headers: dict[str, str] = {}  # nor to another scheme
-forwarded_allow_ips = "*"  # so whom to trust need not be looked up for each request
 control_socket_disable = True  # it would lie in the home folder, one for all gateways of a user
 
 

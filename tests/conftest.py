@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.gateways import Gateway
 from tests.servers import ROOT, ModelServer, model_server
 
 # OpenVINO reports each import to its makers unless its telemetry cannot be imported.
@@ -31,4 +32,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
     folder = tmp_path_factory.mktemp("models")
     models.write(folder / "tires" / "1", seed=1)
     with model_server(folder, "tires") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def fortress(sample_models: Path) -> Iterator[Gateway]:
+    """For those who attack it one by one: each finds it as it was."""
+    from tests.hostile import defended
+
+    with defended(sample_models, LOUPE_THREADS="4") as running:
         yield running

@@ -27,6 +27,7 @@ from tests.servers import model_server
 PICTURE = encoded()
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 SMUGGLED = b"GET /model HTTP/1.1\r\nHost: smuggled\r\n\r\n"
+READ_TIMEOUT = 3  # of the gateway under attack
 SOON = 5.0  # seconds on a busy machine; nothing but a fetch or a slow sender may take longer
 FIELDS = {"type", "title", "status", "code", "detail", "request_id"}
 LEAKS = re.compile(
@@ -138,7 +139,7 @@ def in_time(asked: Callable[[], Answer], within: float) -> Answer:
 @contextmanager
 def defended(models: Path, **settings: str) -> Iterator[Gateway]:
     """With settings that make waiting short; nothing else about it is loosened."""
-    settings = {"LOUPE_READ_TIMEOUT": "3", "LOUPE_FETCH_TIMEOUT": "2", **settings}
+    settings = {"LOUPE_READ_TIMEOUT": str(READ_TIMEOUT), "LOUPE_FETCH_TIMEOUT": "2", **settings}
     with model_server(models, "tires") as server, gateway(f"localhost:{server.port}", **settings) as here:
         answered(lambda: here.post("/predict", PICTURE), within=20)
         yield here

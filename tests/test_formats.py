@@ -157,6 +157,7 @@ def test_an_earlier_export_is_replaced_and_a_full_disk_leaves_it(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_the_converters_chat_nowhere(source: Source, tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path

@@ -5,27 +5,20 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.gateways import Gateway
-from tests.hostile import PICTURE, answered, defended, in_time, judge_problem, refused, unharmed
+from tests.hostile import PICTURE, answered, in_time, judge_problem, refused, unharmed
 
 B64 = base64.b64encode(PICTURE).decode()
 URL = "http://example.org/x.jpg"
 
 
-@pytest.fixture(scope="module")
-def started(sample_models: Path) -> Iterator[Gateway]:
-    with defended(sample_models) as running:
-        yield running
-
-
 @pytest.fixture
-def here(started: Gateway) -> Iterator[Gateway]:
-    with unharmed(started):
-        yield started
+def here(fortress: Gateway) -> Iterator[Gateway]:
+    with unharmed(fortress):
+        yield fortress
 
 
 # ------------------------------------------------------------------------------------------------------------ JSON

@@ -6,7 +6,6 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
@@ -14,10 +13,10 @@ from tests.gateways import Answer, Gateway
 from tests.hostile import (
     CHUNKED,
     PICTURE,
+    READ_TIMEOUT,
     SMUGGLED,
     answered,
     conversation,
-    defended,
     post,
     raw,
     refused,
@@ -25,19 +24,11 @@ from tests.hostile import (
     unharmed,
 )
 
-READ_TIMEOUT = 3
-
-
-@pytest.fixture(scope="module")
-def started(sample_models: Path) -> Iterator[Gateway]:
-    with defended(sample_models, LOUPE_READ_TIMEOUT=str(READ_TIMEOUT), LOUPE_THREADS="4") as running:
-        yield running
-
 
 @pytest.fixture
-def here(started: Gateway) -> Iterator[Gateway]:
-    with unharmed(started):
-        yield started
+def here(fortress: Gateway) -> Iterator[Gateway]:
+    with unharmed(fortress):
+        yield fortress
 
 
 NO_HTTP = {

@@ -6,7 +6,6 @@ import gzip
 import threading
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -17,7 +16,6 @@ from tests.hostile import (
     SMUGGLED,
     answered,
     conversation,
-    defended,
     in_chunks,
     post,
     raw,
@@ -26,19 +24,11 @@ from tests.hostile import (
     unharmed,
 )
 
-READ_TIMEOUT = 3
-
-
-@pytest.fixture(scope="module")
-def started(sample_models: Path) -> Iterator[Gateway]:
-    with defended(sample_models, LOUPE_READ_TIMEOUT=str(READ_TIMEOUT), LOUPE_THREADS="4") as running:
-        yield running
-
 
 @pytest.fixture
-def here(started: Gateway) -> Iterator[Gateway]:
-    with unharmed(started):
-        yield started
+def here(fortress: Gateway) -> Iterator[Gateway]:
+    with unharmed(fortress):
+        yield fortress
 
 
 # ------------------------------------------------------------------------------------------- addresses and methods

@@ -73,7 +73,7 @@ def told(server: ModelServer) -> bytes:
 # ---------------------------------------------------------------------------------------------------------- the files
 
 
-@pytest.mark.parametrize("engine", ["openvino", "tensorflow"])
+@pytest.mark.parametrize("engine", ["openvino", pytest.param("tensorflow", marks=pytest.mark.slow)])
 def test_a_pipe_is_not_waited_for_and_the_next_version_is_served(home: Path, engine: str) -> None:
     names = (
         "saved_model.pb", "assets.extra/card.json", "assets.extra/tf_serving_warmup_requests", "fingerprint.pb",

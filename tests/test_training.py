@@ -190,6 +190,7 @@ def test_a_folder_becomes_a_run_with_everything_that_tells_of_it(tmp_path: Path)
     assert len(history(run)) == 2
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_model(tmp_path: Path) -> None:
     paint(tmp_path / "photos", 16)
     flags = (*SMALL, "--flip", "both", "--rotation", "20", "--mixup", "0.2")
@@ -204,12 +205,14 @@ def test_without_test_pictures_validation_measures_and_says_so(tmp_path: Path) -
     assert Card.read(run / "card.json").metrics["split"] == "validation"
 
 
+@pytest.mark.slow
 def test_a_network_learnt_in_bfloat16_is_kept_in_float32(tmp_path: Path) -> None:
     run = trained(tmp_path, paint(tmp_path / "photos", 16), *SMALL, "--precision", "bfloat16")
     model = keras.saving.load_model(run / "model.keras", compile=False)
     assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
 
 
+@pytest.mark.slow
 def test_fine_tuning_from_cached_features_is_fine_tuning_from_pixels(tmp_path: Path) -> None:
     """The same seed and no dropout: what the cache's half precision leaves is all that may differ."""
     paint(tmp_path / "photos", 16)
@@ -224,6 +227,7 @@ def test_fine_tuning_from_cached_features_is_fine_tuning_from_pixels(tmp_path: P
     assert Card.read(cached / "card.json").backbone["name"] == "mobilenetv2"
 
 
+@pytest.mark.slow
 def test_tuning_finds_a_head_and_trains_it_at_another_size(tmp_path: Path) -> None:
     paint(tmp_path / "photos", 30)
     flags = ("--backbone", "cnn", "--fine-tune", "0", "--size", "48", "--tune", "4", "--tune-size", "32")
@@ -234,6 +238,7 @@ def test_tuning_finds_a_head_and_trains_it_at_another_size(tmp_path: Path) -> No
     assert Card.read(run / "card.json").height == 48
 
 
+@pytest.mark.slow
 def test_fine_tuning_that_finds_nothing_better_is_not_claimed(tmp_path: Path) -> None:
     flags = ("--backbone", "cnn", "--fine-tune", "0", "--size", "32", "--epochs", "30", "--lr", "1e-2")
     tuned = (*flags[:2], "--fine-tune", "3", "--fine-tune-lr", "0.9", "--fine-tune-epochs", "1", *flags[4:])
@@ -241,6 +246,7 @@ def test_fine_tuning_that_finds_nothing_better_is_not_claimed(tmp_path: Path) ->
     assert Card.read(run / "card.json").backbone["fine_tuned_layers"] == 0
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_only_publishes_it_once(tmp_path: Path) -> None:
     flags = (paint(tmp_path / "photos", 16), "--name", "mine", "--runs", tmp_path / "runs", *SMALL)
     published = ("--models", tmp_path / "models", "--resume")
@@ -260,6 +266,7 @@ def eyes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(folder, folder / "shapes", *flags)
 
 
+@pytest.mark.slow
 def test_what_was_learnt_on_one_task_helps_on_another(tmp_path: Path, eyes: Path) -> None:
     """Frozen, with a head alone learnt on other shapes, against random weights: as they come (hardly anything gets
     through their batch normalisation), and with that normalisation fitted to pictures."""
@@ -354,6 +361,7 @@ def test_ctrl_c_keeps_the_best_so_far_beside_the_run_and_it_can_go_on(
     the_same(trained(tmp_path, photos, "--resume", *LONG), undisturbed)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_fine_tuning_keeps_the_head(tmp_path: Path, photos: Path) -> None:
     flags = ("--backbone", "cnn", "--size", "32", "--fine-tune", "0", "--epochs", "3", "--flip", "horizontal")
     process = started(tmp_path, photos, *flags[:4], "--fine-tune", "4", "--fine-tune-epochs", "500", *flags[6:])
@@ -365,6 +373,7 @@ def test_ctrl_c_in_fine_tuning_keeps_the_head(tmp_path: Path, photos: Path) -> N
     assert [row["stage"] for row in history(tmp_path / "runs" / "mine-interrupted")][:4] == ["head"] * 3 + ["fine-tune"]
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_with_what_it_chose(tmp_path: Path, photos: Path) -> None:
     flags = ("--backbone", "cnn", "--fine-tune", "0", "--size", "32", "--tune", "5")
     wanted = trained(tmp_path, photos, *flags, name="undisturbed")
@@ -375,6 +384,7 @@ def test_a_killed_search_goes_on_with_what_it_chose(tmp_path: Path, photos: Path
     the_same(trained(tmp_path, photos, "--resume", *flags), wanted)
 
 
+@pytest.mark.slow
 def test_two_trainings_of_one_name_do_not_meet(tmp_path: Path, photos: Path) -> None:
     process = started(tmp_path, photos, *LONG)
     until(process, " 1/12")
@@ -385,6 +395,7 @@ def test_two_trainings_of_one_name_do_not_meet(tmp_path: Path, photos: Path) -> 
     trained(tmp_path, photos, "--fresh", *SMALL)
 
 
+@pytest.mark.slow
 def test_several_devices_learn_together(tmp_path: Path, photos: Path) -> None:
     """Two virtual ones, made of the processor: the batch is shared out, and one model comes of it."""
     code = (

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from gunicorn import http
@@ -21,6 +22,10 @@ from loupe.gateway.arriving import Arriving
 from loupe.gateway.life import handed
 from loupe.gateway.problems import rendered
 
+# What becomes of a connection, again and again: its request arrives, a thread has it in hand, its client takes what the
+# system would not take at once, and it waits for the next. At last it lingers, and is closed.
+ARRIVING, IN_HAND, LEAVING, WAITING = "arriving", "in hand", "leaving", "waiting"
+LINGERING, CLOSED = "lingering", "closed"
 SENT_TOGETHER = 1 << 16  # bytes; of a larger answer the first go out while the rest is read
 
 
@@ -34,7 +39,16 @@ class Outlet(socket.socket):
         self.unsent = bytearray()
 
     def setblocking(self, _: bool) -> None:
-        """gunicorn's threads would have it block, which nothing here does, and its loop not, twice a request."""
+        """gunicorn's threads would have it block, which nothing here does."""
+
+    def settimeout(self, _: float | None) -> None:
+        """The same, for as long as it takes a client to hang up, should an answer break off."""
+
+    def close(self) -> None:
+        """And close it then, though the loop may be watching it, and the next connection would get its number."""
+
+    def end(self) -> None:
+        super().close()
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         self.unsent += data
@@ -65,8 +79,8 @@ class Connection(TConn):  # type: ignore[misc]
         self.heard_at = 0.0  # when its last bytes came
         self.whole_at = 0.0
         self.admitted = False  # its head was seen while there was room
-        self.closed = False
-        self.watched = False  # by the loop, for more of its request
+        self.phase = ARRIVING
+        self.watched: Callable[..., Any] | None = None  # what the loop calls when something comes
         self.to_drain = 0
         self.data_ready = True
         self.body: bytes | None = None  # of a request that is whole, where its parser need not read it
@@ -79,6 +93,9 @@ class Connection(TConn):  # type: ignore[misc]
         head, self.body = self.request.parts_of_it()
         self._given = memoryview(head)
         handed.at, handed.size, handed.head = self.whole_at, len(head) + len(self.body or b""), head
+
+    def close(self, graceful: bool = False) -> None:
+        self.sock.end()
 
     def forget(self) -> None:
         """Its bytes, at once: parser and connection know each other, and would be found by the collector much later."""

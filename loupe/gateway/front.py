@@ -6,7 +6,9 @@ A request is gathered in the worker's own loop, however slowly it comes, and giv
 client does not take of its answer at once, the loop sends as well. So a thousand slow clients cost a thousand sockets
 and no thread. Beyond so many requests in hand the next is told so at once, by its head alone, before its body is read.
 
-An event of one connection never closes another: that one may have an event of its own in the same turn of the loop.
+A thread tells the loop that it is done only if the loop has something to do at once; else it learns it with the next
+event: to wake it costs as much as to read a request. An event of one connection may find that another has moved on, and
+that one's own event of the same turn comes late: `phase` tells.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import selectors
 import socket
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -30,8 +33,8 @@ from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 from loupe.errors import BadRequest, Busy, HeadTooLarge, Problem, TooLarge, TooSlow
 from loupe.gateway import memory, metrics, operate
 from loupe.gateway.arriving import head_of
-from loupe.gateway.connection import Connection, answer
-from loupe.gateway.life import handed
+from loupe.gateway.connection import ARRIVING, CLOSED, IN_HAND, LEAVING, LINGERING, WAITING, Connection, answer
+from loupe.gateway.life import handed, stopping
 from loupe.gateway.settings import Settings
 
 ALIVE, PROBES = b"/healthz", (b"/healthz", b"/readyz")
@@ -62,6 +65,8 @@ class Front(ThreadWorker):  # type: ignore[misc]
         self.gathered, self.most_gathered = 0, max(MOST_GATHERED, 2 * self.settings.max_bytes)
         self.scratch = memoryview(bytearray(AT_ONCE))
         self.in_hand = 0
+        self.let_go: deque[bool] = deque()  # by the threads, for the loop: that one is no longer in hand
+        self.finished: deque[tuple[Connection, bool]] = deque()  # and what becomes of its connection
 
     def init_process(self) -> None:
         memory.settle()
@@ -75,6 +80,7 @@ class Front(ThreadWorker):  # type: ignore[misc]
     # Taking connections.
 
     def accept(self, listener: socket.socket) -> bool:
+        self._settle()
         try:
             client, address = listener.accept()
         except OSError:  # taken by another worker, or gone again
@@ -84,22 +90,38 @@ class Front(ThreadWorker):  # type: ignore[misc]
         self._arrive(connection)
         return True
 
-    def on_client_socket_readable(self, conn: Connection, client: Any) -> None:
-        """A kept-alive connection has another request."""
-        self.poller.unregister(client)
-        self.keepalived_conns.remove(conn)
-        self._arrive(conn)
+    def _readable(self, connection: Connection, _: Any) -> None:
+        self._settle()
+        if connection.phase == ARRIVING:
+            self._gather(connection)
+        elif connection.phase == WAITING:  # it has another request
+            self.keepalived_conns.remove(connection)
+            self._arrive(connection)
+        elif connection.phase == IN_HAND:  # it sends on, or hung up, before it has its answer: to be seen to after that
+            self._unwatch(connection)
+            self._settle()  # or now: the thread that has just finished may not have seen that nobody watches
 
     def _arrive(self, connection: Connection) -> None:
+        connection.phase = ARRIVING
         connection.deadline = time.monotonic() + self.settings.read_timeout
         connection.admitted = False
         self.arriving.append(connection)
         self.gathered += len(connection.request)
         if not self._go_on(connection) and not self._gather(connection):  # most requests are there already
-            self.poller.register(connection.sock, selectors.EVENT_READ, partial(self._gather, connection))
-            connection.watched = True
+            self._watch(connection, selectors.EVENT_READ, self._readable)
 
-    def _gather(self, connection: Connection, _: Any = None) -> bool:
+    def _watch(self, connection: Connection, events: int, see: Callable[[Connection, Any], None]) -> None:
+        if connection.watched != see:
+            change = self.poller.modify if connection.watched else self.poller.register
+            change(connection.sock, events, partial(see, connection))
+            connection.watched = see
+
+    def _unwatch(self, connection: Connection) -> None:
+        if connection.watched:
+            connection.watched = None
+            self.poller.unregister(connection.sock)
+
+    def _gather(self, connection: Connection) -> bool:
         """Whether it is decided what becomes of this connection's request."""
         left = AT_ONCE
         while left > 0 and self.gathered <= self.most_gathered:
@@ -163,29 +185,33 @@ class Front(ThreadWorker):  # type: ignore[misc]
     def _no_longer_arriving(self, connection: Connection) -> None:
         self.arriving.remove(connection)
         self.gathered -= len(connection.request)
-        if connection.watched:
-            self.poller.unregister(connection.sock)
-            connection.watched = False
 
     # Whole requests, to the threads and back.
 
     def _hand_over(self, connection: Connection, probe: bool) -> None:
+        connection.phase = IN_HAND
         connection.whole_at = time.monotonic()
         alive = connection.request.target == ALIVE
         pool = self.alive_pool if alive else self.probe_pool if probe else self.tpool
         self.in_hand += not probe
         metrics.in_flight(self.in_hand)
-        done: Future[Any] = pool.submit(self._serve, connection)
-        done.add_done_callback(lambda future: self.method_queue.defer(self._finished, connection, future, probe))
+        pool.submit(self._serve, connection, probe)
 
-    def _serve(self, connection: Connection) -> bool:
-        """In a thread. Whether the connection stays open."""
-        keep = self.handle(connection)
+    def _serve(self, connection: Connection, probe: bool) -> None:
+        """In a thread."""
+        keep = False
         try:
-            connection.sock.send_on()
-        except OSError:  # nobody is there to take it
-            return False
-        return bool(keep)
+            keep = bool(self.handle(connection))
+        finally:
+            self.let_go.append(not probe)  # before its client has the answer, and sends the next one
+            try:
+                connection.sock.send_on()
+            except OSError:  # nobody is there to take it
+                keep = False
+            self.finished.append((connection, keep))
+            more = connection.sock.unsent or len(connection.request)
+            if more or not keep or not connection.watched or stopping.is_set():  # in this order: see _readable
+                self.method_queue.defer(self._settle)
 
     def handle_request(self, req: Any, conn: Connection) -> bool:
         if conn.body is None:
@@ -196,18 +222,22 @@ class Front(ThreadWorker):  # type: ignore[misc]
         finally:
             req.body = io.BytesIO()  # else a connection that stays open keeps it until its next request
 
-    def _finished(self, connection: Connection, future: Future[Any], probe: bool) -> None:
-        self.in_hand -= not probe
-        metrics.in_flight(self.in_hand)
-        keep = not future.cancelled() and not future.exception() and future.result()
-        if connection.sock.unsent:
-            connection.deadline = time.monotonic() + SEND_SECONDS
-            self.leaving.append(connection)
-            self.poller.register(connection.sock, selectors.EVENT_WRITE, partial(self._send_on, connection, keep))
-        else:
-            self._answered(connection, keep)
+    def _settle(self) -> None:
+        """What the threads have finished since the last time."""
+        while self.let_go:
+            self.in_hand -= self.let_go.popleft()
+            metrics.in_flight(self.in_hand)
+        while self.finished:
+            connection, keep = self.finished.popleft()
+            if connection.sock.unsent:
+                connection.phase = LEAVING
+                connection.deadline = time.monotonic() + SEND_SECONDS
+                self.leaving.append(connection)
+                self._watch(connection, selectors.EVENT_WRITE, partial(self._send_on, keep))
+            else:
+                self._answered(connection, keep)
 
-    def _send_on(self, connection: Connection, keep: bool, _: Any) -> None:
+    def _send_on(self, keep: bool, connection: Connection, _: Any) -> None:
         try:
             connection.sock.send_on()
         except OSError:
@@ -216,7 +246,6 @@ class Front(ThreadWorker):  # type: ignore[misc]
             if connection.sock.unsent:
                 return
         self.leaving.remove(connection)
-        self.poller.unregister(connection.sock)
         self._answered(connection, keep)
 
     def _answered(self, connection: Connection, keep: bool) -> None:
@@ -226,12 +255,12 @@ class Front(ThreadWorker):  # type: ignore[misc]
         if len(connection.request):
             self._arrive(connection)
             return
+        connection.phase = WAITING
         connection.set_timeout()
         if not self.alive:  # its client was told that it may send another
             connection.timeout = min(connection.timeout, time.monotonic() + STOP_KEEPALIVE_LINGER)
         self.keepalived_conns.append(connection)
-        read = partial(self.on_client_socket_readable, connection)
-        self.poller.register(connection.sock, selectors.EVENT_READ, read)
+        self._watch(connection, selectors.EVENT_READ, self._readable)
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: BaseException) -> None:
         """What gunicorn's parser refuses, in the form of every other error."""
@@ -270,9 +299,10 @@ class Front(ThreadWorker):  # type: ignore[misc]
 
     def _linger(self, connection: Connection) -> None:
         """Closed at once, with bytes unread, the system would tell the client of a reset instead of the answer."""
+        connection.phase = LINGERING
         try:
             connection.sock.shutdown(socket.SHUT_WR)
-            self.poller.register(connection.sock, selectors.EVENT_READ, partial(self._drain, connection))
+            self._watch(connection, selectors.EVENT_READ, self._drain)
         except (OSError, ValueError, KeyError):
             self._close(connection)
             return
@@ -289,14 +319,14 @@ class Front(ThreadWorker):  # type: ignore[misc]
             data = b""
         connection.to_drain -= len(data)
         if not data or connection.to_drain < 0:
-            self.poller.unregister(connection.sock)
             self._close(connection)
 
     def _close(self, connection: Connection) -> None:
+        self._unwatch(connection)
         self.nr_conns -= 1
+        connection.phase = CLOSED
         connection.close()
         connection.forget()
-        connection.closed = True
 
     # For the sake of others.
 
@@ -320,6 +350,5 @@ class Front(ThreadWorker):  # type: ignore[misc]
         return True
 
     def _drop(self, connection: Connection) -> None:
-        if not connection.closed:
-            self.poller.unregister(connection.sock)
+        if connection.phase != CLOSED:
             self._close(connection)

@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from loupe.errors import Busy
+from loupe.gateway.connection import CLOSED, LINGERING
 from loupe.gateway.front import MANY, Front
 from loupe.gateway.life import stopping
 from loupe.gateway.listeners import deafen, listen_again
@@ -46,12 +47,13 @@ class Worker(Front):
     def murder_pending(self) -> None:
         """Called by the loop each time round, at least once a second. What has to go for the sake of others goes here,
         and not while events are dispatched: another one of the same turn may be its own."""
+        self._settle()
         now = time.monotonic()
         while self.arriving and self.arriving[0].deadline <= now:
             self._cut(self.arriving[0])
         while self.leaving and self.leaving[0].deadline <= now:
             self._drop(self.leaving.popleft())
-        while self.lingering and (self.lingering[0][0] <= now or self.lingering[0][1].closed):
+        while self.lingering and (self.lingering[0][0] <= now or self.lingering[0][1].phase == CLOSED):
             self._drop(self.lingering.popleft()[1])
         while self.gathered > self.most_gathered:
             self._refuse(self._hoarder(), Busy("Too many pictures are arriving at once; try again in a second."))
@@ -104,7 +106,6 @@ class Worker(Front):
             for connection in list(self.arriving):
                 if not len(connection.request) or now - connection.heard_at > LAST_SILENCE_SECONDS:
                     self._cut(connection)
-            if self.nr_conns == sum(not connection.closed for _, connection in self.lingering):
+            if self.nr_conns == sum(one.phase == LINGERING for _, one in self.lingering):
                 for _, connection in self.lingering:
-                    if not connection.closed:
-                        self._close(connection)
+                    self._drop(connection)
