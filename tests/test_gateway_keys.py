@@ -76,6 +76,7 @@ def test_without_one_or_with_another_nothing_is_answered(here: Gateway, file: Pa
 def test_the_page_the_probes_and_the_descriptions_need_none(here: Gateway) -> None:
     for path in ("/", "/healthz", "/readyz", "/docs", "/openapi.json", "/page/page.js", "/samples/normal-1.jpg"):
         assert here.get(path).status == 200, path
+    assert b"curl -F file=@picture.jpg -H 'X-API-Key: " in here.get("/").body
     assert here.get("/predict").status == 405
     described = here.get("/openapi.json").json()
     assert set(described["components"]["securitySchemes"]) == {"bearer", "header"}
@@ -90,6 +91,7 @@ def test_a_gateway_without_keys_wants_none_and_describes_none(server: ModelServe
         assert open_to_all.post("/predict", PICTURE, **bearer("whatever")).status == 200
         described = open_to_all.get("/openapi.json").json()
         assert "securitySchemes" not in described["components"]
+        assert b"X-API-Key" not in open_to_all.get("/").body
         assert "401" not in described["paths"]["/predict"]["post"]["responses"]
 
 

@@ -127,7 +127,7 @@ def _add_page(app: Flask, settings: Settings) -> None:
     @app.get("/")
     def page() -> str:
         samples = sorted(path.name for path in SAMPLES.glob("*.jpg")) if settings.model == SAMPLES_OF else []
-        return render_template("index.html", samples=samples, model=settings.model)
+        return render_template("index.html", samples=samples, model=settings.model, keys=bool(settings.api_keys))
 
     @app.get("/samples/<name>")
     def sample(name: str) -> Response:
