@@ -26,7 +26,7 @@ from loupe.resizing import Box, Pixels, resized
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"]  # HEIF joins them with the first HEIC picture that can be read
 NAMES = "JPEG, PNG, WebP, GIF, BMP or AVIF"
 MAX_PIXELS = 40_000_000
-MAX_SIDE = 65_535  # as of a JPEG; Pillow keeps an address for each row, and 40 million rows cost gigabytes
+MAX_SIDE = 65_535  # as of a JPEG; Pillow keeps an address for each row, and 40 million rows cost 1.4 GB
 MAX_SCANS = 100  # of a progressive JPEG: each costs a pass over all pixels, and few bytes; cameras write about 10
 DRAFT = 2.5  # times the target: at 2, one sample in a hundred is 5 levels off a whole decode; at 2.5 it is at most 3
 BEHIND_ALPHA = (255, 255, 255)

@@ -263,9 +263,9 @@ class ModelClient:
     def _call(self, method: proto.Method) -> Callable[..., Any]:
         with self._lock:
             if self._channel_of != os.getpid():
-                self._channel_of = os.getpid()
                 channel = grpc.insecure_channel(f"dns:///{self._settings.target}", options=_OPTIONS)
                 self._calls = {known.name: proto.call(channel, known) for known in _METHODS}
+                self._channel_of = os.getpid()
             return self._calls[method.name]
 
 
