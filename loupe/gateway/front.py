@@ -65,6 +65,7 @@ class Front(ThreadWorker):  # type: ignore[misc]
         self.gathered, self.most_gathered = 0, max(MOST_GATHERED, 2 * self.settings.max_bytes)
         self.scratch = memoryview(bytearray(AT_ONCE))
         self.in_hand = 0
+        self.served = False  # a request since memory was last given back
         self.let_go: deque[bool] = deque()  # by the threads, for the loop: that one is no longer in hand
         self.finished: deque[tuple[Connection, bool]] = deque()  # and what becomes of its connection
 
@@ -225,6 +226,7 @@ class Front(ThreadWorker):  # type: ignore[misc]
     def _settle(self) -> None:
         """What the threads have finished since the last time."""
         while self.let_go:
+            self.served = True
             self.in_hand -= self.let_go.popleft()
             metrics.in_flight(self.in_hand)
         while self.finished:

@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from loupe.errors import Busy
+from loupe.gateway import memory
 from loupe.gateway.connection import CLOSED, LINGERING
 from loupe.gateway.front import MANY, Front
 from loupe.gateway.life import stopping
@@ -28,6 +29,7 @@ class Worker(Front):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.notify_at = 0.0
+        self.give_back_at = 0.0
         self.deaf = False
         self.stop_at: float | None = None
         self.stopped_at: float | None = None
@@ -61,6 +63,9 @@ class Worker(Front):
             self._cut(self.arriving[0], Busy(MANY))
         while self.nr_conns > self.worker_connections - SPARE_CONNECTIONS and self._make_room():
             pass
+        if self.served and now >= self.give_back_at:
+            self.served, self.give_back_at = False, now + memory.EVERY
+            memory.give_back()
         if not self.alive:
             self._leave(now)
 
