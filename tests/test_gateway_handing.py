@@ -7,6 +7,7 @@ import http.client
 import os
 import socket
 import statistics
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,6 +109,45 @@ def test_what_is_sent_before_the_answer_came_waits_and_costs_nothing(
     assert answers(kept) == 1
     kept.sendall(PICTURE[100:])
     assert answers(kept) == 1
+
+
+def test_answers_that_are_taken_slowly_come_in_full_and_in_order(here: Gateway) -> None:
+    """Many requests at once: when the rest of an answer has gone out, the next request is there already."""
+    count, ask = 150, b"GET /docs HTTP/1.1\r\nHost: here\r\n"
+    whole = here.get("/docs").body
+    for _ in range(4):
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.settimeout(20)
+            connection.connect(("127.0.0.1", here.port))
+            connection.sendall((ask + b"\r\n") * (count - 1) + ask + b"Connection: close\r\n\r\n")
+            time.sleep(0.5)
+            data = b"".join(iter(lambda: connection.recv(65536), b""))
+            assert data.count(b"HTTP/1.1 200 OK") == data.count(whole[-2000:]) == count
+
+
+def test_many_sent_at_once_one_by_one_are_never_too_many(here: Gateway) -> None:
+    """One client on one connection, at one request at a time, while probes keep the loop busy."""
+    ends = threading.Event()
+
+    def probe() -> None:
+        while not ends.is_set():
+            here.get("/healthz")
+
+    probing = [threading.Thread(target=probe) for _ in range(6)]
+    for thread in probing:
+        thread.start()
+    try:
+        for _ in range(60):
+            with socket.create_connection(("127.0.0.1", here.port), timeout=20) as connection:
+                ask = b"GET /page/icon.svg HTTP/1.1\r\nHost: here\r\n"
+                connection.sendall((ask + b"\r\n") * 39 + ask + b"Connection: close\r\n\r\n")
+                data = b"".join(iter(lambda: connection.recv(65536), b""))
+            assert data.count(b"HTTP/1.1 200 OK") == 40, data[-400:]
+    finally:
+        ends.set()
+        for thread in probing:
+            thread.join()
 
 
 def test_who_closes_his_own_end_meanwhile_still_has_his_answer(kept: socket.socket, pause: dict[str, float]) -> None:

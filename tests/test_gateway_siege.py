@@ -79,16 +79,19 @@ def test_more_connections_than_there_may_be_shut_nobody_out(server: ModelServer)
         served_promptly(here, 3)
 
 
-def test_a_connection_that_stays_open_keeps_nothing_of_its_last_request(here: Gateway) -> None:
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_connection_that_stays_open_keeps_nothing_of_its_last_request(here: Gateway, chunked: bool) -> None:
     def held() -> int:
         lines = Path(f"/proc/{here.workers()[0]}/smaps_rollup").read_text().splitlines()
         return sum(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:"))
 
     body = PICTURE + bytes(9_000_000)
-    head = f"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n\r\n"
+    length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}"
+    head = f"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: image/jpeg\r\n{length}\r\n\r\n".encode()
+    data = head + (b"%x\r\n" % len(body) + body + b"\r\n0\r\n\r\n" if chunked else body)
     with ExitStack() as stack:
         for number in range(40):
-            connection = stack.enter_context(connect(here, head.encode() + body))
+            connection = stack.enter_context(connect(here, data))
             assert b" 200 OK" in connection.recv(65536)
             if number == 4:
                 before = held()

@@ -9,6 +9,7 @@ connection.sock.send(answer(problem, request_id))
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 from collections.abc import Callable
@@ -95,7 +96,17 @@ class Connection(TConn):  # type: ignore[misc]
         handed.at, handed.size, handed.head = self.whole_at, len(head) + len(self.body or b""), head
 
     def close(self, graceful: bool = False) -> None:
+        self.phase, self.watched = CLOSED, None  # gunicorn's loop closes those that wait too long on its own
         self.sock.end()
+        self.forget()
+
+    def forget_request(self) -> None:
+        """What gunicorn has read of it and what not: else a connection that stays open keeps it until its next one.
+        Where that begins is known from what was gathered."""
+        self._given = memoryview(b"")
+        if self.initialized and self.parser.mesg:
+            self.parser.mesg.body = io.BytesIO()
+            self.parser.unreader.take_buffered()
 
     def forget(self) -> None:
         """Its bytes, at once: parser and connection know each other, and would be found by the collector much later."""

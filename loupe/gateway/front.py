@@ -181,6 +181,7 @@ class Front(ThreadWorker):  # type: ignore[misc]
         return True
 
     def _is_full(self) -> bool:
+        self._count_down()
         return self.in_hand >= self.settings.threads + self.settings.queue
 
     def _no_longer_arriving(self, connection: Connection) -> None:
@@ -203,6 +204,7 @@ class Front(ThreadWorker):  # type: ignore[misc]
         keep = False
         try:
             keep = bool(self.handle(connection))
+            connection.forget_request()
         finally:
             self.let_go.append(not probe)  # before its client has the answer, and sends the next one
             try:
@@ -215,29 +217,31 @@ class Front(ThreadWorker):  # type: ignore[misc]
                 self.method_queue.defer(self._settle)
 
     def handle_request(self, req: Any, conn: Connection) -> bool:
-        if conn.body is None:
-            return bool(super().handle_request(req, conn))
-        req.body, conn.body = io.BytesIO(conn.body), None  # as it is: gunicorn would copy it from small pieces
-        try:
-            return bool(super().handle_request(req, conn))
-        finally:
-            req.body = io.BytesIO()  # else a connection that stays open keeps it until its next request
+        if conn.body is not None:
+            req.body, conn.body = io.BytesIO(conn.body), None  # as it is: gunicorn would copy it from small pieces
+        return bool(super().handle_request(req, conn))
 
     def _settle(self) -> None:
         """What the threads have finished since the last time."""
+        self._count_down()
+        while self.finished:
+            self._answer_taken(*self.finished.popleft())
+
+    def _count_down(self) -> None:
         while self.let_go:
             self.served = True
             self.in_hand -= self.let_go.popleft()
             metrics.in_flight(self.in_hand)
-        while self.finished:
-            connection, keep = self.finished.popleft()
-            if connection.sock.unsent:
-                connection.phase = LEAVING
-                connection.deadline = time.monotonic() + SEND_SECONDS
-                self.leaving.append(connection)
-                self._watch(connection, selectors.EVENT_WRITE, partial(self._send_on, keep))
-            else:
-                self._answered(connection, keep)
+
+    def _answer_taken(self, connection: Connection, keep: bool) -> None:
+        """Or as much of it as the system takes now."""
+        if connection.sock.unsent:
+            connection.phase = LEAVING
+            connection.deadline = time.monotonic() + SEND_SECONDS
+            self.leaving.append(connection)
+            self._watch(connection, selectors.EVENT_WRITE, partial(self._send_on, keep))
+        else:
+            self._answered(connection, keep)
 
     def _send_on(self, keep: bool, connection: Connection, _: Any) -> None:
         try:
@@ -248,6 +252,7 @@ class Front(ThreadWorker):  # type: ignore[misc]
             if connection.sock.unsent:
                 return
         self.leaving.remove(connection)
+        self._unwatch(connection)  # what follows may need no look at its socket for a while
         self._answered(connection, keep)
 
     def _answered(self, connection: Connection, keep: bool) -> None:
@@ -288,8 +293,9 @@ class Front(ThreadWorker):  # type: ignore[misc]
         )  # fmt: skip
         self._no_longer_arriving(connection)
         with suppress(OSError):
-            connection.sock.send(answer(problem, request_id))
-        self._linger(connection)
+            connection.sock.sendall(answer(problem, request_id))
+            connection.sock.send_on()
+        self._answer_taken(connection, keep=False)
 
     def _cut(self, connection: Connection, reason: Problem | None = None) -> None:
         if len(connection.request):
@@ -326,9 +332,7 @@ class Front(ThreadWorker):  # type: ignore[misc]
     def _close(self, connection: Connection) -> None:
         self._unwatch(connection)
         self.nr_conns -= 1
-        connection.phase = CLOSED
         connection.close()
-        connection.forget()
 
     # For the sake of others.
 
