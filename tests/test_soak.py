@@ -30,8 +30,9 @@ from tests.pictures import encoded, photograph, picture, png_that_declares
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "600"))
 WARM = min(60.0, SECONDS / 3)  # after it nothing may grow any more
-WINDOW = min(60.0, SECONDS / 4)  # at either end, whose medians are compared
-GROWTH = 1.05
+EACH = min(30.0, SECONDS / 12)  # of traffic, after which it rests for a moment
+GROWTH = 1.05  # of the last third against the first: of its least, for what free holes cost comes and goes
+REST = 8.0  # seconds: also for the last slow server, connections that linger, and memory that is given back
 CALLERS = 24
 WORKERS = 2
 HEAD = b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: image/jpeg\r\n"
@@ -193,7 +194,7 @@ class Traffic:
     def at_rest(self, started: float) -> Row:
         """What is there when nobody asks."""
         self.rests.set()
-        time.sleep(8)  # also for the last slow server, and connections that linger
+        time.sleep(REST)
         row = look(self.here, started)
         self.rests.clear()
         return row
@@ -230,20 +231,19 @@ def test_minutes_of_all_kinds_of_traffic_leave_the_gateway_as_it_was(here: Gatew
         for caller in callers:
             caller.start()
         try:
-            rows, first, last = watch(traffic)
+            rows, rests = watch(traffic)
         finally:
             traffic.ends.set()
             for caller in callers:
                 caller.join(30)
     tell(traffic, rows)
-    early = [row for row in rows if WARM <= row.seconds < WARM + WINDOW]
-    late = [row for row in rows if row.seconds >= rows[-1].seconds - WINDOW]
     for name in ("memory", "descriptors", "threads"):
-        resting = getattr(first, name), getattr(last, name)
-        before, after = (statistics.median(getattr(row, name) for row in part) for part in (early, late))
-        print(f"{name}: under load {before:,.0f} → {after:,.0f}; at rest {resting[0]:,} → {resting[1]:,}")
-        assert resting[1] <= GROWTH * resting[0] + (name != "memory"), f"{name} at rest"
-        assert after <= GROWTH * before + (name != "memory"), f"{name} under load"
+        for when, looks in (("under load", rows), ("at rest", rests)):
+            seen = [getattr(row, name) for row in looks if row.seconds >= WARM]
+            third = len(seen) // 3
+            before, after = min(seen[:third]), min(seen[-third:])
+            print(f"{name} {when}, the least of the first and of the last third: {before:,} → {after:,}")
+            assert after <= GROWTH * before + (name != "memory"), f"{name} {when}"
     assert here.workers() == workers, "the same processes"
     assert here.get("/healthz").status == 200
     assert not traffic.unexpected()
@@ -252,29 +252,29 @@ def test_minutes_of_all_kinds_of_traffic_leave_the_gateway_as_it_was(here: Gatew
     assert b"Traceback" not in here.log.read_bytes()
 
 
-def watch(traffic: Traffic) -> tuple[list[Row], Row, Row]:
-    """A row every 10 s, the median of five looks; and what is left at rest, after the first minute and at the end."""
-    started = time.monotonic()
+def watch(traffic: Traffic) -> tuple[list[Row], list[Row]]:
+    """A row every 10 s of traffic, the median of five looks; and what is left in the rests between."""
+    started, resting = time.monotonic(), 0.0
     rows: list[Row] = []
-    first: Row | None = None
-    while time.monotonic() - started < SECONDS:
+    rests: list[Row] = []
+    while (busy := time.monotonic() - started - resting) < SECONDS:
         looks = []
         for _ in range(5):
-            time.sleep(2)
+            time.sleep(min(2.0, EACH / 5))
             looks.append(look(traffic.here, started))
         middle = {
             name: int(statistics.median(getattr(one, name) for one in looks))
             for name in ("memory", "descriptors", "threads")
         }
         rows.append(Row(looks[-1].seconds, **middle))
-        if len(rows) % 3 == 0:
+        if busy >= (len(rests) + 1) * EACH:
+            rests.append(traffic.at_rest(started))
+            resting = len(rests) * REST
             done = sum(traffic.counts.values())
-            print(f"{rows[-1].seconds:5.0f} s  {rows[-1].memory / 1000:6.1f} MB  {rows[-1].descriptors:4} descriptors  "
-                  f"{rows[-1].threads:3} threads  {done:,} requests  {traffic.unexpected()}", flush=True)  # fmt: skip
-        if first is None and rows[-1].seconds >= WARM:
-            first = traffic.at_rest(started)
-    assert first
-    return rows, first, traffic.at_rest(started)
+            print(f"{rows[-1].seconds:5.0f} s  {rows[-1].memory / 1000:6.1f} MB, at rest {rests[-1].memory / 1000:6.1f}  "
+                  f"{rows[-1].descriptors:4} descriptors  {rows[-1].threads:3} threads  {done:,} requests  "
+                  f"{traffic.unexpected()}", flush=True)  # fmt: skip
+    return rows, rests
 
 
 def tell(traffic: Traffic, rows: list[Row]) -> None:
