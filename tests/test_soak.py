@@ -271,9 +271,9 @@ def watch(traffic: Traffic) -> tuple[list[Row], list[Row]]:
             rests.append(traffic.at_rest(started))
             resting = len(rests) * REST
             done = sum(traffic.counts.values())
-            print(f"{rows[-1].seconds:5.0f} s  {rows[-1].memory / 1000:6.1f} MB, at rest {rests[-1].memory / 1000:6.1f}  "
-                  f"{rows[-1].descriptors:4} descriptors  {rows[-1].threads:3} threads  {done:,} requests  "
-                  f"{traffic.unexpected()}", flush=True)  # fmt: skip
+            row, memory = rows[-1], f"{rows[-1].memory / 1000:6.1f} MB, at rest {rests[-1].memory / 1000:6.1f}"
+            print(f"{row.seconds:5.0f} s  {memory}  {row.descriptors:4} descriptors  {row.threads:3} threads  "
+                  f"{done:,} requests  {traffic.unexpected()}", flush=True)  # fmt: skip
     return rows, rests
 
 
