@@ -85,6 +85,7 @@ def test_the_sample_network_is_small_and_the_large_one_is_not() -> None:
     assert weights["cnn"] < 200_000 < 4_000_000 < weights["cnn-large"] < 6_000_000
 
 
+@pytest.mark.slow
 def test_the_large_network_learns_to_tell_stripes_from_rings() -> None:
     """Edges of one direction against all directions, in any colours and at any phase: nothing a mean value tells."""
     keras.utils.set_random_seed(0)

@@ -234,6 +234,7 @@ def test_a_file_name_that_is_no_text_and_a_picture_that_is_gone_do_no_harm(tmp_p
     assert ".png-�" in page.text
 
 
+@pytest.mark.slow
 def test_two_hundred_classes_and_thousands_of_mistakes_stay_below_five_megabytes(tmp_path: Path) -> None:
     rng, folder = np.random.default_rng(4), tmp_path / "data"
     labels = tuple(f"class {count:03d}" for count in range(200))

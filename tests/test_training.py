@@ -200,6 +200,7 @@ def test_the_same_seed_gives_the_same_model(tmp_path: Path) -> None:
         np.testing.assert_array_equal(mine, other)
 
 
+@pytest.mark.slow
 def test_without_test_pictures_validation_measures_and_says_so(tmp_path: Path) -> None:
     run = trained(tmp_path, paint(tmp_path / "photos", 40), *SMALL, "--test", "0")
     assert Card.read(run / "card.json").metrics["split"] == "validation"
