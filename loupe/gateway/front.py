@@ -152,7 +152,7 @@ class Front(ThreadWorker):  # type: ignore[misc]
             self._close(connection)
 
     def _go_on(self, connection: Connection) -> bool:
-        """The same, by what came so far."""
+        """Whether what came so far decides it."""
         request = connection.request
         if request.state == "head":
             return False
@@ -234,7 +234,7 @@ class Front(ThreadWorker):  # type: ignore[misc]
             metrics.in_flight(self.in_hand)
 
     def _answer_taken(self, connection: Connection, keep: bool) -> None:
-        """Or as much of it as the system takes now."""
+        """All of it; else the rest goes out as its client takes it."""
         if connection.sock.unsent:
             connection.phase = LEAVING
             connection.deadline = time.monotonic() + SEND_SECONDS
