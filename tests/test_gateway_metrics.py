@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -187,19 +187,29 @@ def test_what_the_front_refuses_is_counted_and_metrics_are_answered_while_all_is
     assert b" 400 " in send(head + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n")
     assert b" 400 " in send(head + b"Content-Length: 9\r\n\r\n123", end=True)
     assert b" 408 " in send(head + b"Content-Length: 9\r\n\r\n123")
+    waiting: list[Future[int]] = []
+
+    def held() -> float:
+        waiting.append(pool.submit(post, here))  # the system chooses the worker: one more, until both are full
+        return scrape(port)["loupe_requests_in_flight"]
+
     slow.clear()
     with ThreadPoolExecutor(24) as pool:
-        waiting = [pool.submit(post, here) for _ in range(24)]
-        until(lambda: sum(one.done() for one in waiting) == 16, "all but eight to be refused")
-        asked = time.monotonic()
-        found = scrape(port)
-        assert time.monotonic() - asked < 1
-        slow.set()
-        assert Counter(one.result() for one in waiting) == {200: 8, 503: 16}
+        try:
+            until(lambda: held() == 8, "both workers to be full")
+            waiting += [pool.submit(post, here) for _ in range(8)]
+            until(lambda: sum(not one.done() for one in waiting) == 8, "all but eight to be refused")
+            asked = time.monotonic()
+            found = scrape(port)
+            assert time.monotonic() - asked < 1
+        finally:
+            slow.set()
+        busy = len(waiting) - 8
+        assert Counter(one.result() for one in waiting) == {200: 8, 503: busy}
     assert found["loupe_requests_in_flight"] == 8
-    assert found['loupe_requests_total{endpoint="/predict",status="503"}'] == 16
+    assert found['loupe_requests_total{endpoint="/predict",status="503"}'] == busy
     codes = {name.split('"')[1]: value for name, value in scrape(port).items() if name.startswith("loupe_errors_total")}
-    assert codes == {"too_large": 1, "head_too_large": 1, "bad_request": 3, "request_timeout": 1, "busy": 16}
+    assert codes == {"too_large": 1, "head_too_large": 1, "bad_request": 3, "request_timeout": 1, "busy": busy}
     found = scrape(port)
     assert found['loupe_requests_total{endpoint="/predict",status="400"}'] == 2
     answered_or_parsed = found['loupe_stage_duration_seconds_count{stage="whole"}']

@@ -3,8 +3,9 @@
     class Worker(Front): ...              # worker.py: the loop's deadlines, and the way out
 
 A request is gathered in the worker's own loop, however slowly it comes, and given to a thread when it is whole; what a
-client does not take of its answer at once, the loop sends as well. So a thousand slow clients cost a thousand sockets
-and no thread. Beyond so many requests in hand the next is told so at once, by its head alone, before its body is read.
+client does not take of its answer at once, the loop sends as well (parting.py). So a thousand slow clients cost a
+thousand sockets and no thread. Beyond so many requests in hand the next is told so at once, by its head alone, before
+its body is read.
 
 A thread tells the loop that it is done only if the loop has something to do at once; else it learns it with the next
 event: to wake it costs as much as to read a request. An event of one connection may find that another has moved on, and
@@ -14,55 +15,38 @@ that one's own event of the same turn comes late: `phase` tells.
 from __future__ import annotations
 
 import io
-import os
-import resource
 import selectors
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 from gunicorn import http
 from gunicorn.http.errors import InvalidResponseHeader, InvalidResponseHeaderName
-from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
+from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER
 
-from loupe.errors import BadRequest, Busy, HeadTooLarge, Problem, TooLarge, TooSlow
+from loupe.errors import BadRequest, Busy, HeadTooLarge, Problem, TooLarge
 from loupe.gateway import memory, metrics, operate
 from loupe.gateway.arriving import head_of
-from loupe.gateway.connection import ARRIVING, CLOSED, IN_HAND, LEAVING, LINGERING, WAITING, Connection, answer
+from loupe.gateway.connection import ARRIVING, IN_HAND, WAITING, Connection, answer
 from loupe.gateway.life import handed, stopping
-from loupe.gateway.settings import Settings
+from loupe.gateway.parting import AT_ONCE, Parting
 
 ALIVE, PROBES = b"/healthz", (b"/healthz", b"/readyz")
 PROBE_THREADS = 2
-SPARE_FILES = 100  # descriptors for all else
 MOST_GATHERED = 1 << 27  # bytes of requests that are not whole yet, and at least what two of them may have
-AT_ONCE = 1 << 18  # bytes read from one connection before others get their turn
-SEND_SECONDS = 20.0  # for a client to take its answer
-LINGER_SECONDS = 5.0  # for a client that is still sending to read why it should not
-LINGER_TIMES = 3  # the limit: as much is taken and thrown away meanwhile
-MANY = "More connect at once than this service can listen to; try again in a second."
 LONG_HEAD = "The request's address or headers are too long; send a URL in the body."
 NO_HTTP = "This is not a request that HTTP/1.1 knows; send it again with a usual client."
 _OURS = (InvalidResponseHeader, InvalidResponseHeaderName, http.errors.ConfigurationProblem)  # not the client's fault
 
 
-class Front(ThreadWorker):  # type: ignore[misc]
+class Front(Parting):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.settings = Settings.from_environment(os.environ)
-        self.alive = True
         self.cfg.set("sendfile", False)  # it would wait for the client
-        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self.worker_connections = max(SPARE_FILES, min(self.cfg.worker_connections, files - SPARE_FILES))
-        self.arriving: deque[Connection] = deque()  # in the order of their deadlines
-        self.leaving: deque[Connection] = deque()  # their answers are; in the order of their deadlines
-        self.lingering: deque[tuple[float, Connection]] = deque()
-        self.gathered, self.most_gathered = 0, max(MOST_GATHERED, 2 * self.settings.max_bytes)
+        self.most_gathered = max(MOST_GATHERED, 2 * self.settings.max_bytes)
         self.scratch = memoryview(bytearray(AT_ONCE))
         self.in_hand = 0
         self.served = False  # a request since memory was last given back
@@ -111,17 +95,6 @@ class Front(ThreadWorker):  # type: ignore[misc]
         if not self._go_on(connection) and not self._gather(connection):  # most requests are there already
             self._watch(connection, selectors.EVENT_READ, self._readable)
 
-    def _watch(self, connection: Connection, events: int, see: Callable[[Connection, Any], None]) -> None:
-        if connection.watched != see:
-            change = self.poller.modify if connection.watched else self.poller.register
-            change(connection.sock, events, partial(see, connection))
-            connection.watched = see
-
-    def _unwatch(self, connection: Connection) -> None:
-        if connection.watched:
-            connection.watched = None
-            self.poller.unregister(connection.sock)
-
     def _gather(self, connection: Connection) -> bool:
         """Whether it is decided what becomes of this connection's request."""
         left = AT_ONCE
@@ -143,13 +116,6 @@ class Front(ThreadWorker):  # type: ignore[misc]
             if self._go_on(connection):
                 return True
         return False
-
-    def _broke_off(self, connection: Connection) -> None:
-        if len(connection.request):  # it may have closed its own end alone, and still listen
-            self._refuse(connection, BadRequest("The request broke off before its end; send it again."))
-        else:
-            self._no_longer_arriving(connection)
-            self._close(connection)
 
     def _go_on(self, connection: Connection) -> bool:
         """Whether what came so far decides it."""
@@ -183,10 +149,6 @@ class Front(ThreadWorker):  # type: ignore[misc]
     def _is_full(self) -> bool:
         self._count_down()
         return self.in_hand >= self.settings.threads + self.settings.queue
-
-    def _no_longer_arriving(self, connection: Connection) -> None:
-        self.arriving.remove(connection)
-        self.gathered -= len(connection.request)
 
     # Whole requests, to the threads and back.
 
@@ -233,32 +195,7 @@ class Front(ThreadWorker):  # type: ignore[misc]
             self.in_hand -= self.let_go.popleft()
             metrics.in_flight(self.in_hand)
 
-    def _answer_taken(self, connection: Connection, keep: bool) -> None:
-        """All of it; else the rest goes out as its client takes it."""
-        if connection.sock.unsent:
-            connection.phase = LEAVING
-            connection.deadline = time.monotonic() + SEND_SECONDS
-            self.leaving.append(connection)
-            self._watch(connection, selectors.EVENT_WRITE, partial(self._send_on, keep))
-        else:
-            self._answered(connection, keep)
-
-    def _send_on(self, keep: bool, connection: Connection, _: Any) -> None:
-        try:
-            connection.sock.send_on()
-        except OSError:
-            keep = False
-        else:
-            if connection.sock.unsent:
-                return
-        self.leaving.remove(connection)
-        self._unwatch(connection)  # what follows may need no look at its socket for a while
-        self._answered(connection, keep)
-
-    def _answered(self, connection: Connection, keep: bool) -> None:
-        if not keep:
-            self._linger(connection)
-            return
+    def _stay(self, connection: Connection) -> None:
         if len(connection.request):
             self._arrive(connection)
             return
@@ -282,79 +219,3 @@ class Front(ThreadWorker):  # type: ignore[misc]
         request_id = operate.refused(problem, head, addr, handed.size, handed.at, arrived=True)
         with suppress(OSError):
             client.sendall(answer(problem, request_id))
-
-    # Refusing, and closing so that the refusal can be read.
-
-    def _refuse(self, connection: Connection, problem: Problem) -> None:
-        request, began = connection.request, connection.deadline - self.settings.read_timeout
-        request_id = operate.refused(
-            problem, request.head, connection.client, len(request), began,
-            counted=connection.server[1] != self.settings.metrics_port,
-        )  # fmt: skip
-        self._no_longer_arriving(connection)
-        with suppress(OSError):
-            connection.sock.sendall(answer(problem, request_id))
-            connection.sock.send_on()
-        self._answer_taken(connection, keep=False)
-
-    def _cut(self, connection: Connection, reason: Problem | None = None) -> None:
-        if len(connection.request):
-            slow = TooSlow("The request did not come to its end in time; send it again.")
-            self._refuse(connection, reason or slow)
-        else:
-            self._no_longer_arriving(connection)
-            self._close(connection)
-
-    def _linger(self, connection: Connection) -> None:
-        """Closed at once, with bytes unread, the system would tell the client of a reset instead of the answer."""
-        connection.phase = LINGERING
-        try:
-            connection.sock.shutdown(socket.SHUT_WR)
-            self._watch(connection, selectors.EVENT_READ, self._drain)
-        except (OSError, ValueError, KeyError):
-            self._close(connection)
-            return
-        connection.forget()
-        connection.to_drain = LINGER_TIMES * self.settings.max_bytes
-        self.lingering.append((time.monotonic() + LINGER_SECONDS, connection))
-
-    def _drain(self, connection: Connection, _: Any) -> None:
-        try:
-            data = connection.sock.recv(AT_ONCE)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        connection.to_drain -= len(data)
-        if not data or connection.to_drain < 0:
-            self._close(connection)
-
-    def _close(self, connection: Connection) -> None:
-        self._unwatch(connection)
-        self.nr_conns -= 1
-        connection.close()
-
-    # For the sake of others.
-
-    def _hoarder(self) -> Connection:
-        """Who has been silent longest, of those with more than their share: in a rush it is not who is nearly done."""
-        share = self.gathered / len(self.arriving)
-        return min((one for one in self.arriving if len(one.request) >= share), key=lambda one: one.heard_at)
-
-    def _make_room(self) -> bool:
-        """Whoever is missed least, and has been here longest."""
-        if self.lingering:
-            self._drop(self.lingering.popleft()[1])
-        elif self.keepalived_conns:
-            self._drop(self.keepalived_conns.popleft())
-        elif self.arriving:
-            self._cut(self.arriving[0], Busy(MANY))
-        elif self.leaving:
-            self._drop(self.leaving.popleft())
-        else:
-            return False
-        return True
-
-    def _drop(self, connection: Connection) -> None:
-        if connection.phase != CLOSED:
-            self._close(connection)

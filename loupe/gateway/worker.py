@@ -14,9 +14,10 @@ from typing import Any
 from loupe.errors import Busy
 from loupe.gateway import memory
 from loupe.gateway.connection import CLOSED, LINGERING
-from loupe.gateway.front import MANY, Front
+from loupe.gateway.front import Front
 from loupe.gateway.life import stopping
 from loupe.gateway.listeners import deafen, listen_again
+from loupe.gateway.parting import MANY
 
 MOST_ARRIVING = 500  # connections; beyond it the one that has been arriving longest is cut
 SPARE_CONNECTIONS = 50  # of gunicorn's worker_connections: below them somebody has to go, for others to be let in
