@@ -18,7 +18,7 @@ import warnings
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from PIL.JpegImagePlugin import JpegImageFile
+from PIL.JpegImagePlugin import MARKER, JpegImageFile
 
 from loupe.errors import ImageError, TooManyPixels, UnsupportedImage
 from loupe.resizing import Box, Pixels, resized
@@ -28,6 +28,9 @@ NAMES = "JPEG, PNG, WebP, GIF, BMP or AVIF"
 MAX_PIXELS = 40_000_000
 MAX_SIDE = 65_535  # as of a JPEG; Pillow keeps an address for each row, and 40 million rows cost 1.4 GB
 MAX_SCANS = 100  # of a progressive JPEG: each costs a pass over all pixels, and few bytes; cameras write about 10
+MAX_SEGMENTS = 20_000  # before a JPEG's pixels; cameras write about 20, the longest colour profile has 255
+MAX_EXIF = 500  # of them: each is 64 KB of EXIF or XMP, or less
+MAX_FILLING = 1 << 16  # bytes between them
 DRAFT = 2.5  # times the target: at 2, one sample in a hundred is 5 levels off a whole decode; at 2.5 it is at most 3
 BEHIND_ALPHA = (255, 255, 255)
 RESIZE, FIT = "bilinear-antialiased", "stretch"  # as the card calls what happens here
@@ -45,6 +48,7 @@ _SVG = re.compile(  # its own tag after any prolog; possessive, so that it takes
     rb"(?:\s++|<\?.*?\?>|<!--.*?-->|<!DOCTYPE[^>\[]*+(?:\[.*?\]\s*+)?>)*+<(?:[\w.-]+:)?svg[\s/>]",
     re.DOTALL | re.IGNORECASE,
 )
+_SEGMENT = re.compile(rb"[^\xff]*+\xff++([^\xff])")  # its marker, past any filling
 _HEAD = 65_536  # bytes in which an SVG's own tag must begin
 _ORIENTATION = 0x0112  # the EXIF tag
 _UPRIGHT = {
@@ -95,6 +99,7 @@ def upright_size(data: bytes) -> tuple[int, int]:
 
 
 def _open(data: bytes) -> Image.Image:
+    _judge_segments(data)
     heic = data[4:8] == b"ftyp" and data[8:12] in _HEIC
     readable = heic and _heic_is_read()
     try:
@@ -113,11 +118,37 @@ def _open(data: bytes) -> Image.Image:
         raise ImageError("The picture's header is damaged; send the whole file.") from error
 
 
+def _judge_segments(data: bytes) -> None:
+    """Of a JPEG. Pillow takes filling byte by byte, and copies the EXIF block so far for each further piece of it: ten
+    megabytes of small pieces would take minutes. Told from each other here as Pillow tells them."""
+    if not data.startswith(b"\xff\xd8\xff"):
+        return
+    place, filling, exif = 2, 0, 0
+    for _ in range(MAX_SEGMENTS):
+        found = _SEGMENT.match(data, place)
+        marker, after = (found[1], found.end()) if found else (b"\xda", len(data))  # as if the pixels came
+        filling += after - place - 2
+        exif += marker == b"\xe1"
+        if filling > MAX_FILLING or exif > MAX_EXIF:
+            break
+        if marker == b"\xda":
+            return
+        place, kind = after, 0xFF00 | marker[0]
+        if kind in MARKER:
+            has_length = MARKER[kind][2] is not None
+            place += max(2, int.from_bytes(data[after : after + 2])) if has_length else 0
+        elif kind != 0xFF00:
+            return
+    raise ImageError("Too much stands before the pixels of this JPEG; save it again, as a plain one.")
+
+
 def _may_have_scans(image: Image.Image, data: bytes) -> bool:
     """Of a plain JPEG the first scan has all components, and the decoder reads no second: nothing is to be counted."""
     if not isinstance(image, JpegImageFile) or not image.fp:
         return False
     components = len(image.layer)
+    if components > 4:
+        return True
     length = 6 + 2 * components
     begins = image.fp.tell() - length - 2  # Pillow stopped reading where the header of the first scan ends
     first = data[begins : begins + 5] == bytes((0xFF, 0xDA, 0, length, components))

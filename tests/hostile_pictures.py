@@ -220,6 +220,10 @@ BESIDE: dict[str, Callable[[], bytes]] = {
     "a spoilt sum over a needless chunk": lambda: png_with(chunk(b"abCd", b"x", spoilt=True)),
     "comments without number in a JPEG": lambda: jpeg_with(0xFE, b"", 2_000_000),
     "EXIF without number": lambda: jpeg_with(0xE1, b"Exif\0\0" + b"MM\0*\0\0\0\x08\0\0" + bytes(60_000), 150),
+    "EXIF in pieces without number": lambda: jpeg_with(0xE1, b"Exif\0\0" + bytes(20), 320_000),
+    "frames without number in a JPEG": lambda: jpeg_with(0xC0, b"\x08\0\x12\0\x18\3\1\x11\0\2\x11\0\3\x11\0", 500_000),
+    "a hundred frames in a JPEG": lambda: jpeg_with(0xC0, b"\x08\0\x12\0\x18\3\1\x11\0\2\x11\0\3\x11\0", 100),
+    "segments without length": lambda: jpeg_with(0xFE, b"", 500).replace(b"\xff\xfe\0\2", b"\xff\xf0" * 9_000),
     "EXIF whose directory is itself": lambda: jpeg_with(
         0xE1, b"Exif\0\0MM\0*\0\0\0\x08\0\1\x87\x69\0\4\0\0\0\1\0\0\0\x08" * 2
     ),
