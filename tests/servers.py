@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -86,3 +87,23 @@ def until(happened: Callable[[], object], what: str, patience: float = PATIENCE)
     while not happened():
         assert time.monotonic() < limit, f"waited {patience} s for {what}"
         time.sleep(0.02)
+
+
+@contextmanager
+def meanwhile(do: Callable[[], object], threads: int = 1) -> Iterator[None]:
+    """So many threads do it again and again."""
+    ends = threading.Event()
+
+    def go_on() -> None:
+        while not ends.is_set():
+            do()
+
+    running = [threading.Thread(target=go_on) for _ in range(threads)]
+    for thread in running:
+        thread.start()
+    try:
+        yield
+    finally:
+        ends.set()
+        for thread in running:
+            thread.join()

@@ -23,7 +23,7 @@ import proto
 from tests import models
 from tests.gateways import Gateway, gateway, internet
 from tests.pictures import encoded, picture
-from tests.servers import ModelServer, free_port, model_server, until
+from tests.servers import ModelServer, free_port, meanwhile, model_server, until
 
 PICTURE = encoded()
 Write = Callable[[bytes], None]
@@ -238,24 +238,16 @@ def test_a_new_version_under_load_with_other_labels_and_another_size_gives_no_wr
     renamed = models.card(labels=["a", "b", "c"], input={"height": 48, "width": 48})
     models.write(tmp_path / "next", seed=2, side=48, text=renamed)
     answers: list[Any] = []
-    enough = threading.Event()
-
-    def ask(here: Gateway) -> None:
-        while not enough.is_set():
-            answers.append(here.post("/predict", PICTURE))
-
-    with model_server(tmp_path, "tires") as server, gateway(f"localhost:{server.port}") as here:
-        callers = [threading.Thread(target=ask, args=(here,)) for _ in range(4)]
-        for caller in callers:
-            caller.start()
+    with (
+        model_server(tmp_path, "tires") as server,
+        gateway(f"localhost:{server.port}") as here,
+        meanwhile(lambda: answers.append(here.post("/predict", PICTURE)), threads=4),
+    ):
         until(lambda: len(answers) > 20, "answers of version 1")
         (tmp_path / "next").rename(tmp_path / "tires" / "2")
         until(lambda: answers[-1].status == 200 and answers[-1].json()["model"]["version"] == 2, "version 2")
         shutil.move(tmp_path / "tires" / "2", tmp_path / "gone")  # and back
         until(lambda: answers[-1].status == 200 and answers[-1].json()["model"]["version"] == 1, "version 1 again")
-        enough.set()
-        for caller in callers:
-            caller.join()
     assert {answer.status for answer in answers} == {200}
     seen = {(body["model"]["version"], json.dumps(dict(sorted(body["scores"].items()))))
             for body in (answer.json() for answer in answers)}  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import io
 import json
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +25,7 @@ from loupe.images import decode
 from tests import models
 from tests.gateways import Answer, Gateway, gateway
 from tests.pictures import encoded, picture
-from tests.servers import ModelServer, model_server, until
+from tests.servers import ModelServer, meanwhile, model_server, until
 
 HEIGHT, WIDTH = models.FOREIGN_SIZE
 LABELS = ("ant", "bee", "cat", "dog")
@@ -246,26 +245,13 @@ def test_a_new_version_under_load_of_another_size_and_kind_gives_no_wrong_answer
     models.write(tmp_path / "3", text=carded)
     models.write_foreign(tmp_path / "4", softmax=True)
     answers: list[Answer] = []
-    enough = threading.Event()
-
-    def ask(here: Gateway) -> None:
-        while not enough.is_set():
-            answers.append(post(here, noise()))
-
     settings = {"LOUPE_PREPROCESS": "xception", **NAMED}
     with model_server(tmp_path, "zoo") as server, gateway(f"localhost:{server.port}", "zoo", **settings) as here:
-        callers = [threading.Thread(target=ask, args=(here,)) for _ in range(3)]
-        for caller in callers:
-            caller.start()
-        try:
+        with meanwhile(lambda: answers.append(post(here, noise())), threads=3):
             until(lambda: len(answers) > 20, "answers of version 1")
             for version in (2, 3, 4):
                 (tmp_path / str(version)).rename(home / str(version))
                 until(functools.partial(answered_last, answers, version), f"version {version}")
-        finally:
-            enough.set()
-            for caller in callers:
-                caller.join()
         log = here.log.read_text()
     assert {answer.status for answer in answers} == {200}
     bodies = [answer.json() for answer in answers]

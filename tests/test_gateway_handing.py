@@ -7,7 +7,6 @@ import http.client
 import os
 import socket
 import statistics
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 from tests.backends import backend
 from tests.gateways import Gateway, gateway
 from tests.pictures import encoded
-from tests.servers import until
+from tests.servers import meanwhile, until
 
 PICTURE = encoded()
 HEAD = b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(PICTURE)
@@ -128,26 +127,13 @@ def test_answers_that_are_taken_slowly_come_in_full_and_in_order(here: Gateway) 
 
 def test_many_sent_at_once_one_by_one_are_never_too_many(here: Gateway) -> None:
     """One client on one connection, at one request at a time, while probes keep the loop busy."""
-    ends = threading.Event()
-
-    def probe() -> None:
-        while not ends.is_set():
-            here.get("/healthz")
-
-    probing = [threading.Thread(target=probe) for _ in range(6)]
-    for thread in probing:
-        thread.start()
-    try:
+    with meanwhile(lambda: here.get("/healthz"), threads=6):
         for _ in range(60):
             with socket.create_connection(("127.0.0.1", here.port), timeout=20) as connection:
                 ask = b"GET /page/icon.svg HTTP/1.1\r\nHost: here\r\n"
                 connection.sendall((ask + b"\r\n") * 39 + ask + b"Connection: close\r\n\r\n")
                 data = b"".join(iter(lambda: connection.recv(65536), b""))
             assert data.count(b"HTTP/1.1 200 OK") == 40, data[-400:]
-    finally:
-        ends.set()
-        for thread in probing:
-            thread.join()
 
 
 def test_who_closes_his_own_end_meanwhile_still_has_his_answer(kept: socket.socket, pause: dict[str, float]) -> None:

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,7 +17,7 @@ import pytest
 
 from tests.gateways import Gateway, gateway, running
 from tests.pictures import encoded
-from tests.servers import ROOT, ModelServer, free_port, until
+from tests.servers import ROOT, ModelServer, free_port, meanwhile, until
 
 PICTURE = encoded()
 PROMPT = 1.0  # seconds that an orchestrator gives a probe
@@ -121,47 +120,31 @@ def test_answers_that_nobody_takes_hold_no_thread(here: Gateway, path: str) -> N
             connection.connect(("127.0.0.1", here.port))
             connection.setblocking(False)
             stubborn.append(connection)
-        ends = threading.Event()
 
         def ask_on() -> None:
-            while not ends.wait(0.01):
-                for connection in stubborn:
-                    with suppress(OSError):
-                        connection.send(asked)
+            for connection in stubborn:
+                with suppress(OSError):
+                    connection.send(asked)
+            time.sleep(0.01)
 
-        asking = threading.Thread(target=ask_on)
-        asking.start()
-        try:
+        with meanwhile(ask_on):
             time.sleep(1)
             full = "the system's buffers to be full: until then they are served as anybody"
             until(lambda: here.post("/predict", PICTURE, "image/jpeg").status == 200, full, 20)
             served_promptly(here, 3)
-        finally:
-            ends.set()
-            asking.join()
 
 
 def test_a_model_that_hangs_does_not_keep_the_word_that_this_lives_waiting() -> None:
-    ends = threading.Event()
-    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent, gateway(f"localhost:{port_of(silent)}") as here:
-
-        def ask_on() -> None:
-            while not ends.is_set():
-                here.get("/readyz")
-
-        asking = [threading.Thread(target=ask_on) for _ in range(20)]
-        for thread in asking:
-            thread.start()
-        try:
-            for _ in range(20):
-                asked = time.monotonic()
-                assert here.get("/healthz").status == 200
-                assert time.monotonic() - asked < PROMPT
-                time.sleep(0.1)
-        finally:
-            ends.set()
-            for thread in asking:
-                thread.join()
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=64) as silent,
+        gateway(f"localhost:{port_of(silent)}") as here,
+        meanwhile(lambda: here.get("/readyz"), threads=20),
+    ):
+        for _ in range(20):
+            asked = time.monotonic()
+            assert here.get("/healthz").status == 200
+            assert time.monotonic() - asked < PROMPT
+            time.sleep(0.1)
 
 
 def port_of(sock: socket.socket) -> int:
