@@ -15,11 +15,13 @@ import io
 import math
 import re
 import warnings
+from contextlib import suppress
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import MARKER, JpegImageFile
 
+from loupe import jpegs
 from loupe.errors import ImageError, TooManyPixels, UnsupportedImage
 from loupe.resizing import Box, Pixels, resized
 
@@ -78,13 +80,11 @@ def decode(data: bytes, height: int, width: int) -> Pixels:
     if _may_have_scans(image, data) and data.count(b"\xff\xda") > MAX_SCANS:
         raise ImageError(f"The picture comes in more than {MAX_SCANS} scans; save it as a plain JPEG.")
     try:
-        if isinstance(image, JpegImageFile):
-            image.decodermaxblock = len(data)  # else it is copied twice on its way, 64 KB at a time
         exact = _draft(image, math.ceil(max(height, width) * DRAFT))  # whichever way up it will be
-        image.load()
+        whole = _loaded(image, data)
         turn = _orientation(image)  # not before: to find a PNG's EXIF it is loaded, and what fails there is forgiven
-        box = exact and _turned(exact, image.size, turn)
-        upright = image.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else image
+        box = exact and _turned(exact, whole.size, turn)
+        upright = whole.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else whole
         return resized(_to_rgb(upright), height, width, box)
     except (MemoryError, KeyboardInterrupt):
         raise
@@ -198,10 +198,20 @@ def _turned(exact: tuple[float, float], size: tuple[int, int], turn: int) -> Box
     return (y[0], x[0], y[1], x[1]) if turn in _ON_ITS_SIDE else (x[0], y[0], x[1], y[1])
 
 
+def _loaded(image: Image.Image, data: bytes) -> Image.Image:
+    if isinstance(image, JpegImageFile):
+        if image.mode == "RGB":
+            with suppress(ValueError):  # damaged or rare: what of that is borne is Pillow's to say
+                return jpegs.decoded(data, *image.size, smaller=image.decoderconfig[0] > 1)
+        image.decodermaxblock = len(data)  # else it is copied twice on its way, 64 KB at a time
+    image.load()
+    return image
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits a sample: convert() would clip them, not scale them
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-    if image.mode == "RGB" and "transparency" not in image.info:
+    if image.mode == "RGBX" or (image.mode == "RGB" and "transparency" not in image.info):
         return image
     if image.has_transparency_data:
         over = Image.new("RGBA", image.size, (*BEHIND_ALPHA, 255))
