@@ -3,9 +3,9 @@
     pixels = decode(data, height=224, width=224)      # uint8 [224, 224, 3]
 
 Formats are a list of what is allowed, judged by the bytes and never by a name or a label; HEIC is on it where the
-package pillow-heif is installed. The size is checked before any pixel is allocated. A JPEG is decoded at the smallest
-scale that is still 2.5 times the target; then it is turned upright (EXIF), made RGB, and resized with antialiasing
-(resizing.py), stretched to the target. Only the first frame counts.
+package pillow-heif is installed. The size is checked before any pixel is allocated. A JPEG is decoded (jpegs.py) at the
+smallest scale that is still 2.5 times the target; then it is turned upright (EXIF), made RGB, and resized with
+antialiasing (resizing.py), stretched to the target. Only the first frame counts.
 """
 
 from __future__ import annotations
