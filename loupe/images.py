@@ -19,9 +19,9 @@ from contextlib import suppress
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from PIL.JpegImagePlugin import MARKER, JpegImageFile
+from PIL.JpegImagePlugin import JpegImageFile
 
-from loupe import jpegs
+from loupe import bounds, jpegs
 from loupe.errors import ImageError, TooManyPixels, UnsupportedImage
 from loupe.resizing import Box, Pixels, resized
 
@@ -30,9 +30,9 @@ NAMES = "JPEG, PNG, WebP, GIF, BMP or AVIF"
 MAX_PIXELS = 40_000_000
 MAX_SIDE = 65_535  # as of a JPEG; Pillow keeps an address for each row, and 40 million rows cost 1.4 GB
 MAX_SCANS = 100  # of a progressive JPEG: each costs a pass over all pixels, and few bytes; cameras write about 10
-MAX_SEGMENTS = 20_000  # before a JPEG's pixels; cameras write about 20, the longest colour profile has 255
-MAX_EXIF = 500  # of them: each is 64 KB of EXIF or XMP, or less
-MAX_FILLING = 1 << 16  # bytes between them
+MAX_SCANNED = 1_000_000_000  # pixels times scans
+MAX_RUNS = 10_000_000  # pixels of a BMP in runs, which are unpacked in Python
+MAX_EXIF = 1 << 20  # bytes, in which an orientation is looked for
 DRAFT = 2.5  # times the target: at 2, one sample in a hundred is 5 levels off a whole decode; at 2.5 it is at most 3
 BEHIND_ALPHA = (255, 255, 255)
 RESIZE, FIT = "bilinear-antialiased", "stretch"  # as the card calls what happens here
@@ -50,9 +50,9 @@ _SVG = re.compile(  # its own tag after any prolog; possessive, so that it takes
     rb"(?:\s++|<\?.*?\?>|<!--.*?-->|<!DOCTYPE[^>\[]*+(?:\[.*?\]\s*+)?>)*+<(?:[\w.-]+:)?svg[\s/>]",
     re.DOTALL | re.IGNORECASE,
 )
-_SEGMENT = re.compile(rb"[^\xff]*+\xff++([^\xff])")  # its marker, past any filling
 _HEAD = 65_536  # bytes in which an SVG's own tag must begin
 _ORIENTATION = 0x0112  # the EXIF tag
+_EXIF = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow looks for it
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -65,6 +65,7 @@ _UPRIGHT = {
 _ON_ITS_SIDE = (5, 6, 7, 8)  # the orientations that swap width and height
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the size is judged here, and answered
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of what is odd in callers' files: a line for each of 65,535 tags
 
 
 def decode(data: bytes, height: int, width: int) -> Pixels:
@@ -77,8 +78,11 @@ def decode(data: bytes, height: int, width: int) -> Pixels:
             f"The picture is {image.width}×{image.height}; send one of at most {MAX_PIXELS // 1_000_000} megapixels, "
             f"with no side over {MAX_SIDE:,}."
         )
-    if _may_have_scans(image, data) and data.count(b"\xff\xda") > MAX_SCANS:
-        raise ImageError(f"The picture comes in more than {MAX_SCANS} scans; save it as a plain JPEG.")
+    pixels = image.width * image.height
+    if _may_have_scans(image, data) and data.count(b"\xff\xda") > min(MAX_SCANS, MAX_SCANNED / pixels):
+        raise ImageError("The picture comes in too many scans; save it as a plain JPEG.")
+    if pixels > MAX_RUNS and any(tile.codec_name == "bmp_rle" for tile in getattr(image, "tile", ())):
+        raise ImageError("This BMP is too large to be packed; save it as a JPEG.")
     try:
         exact = _draft(image, math.ceil(max(height, width) * DRAFT))  # whichever way up it will be
         whole = _loaded(image, data)
@@ -99,7 +103,7 @@ def upright_size(data: bytes) -> tuple[int, int]:
 
 
 def _open(data: bytes) -> Image.Image:
-    _judge_segments(data)
+    bounds.judge(data)
     heic = data[4:8] == b"ftyp" and data[8:12] in _HEIC
     readable = heic and _heic_is_read()
     try:
@@ -116,30 +120,6 @@ def _open(data: bytes) -> Image.Image:
         raise ImageError(f"These bytes are not a picture that can be read; send {NAMES}.") from error
     except Exception as error:
         raise ImageError("The picture's header is damaged; send the whole file.") from error
-
-
-def _judge_segments(data: bytes) -> None:
-    """Of a JPEG. Pillow takes filling byte by byte, and copies the EXIF block so far for each further piece of it: ten
-    megabytes of small pieces would take minutes. Told from each other here as Pillow tells them."""
-    if not data.startswith(b"\xff\xd8\xff"):
-        return
-    place, filling, exif = 2, 0, 0
-    for _ in range(MAX_SEGMENTS):
-        found = _SEGMENT.match(data, place)
-        marker, after = (found[1], found.end()) if found else (b"\xda", len(data))  # as if the pixels came
-        filling += after - place - 2
-        exif += marker == b"\xe1"
-        if filling > MAX_FILLING or exif > MAX_EXIF:
-            break
-        if marker == b"\xda":
-            return
-        place, kind = after, 0xFF00 | marker[0]
-        if kind in MARKER:
-            has_length = MARKER[kind][2] is not None
-            place += max(2, int.from_bytes(data[after : after + 2])) if has_length else 0
-        elif kind != 0xFF00:
-            return
-    raise ImageError("Too much stands before the pixels of this JPEG; save it again, as a plain one.")
 
 
 def _may_have_scans(image: Image.Image, data: bytes) -> bool:
@@ -176,6 +156,8 @@ def _is_svg(data: bytes) -> bool:
 
 def _orientation(image: Image.Image) -> int:
     if image.format == "HEIF":  # its decoder has turned it: there the EXIF tag is but a copy
+        return 1
+    if any(len(image.info.get(name) or b"") > MAX_EXIF for name in _EXIF):
         return 1
     try:
         return int(image.getexif().get(_ORIENTATION, 1))

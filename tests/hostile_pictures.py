@@ -18,6 +18,7 @@ from tests.hostile import PICTURE
 from tests.pictures import encoded, exif, picture, png_that_declares
 
 SMALL = picture(24, 18)
+SMALL_JPEG = len(encoded(SMALL)) - 2  # bytes after its start
 
 
 def chunk(name: bytes, data: bytes, spoilt: bool = False) -> bytes:
@@ -76,6 +77,34 @@ def bmp(width: int, height: int, bits: int, compression: int, data: bytes, size:
     palette = b"" if bits > 8 else bytes(4 * 2**bits)
     start = 14 + len(header) + len(palette)
     return b"BM" + struct.pack("<IHHI", start + len(data), 0, 0, start) + header + palette + data
+
+
+def scanned(times: int, side: int = 6320) -> bytes:
+    """A progressive JPEG of flat gray whose scans hold next to nothing: a bit a block, then a few bytes each."""
+    blocks = ((side + 7) // 8) ** 2
+    table = bytes([1] + [0] * 15)
+    head = jpeg_with(0xC4, b"\x10" + table + b"\xe0", jpeg=b"\xff\xd8")  # a code for "nothing in so many blocks"
+    head = jpeg_with(0xC4, b"\0" + table + b"\0", jpeg=head)
+    head = jpeg_with(0xDB, b"\0" + bytes([1] * 64), jpeg=head)
+    head = jpeg_with(0xC2, struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0", jpeg=head)
+    runs = blocks // 0x7FFF + 1
+    bits = int("0" + "1" * 14, 2)
+    packed = sum(bits << (15 * n) for n in range(runs)) << (-15 * runs % 8)
+    nothing = packed.to_bytes((15 * runs + 7) // 8, "big").replace(b"\xff", b"\xff\0")
+    first = b"\xff\xda\0\x08\1\1\0\0\0\0" + bytes((blocks + 7) // 8)
+    return head + first + (b"\xff\xda\0\x08\1\1\0\1\x3f\x10" + nothing) * times + b"\xff\xd9"
+
+
+def tag_of_rationals(size: int) -> bytes:
+    """An EXIF block whose orientation is a million fractions."""
+    head = b"II*\0\x08\0\0\0\1\0" + struct.pack("<HHII", 0x0112, 5, size // 8, 26) + bytes(4)
+    return head + struct.pack("<II", 2971215073, 1836311903) * (size // 8)
+
+
+def gif_with(extension: bytes) -> bytes:
+    data = encoded(SMALL, "GIF")
+    start = data.index(b",\0\0\0\0")
+    return data[:start] + extension + data[start:]
 
 
 def moving(kind: str, frames: int) -> bytes:
@@ -224,6 +253,28 @@ BESIDE: dict[str, Callable[[], bytes]] = {
     "frames without number in a JPEG": lambda: jpeg_with(0xC0, b"\x08\0\x12\0\x18\3\1\x11\0\2\x11\0\3\x11\0", 500_000),
     "a hundred frames in a JPEG": lambda: jpeg_with(0xC0, b"\x08\0\x12\0\x18\3\1\x11\0\2\x11\0\3\x11\0", 100),
     "segments without length": lambda: jpeg_with(0xFE, b"", 500).replace(b"\xff\xfe\0\2", b"\xff\xf0" * 9_000),
+    "an orientation of a million fractions": lambda: png_with(chunk(b"eXIf", tag_of_rationals(9_900_000))),
+    "a million fractions in a JPEG": lambda: b"".join(
+        [b"\xff\xd8"]
+        + [jpeg_with(0xE1, b"Exif\0\0" + tag_of_rationals(9_800_000)[n : n + 65_000])[2:-SMALL_JPEG]
+           for n in range(0, 9_800_000, 65_000)]
+        + [encoded(SMALL)[2:]]
+    ),
+    "texts that unpack and are none": lambda: png_with(
+        chunk(b"iTXt", b"a\0\1\0\0\0" + zlib.compress(b"\xff" * (1 << 20), 9)) * 9000
+    ),
+    "profiles that unpack, without number": lambda: png_with(
+        chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1 << 20), 9)) * 9000
+    ),
+    "texts of wide letters": lambda: png_with(
+        *[chunk(b"iTXt", b"k%d\0\1\0\0\0" % n + zlib.compress(b"\xf0\x9f\x98\x80" + b"a" * 1_000_000)) for n in range(63)]
+    ),
+    "a GIF's comment in small pieces": lambda: gif_with(b"!\xfe" + b"\2ab" * 3_200_000 + b"\0"),
+    "a GIF's comments without number": lambda: gif_with(b"!\xfe\1a\0" * 1_900_000),
+    "junk in a GIF": lambda: gif_with(b"a" * 9_000_000),
+    "a packed BMP of short rows": lambda: bmp(65535, 610, 8, 1, b"\1\5\0\0" * 610),
+    "a hundred scans of nothing": lambda: scanned(99),
+    "a coding of nothing": lambda: jpeg_of_kind(0xCA),
     "EXIF whose directory is itself": lambda: jpeg_with(
         0xE1, b"Exif\0\0MM\0*\0\0\0\x08\0\1\x87\x69\0\4\0\0\0\1\0\0\0\x08" * 2
     ),

@@ -1,0 +1,92 @@
+"""What a file may hold beside its pixels, judged before a decoder reads it: Pillow reads some of it in Python, byte by
+byte or in copies of copies, and ten megabytes made for that purpose take minutes. Here each is read as it is there.
+
+    judge(data)              # raises ImageError
+"""
+
+from __future__ import annotations
+
+import re
+
+from PIL.JpegImagePlugin import MARKER
+
+from loupe.errors import ImageError
+
+MAX_SEGMENTS = 20_000  # of a JPEG; cameras write about 20, the longest colour profile has 255
+MAX_FILLING = 1 << 16  # bytes between them
+MAX_EXIF = 16  # pieces of 64 KB; one by the standard
+MAX_CHUNKS = 100_000  # of a PNG, whose pixels come in chunks of 8 KB
+MAX_PACKED = 20  # of them texts and profiles, which unpack to a megabyte each
+MAX_BLOCKS = 20_000  # of 255 bytes, before a GIF's first frame
+
+_SEGMENT = re.compile(rb"[^\xff]*+\xff++([^\xff])")  # its marker, past any filling
+_PIXELS, _EXIF = b"\xda", b"\xe1"
+_ARITHMETIC = {
+    0xC9,
+    0xCA,
+    0xCB,
+    0xCD,
+    0xCE,
+    0xCF,
+}  # a coding that takes its time over no bytes at all; nobody writes it
+
+
+def judge(data: bytes) -> None:
+    if data.startswith(b"\xff\xd8\xff"):
+        _judge_jpeg(data)
+    elif data.startswith(b"\x89PNG\r\n\x1a\n"):
+        _judge_png(data)
+    elif data.startswith((b"GIF87a", b"GIF89a")):
+        _judge_gif(data)
+
+
+def _judge_jpeg(data: bytes) -> None:
+    place, filling, exif = 2, 0, 0
+    for _ in range(MAX_SEGMENTS):
+        found = _SEGMENT.match(data, place)
+        marker, after = (found[1], found.end()) if found else (_PIXELS, len(data))
+        filling += after - place - 2
+        exif += marker == _EXIF and data.startswith(b"Exif\0\0", after + 2)
+        if filling > MAX_FILLING or exif > MAX_EXIF:
+            break
+        if marker == _PIXELS:
+            return
+        if marker[0] in _ARITHMETIC:
+            raise ImageError("This JPEG is coded in a way that is not read here; save it again, as a plain one.")
+        place, kind = after, 0xFF00 | marker[0]
+        if kind in MARKER:
+            has_length = MARKER[kind][2] is not None
+            place += max(2, int.from_bytes(data[after : after + 2])) if has_length else 0
+        elif kind != 0xFF00:
+            return
+    raise ImageError("Too much stands before the pixels of this JPEG; save it again, as a plain one.")
+
+
+def _judge_png(data: bytes) -> None:
+    place, packed = 8, 0
+    for _ in range(MAX_CHUNKS):
+        kind = data[place + 4 : place + 8]
+        packed += kind in (b"iCCP", b"iTXt", b"zTXt")
+        if packed > MAX_PACKED:
+            break
+        if kind in (b"IEND", b""):
+            return
+        place += 12 + int.from_bytes(data[place : place + 4])
+    raise ImageError("Too much stands beside the pixels of this PNG; save it again.")
+
+
+def _judge_gif(data: bytes) -> None:
+    place = 13 + (3 * (2 << (data[10] & 7)) if len(data) > 12 and data[10] & 0x80 else 0)
+    in_extension = False
+    for _ in range(MAX_BLOCKS):
+        first = data[place : place + 1]
+        if in_extension:
+            size = first[0] if first else 0
+            place += 1 + size
+            in_extension = size > 0
+        elif first in (b",", b";", b""):
+            return
+        else:
+            in_extension = first == b"!"
+            place += 1 + in_extension
+    raise ImageError("Too much stands before the first frame of this GIF; save it again.")
