@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from loupe import bounds, jpegs
+from loupe import aside, bounds, jpegs
 from loupe.errors import ImageError, TooManyPixels, UnsupportedImage
 from loupe.resizing import Box, Pixels, resized
 
@@ -70,6 +70,20 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # of what is odd in callers'
 
 def decode(data: bytes, height: int, width: int) -> Pixels:
     """The picture in `data` as RGB of that size. Raises ImageError or a child of it."""
+    return (aside.decode if _is_kept_aside(data) else decode_here)(data, height, width)
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Height and width as the picture is meant to be seen: decoded to these, it is not resized."""
+    return (aside.upright_size if _is_kept_aside(data) else upright_size_here)(data)
+
+
+def _is_kept_aside(data: bytes) -> bool:
+    """AVIF and HEIC."""
+    return data[4:8] == b"ftyp"
+
+
+def decode_here(data: bytes, height: int, width: int) -> Pixels:
     if not data:
         raise ImageError("The picture is empty: 0 bytes; send the whole file.")
     image = _open(data)
@@ -96,8 +110,7 @@ def decode(data: bytes, height: int, width: int) -> Pixels:
         raise ImageError("The picture is damaged or cut short; send the whole file.") from error
 
 
-def upright_size(data: bytes) -> tuple[int, int]:
-    """Height and width as the picture is meant to be seen: decoded to these, it is not resized."""
+def upright_size_here(data: bytes) -> tuple[int, int]:
     image = _open(data)
     return (image.width, image.height) if _orientation(image) in _ON_ITS_SIDE else (image.height, image.width)
 

@@ -125,6 +125,27 @@ def avif_declaring(width: int, height: int) -> bytes:
     return bytes(data)
 
 
+def avif_of_frames(times: int) -> bytes:
+    """One picture, by its header; in its place the same frame again and again."""
+    data = encoded(Image.new("RGB", (4000, 4000), "gray"), "AVIF", speed=10)
+    start = data.index(b"mdat") + 4
+    frame, length = data[start:], len(data) - start
+    assert data.count(struct.pack(">I", length)) == 1
+    data = data.replace(struct.pack(">I", length), struct.pack(">I", length * times))
+    return data[: start - 8] + struct.pack(">I", length * times + 8) + b"mdat" + frame * times
+
+
+def box(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data) + 8) + name + data
+
+
+def avif_of_items(count: int) -> bytes:
+    names = b"".join(box(b"infe", struct.pack(">IIH", 3 << 24, n + 1, 0) + b"av01\0") for n in range(count))
+    inside = box(b"hdlr", bytes(8) + b"pict" + bytes(13)) + box(b"pitm", bytes(4) + b"\0\1")
+    inside += box(b"iinf", struct.pack(">II", 1 << 24, count) + names)
+    return box(b"ftyp", b"avif\0\0\0\0avifmif1miafMA1B") + box(b"meta", bytes(4) + inside)
+
+
 # ------------------------------------------------------------------------------------------------------- refused
 
 NO_PICTURE: dict[str, Callable[[], bytes]] = {
@@ -267,13 +288,15 @@ BESIDE: dict[str, Callable[[], bytes]] = {
         chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1 << 20), 9)) * 9000
     ),
     "texts of wide letters": lambda: png_with(
-        *[chunk(b"iTXt", b"k%d\0\1\0\0\0" % n + zlib.compress(b"\xf0\x9f\x98\x80" + b"a" * 1_000_000)) for n in range(63)]
+        *[chunk(b"iTXt", b"%d\0\1\0\0\0" % n + zlib.compress("\U0001f600".encode() + b"a" * 10**6)) for n in range(63)]
     ),
     "a GIF's comment in small pieces": lambda: gif_with(b"!\xfe" + b"\2ab" * 3_200_000 + b"\0"),
     "a GIF's comments without number": lambda: gif_with(b"!\xfe\1a\0" * 1_900_000),
     "junk in a GIF": lambda: gif_with(b"a" * 9_000_000),
     "a packed BMP of short rows": lambda: bmp(65535, 610, 8, 1, b"\1\5\0\0" * 610),
     "a hundred scans of nothing": lambda: scanned(99),
+    "AVIF of one frame, five hundred times": lambda: avif_of_frames(500),
+    "AVIF of items without number": lambda: avif_of_items(400_000),
     "a coding of nothing": lambda: jpeg_of_kind(0xCA),
     "EXIF whose directory is itself": lambda: jpeg_with(
         0xE1, b"Exif\0\0MM\0*\0\0\0\x08\0\1\x87\x69\0\4\0\0\0\1\0\0\0\x08" * 2
