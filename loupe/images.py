@@ -70,7 +70,11 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # of what is odd in callers'
 
 def decode(data: bytes, height: int, width: int) -> Pixels:
     """The picture in `data` as RGB of that size. Raises ImageError or a child of it."""
-    return (aside.decode if _is_kept_aside(data) else decode_here)(data, height, width)
+    if not _is_kept_aside(data):
+        return decode_here(data, height, width)
+    if data[8:12] in _HEIC:
+        _heic_is_read()  # for FORMATS to say so
+    return aside.decode(data, height, width)
 
 
 def upright_size(data: bytes) -> tuple[int, int]:
@@ -93,7 +97,8 @@ def decode_here(data: bytes, height: int, width: int) -> Pixels:
             f"with no side over {MAX_SIDE:,}."
         )
     pixels = image.width * image.height
-    if _may_have_scans(image, data) and data.count(b"\xff\xda") > min(MAX_SCANS, MAX_SCANNED / pixels):
+    scans = data.count(b"\xff\xda") if _may_have_scans(image, data) else 1
+    if scans > MAX_SCANS or scans * pixels > MAX_SCANNED:
         raise ImageError("The picture comes in too many scans; save it as a plain JPEG.")
     if pixels > MAX_RUNS and any(tile.codec_name == "bmp_rle" for tile in getattr(image, "tile", ())):
         raise ImageError("This BMP is too large to be packed; save it as a JPEG.")

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from loupe.errors import ImageError, TooManyPixels, UnsupportedImage
-from loupe.images import FORMATS, decode
+from loupe.images import FORMATS, decode, decode_here
 from tests.pictures import encoded, exif, picture, png_that_declares
 
 HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
@@ -209,7 +209,7 @@ def test_without_its_package_heic_is_unsupported_and_the_answer_says_how_to_have
     monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not there, where it is
     monkeypatch.setattr("loupe.images.FORMATS", [kind for kind in FORMATS if kind != "HEIF"])
     with pytest.raises(UnsupportedImage, match="pip install pillow-heif") as caught:
-        decode(HEIC.replace(b"heic", brand, 1), 16, 16)
+        decode_here(HEIC.replace(b"heic", brand, 1), 16, 16)
     assert caught.value.status == 415
 
 
