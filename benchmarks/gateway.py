@@ -47,7 +47,7 @@ SIDE = 299  # Xception's, which the tutorials use and train.py starts with
 UPLOAD, CAMERA = (400, 533), (3024, 4032)  # width, height
 CONCURRENT = (1, 4)
 TICKS = os.sysconf("SC_CLK_TCK")  # a second
-EDGE = "3f1c0e"
+EDGE = "----WebKitFormBoundary7MA4YWxkTrZu0gW"  # as browsers write it
 FORM = {"Content-Type": f"multipart/form-data; boundary={EDGE}"}
 OURS, THEIRS = "loupe", "tutorial"  # the models' names, too
 
