@@ -295,7 +295,7 @@ BESIDE: dict[str, Callable[[], bytes]] = {
     "junk in a GIF": lambda: gif_with(b"a" * 9_000_000),
     "a packed BMP of short rows": lambda: bmp(65535, 610, 8, 1, b"\1\5\0\0" * 610),
     "a hundred scans of nothing": lambda: scanned(99),
-    "AVIF of one frame, five hundred times": lambda: avif_of_frames(500),
+    "AVIF of one frame, five thousand times": lambda: avif_of_frames(5000),
     "AVIF of items without number": lambda: avif_of_items(400_000),
     "a coding of nothing": lambda: jpeg_of_kind(0xCA),
     "EXIF whose directory is itself": lambda: jpeg_with(
