@@ -28,10 +28,8 @@ from loupe.errors import ImageError
 
 SECONDS = 3.0  # of processor time for a picture; the largest honest ones take about one
 MEMORY = 2 << 30  # bytes, of addresses
-_QUESTION, _ANSWER = (
-    struct.Struct("<IIQ"),
-    struct.Struct("<IQ"),
-)  # height, width, bytes; length of what was wrong, bytes
+_QUESTION = struct.Struct("<IIQ")  # height, width (0: only the size is asked), bytes of the file
+_ANSWER = struct.Struct("<IQ")  # bytes of what is told as JSON, and of pixels
 _lock = threading.Lock()
 _helper: tuple[int, subprocess.Popen[bytes]] | None = None  # whose it is, and the process
 
@@ -60,9 +58,11 @@ def _ask(data: bytes, height: int, width: int) -> tuple[dict[str, Any], bytes]:
             size, count = _ANSWER.unpack(_exactly(helper.stdout, _ANSWER.size))
             told: dict[str, Any] = json.loads(_exactly(helper.stdout, size))
             pixels = _exactly(helper.stdout, count)
-        except (OSError, EOFError):
+        except BaseException as error:  # also Ctrl-C: else the next picture would get this one's answer
             _helper = None
             _end(helper)
+            if not isinstance(error, (OSError, EOFError)):
+                raise
             raise ImageError("The picture takes too long to decode, or too much memory; save it as a JPEG.") from None
     if "error" in told:
         raise getattr(errors, told["error"])(told["text"])

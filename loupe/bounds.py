@@ -21,14 +21,8 @@ MAX_BLOCKS = 20_000  # of 255 bytes, before a GIF's first frame
 
 _SEGMENT = re.compile(rb"[^\xff]*+\xff++([^\xff])")  # its marker, past any filling
 _PIXELS, _EXIF = b"\xda", b"\xe1"
-_ARITHMETIC = {
-    0xC9,
-    0xCA,
-    0xCB,
-    0xCD,
-    0xCE,
-    0xCF,
-}  # a coding that takes its time over no bytes at all; nobody writes it
+# Codings that take their time over no bytes at all; nobody writes them.
+_ARITHMETIC = {0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 
 
 def judge(data: bytes) -> None:

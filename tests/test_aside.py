@@ -68,6 +68,31 @@ def test_killed_while_idle_it_is_started_again() -> None:
     assert helper() != before
 
 
+def test_after_ctrl_c_the_next_picture_gets_its_own_answer(tmp_path: Path) -> None:
+    """In a process of its own, whose Ctrl-C it is."""
+    (tmp_path / "slow").write_bytes(avif_of_frames(80))
+    (tmp_path / "next").write_bytes(AVIF)
+    code = """
+import sys
+from pathlib import Path
+from loupe.images import decode, decode_here
+slow, following = (Path(name).read_bytes() for name in sys.argv[1:])
+decode(following, 8, 8)
+print("now", flush=True)
+try:
+    decode(slow, 8, 8)
+    print("it was too fast")
+except KeyboardInterrupt:
+    print("same" if (decode(following, 8, 8) == decode_here(following, 8, 8)).all() else "other")
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "slow"), str(tmp_path / "next")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "now\n"
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.read() == "same\n"
+
+
 def test_it_ends_with_its_parent_however_that_ends() -> None:
     code = (
         "import sys, time; from loupe import aside; from loupe.images import decode;"
