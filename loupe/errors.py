@@ -31,6 +31,9 @@ LoupeError
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
+
+E = TypeVar("E", bound=BaseException)
 
 
 class LoupeError(Exception):
@@ -144,3 +147,10 @@ class ModelGone(ModelUnavailable):
 
 class ModelTooSlow(ModelError):
     status, code = 504, "model_too_slow"
+
+
+def bare(error: E) -> E:
+    """Without where it arose: those frames hold all that was in hand there, megabytes of it, and often this error too.
+    What so holds each other stays until the collector comes."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error

@@ -78,12 +78,14 @@ def test_more_connections_than_there_may_be_shut_nobody_out(server: ModelServer)
         served_promptly(here, 3)
 
 
+def held(here: Gateway) -> int:
+    """kB, of memory that is no file's."""
+    lines = Path(f"/proc/{here.workers()[0]}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:"))
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_connection_that_stays_open_keeps_nothing_of_its_last_request(here: Gateway, chunked: bool) -> None:
-    def held() -> int:
-        lines = Path(f"/proc/{here.workers()[0]}/smaps_rollup").read_text().splitlines()
-        return sum(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:"))
-
     body = PICTURE + bytes(9_000_000)
     length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}"
     head = f"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: image/jpeg\r\n{length}\r\n\r\n".encode()
@@ -93,8 +95,19 @@ def test_a_connection_that_stays_open_keeps_nothing_of_its_last_request(here: Ga
             connection = stack.enter_context(connect(here, data))
             assert b" 200 OK" in connection.recv(65536)
             if number == 4:
-                before = held()
-        assert held() < before + 60_000, "kB; together they were 360,000"
+                before = held(here)
+        assert held(here) < before + 60_000, "kB; together they were 360,000"
+
+
+@pytest.mark.parametrize("path", ["/predict", "/predict?top=x", "/nowhere"])
+def test_a_refusal_keeps_nothing_of_its_request(here: Gateway, path: str) -> None:
+    """Errors know the frames that they came through, and those know the error."""
+    spoilt = bytes(9_900_000)
+    assert here.post(path, spoilt, "image/jpeg").status >= 400
+    before = held(here)
+    for _ in range(3):  # too few for Python's collector to find what only knows each other
+        assert here.post(path, spoilt, "image/jpeg").status >= 400
+    assert held(here) < before + 8_000
 
 
 def test_unfinished_uploads_keep_no_others_out(here: Gateway) -> None:

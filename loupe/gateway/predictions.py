@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from loupe.card import Card
-from loupe.errors import AllFailed, ImageError, OutOfTime, Problem
+from loupe.errors import AllFailed, ImageError, OutOfTime, Problem, bare
 from loupe.gateway import deadlines
 from loupe.gateway.bodies import URL, Sent
 from loupe.gateway.client import Answer
@@ -60,7 +60,7 @@ class Batch:
         """A problem with one of many is its own answer; with the only one it is the request's, as is its time."""
         if not self._sent.many or isinstance(problem, OutOfTime):
             raise problem
-        return problem
+        return bare(problem)
 
     def results(
         self, answer: Answer, predictions: list[Prediction], top: int | None, heatmaps: bool

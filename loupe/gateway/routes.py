@@ -12,7 +12,7 @@ from typing import Any
 from flask import Flask, Response, g, jsonify, render_template, request, send_from_directory
 from werkzeug.exceptions import HTTPException
 
-from loupe.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, Problem, Stopping
+from loupe.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, Problem, Stopping, bare
 from loupe.gateway import deadlines, metrics, operate, tracing
 from loupe.gateway.bodies import read
 from loupe.gateway.client import ModelClient
@@ -143,7 +143,7 @@ def _add_errors(app: Flask) -> None:
     @app.errorhandler(Problem)
     def answer_problem(problem: Problem) -> Response:
         g.entry.code = problem.code
-        status, headers, body = rendered(problem, g.request_id)
+        status, headers, body = rendered(bare(problem), g.request_id)
         response = jsonify(body)
         response.status_code = status
         response.headers.update(headers)
@@ -151,7 +151,7 @@ def _add_errors(app: Flask) -> None:
 
     @app.errorhandler(HTTPException)
     def answer_http(error: HTTPException) -> Response:
-        response = answer_problem(_from_http(error))
+        response = answer_problem(_from_http(bare(error)))  # its request keeps the error
         for name, value in error.get_headers():
             if name == "Allow":
                 response.headers[name] = value
