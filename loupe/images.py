@@ -4,8 +4,8 @@
 
 Formats are a list of what is allowed, judged by the bytes and never by a name or a label; HEIC is on it where the
 package pillow-heif is installed. The size is checked before any pixel is allocated. A JPEG is decoded (jpegs.py) at the
-smallest scale that is still 2.5 times the target; then it is turned upright (EXIF), made RGB, and resized with
-antialiasing (resizing.py), stretched to the target. Only the first frame counts.
+smallest scale that is still 2.5 times the target; then it is made RGB, resized with antialiasing (resizing.py),
+stretched to the target, and turned upright (EXIF). Only the first frame counts.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import io
 import math
 import re
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
@@ -53,14 +54,14 @@ _SVG = re.compile(  # its own tag after any prolog; possessive, so that it takes
 _HEAD = 65_536  # bytes in which an SVG's own tag must begin
 _ORIENTATION = 0x0112  # the EXIF tag
 _EXIF = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow looks for it
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
+    2: np.fliplr,
+    3: lambda pixels: np.rot90(pixels, 2),
+    4: np.flipud,
+    5: lambda pixels: pixels.transpose(1, 0, 2),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(pixels, 2).transpose(1, 0, 2),
+    8: np.rot90,
 }
 _ON_ITS_SIDE = (5, 6, 7, 8)  # the orientations that swap width and height
 
@@ -106,9 +107,9 @@ def decode_here(data: bytes, height: int, width: int) -> Pixels:
         exact = _draft(image, math.ceil(max(height, width) * DRAFT))  # whichever way up it will be
         whole = _loaded(image, data)
         turn = _orientation(image)  # not before: to find a PNG's EXIF it is loaded, and what fails there is forgiven
-        box = exact and _turned(exact, whole.size, turn)
-        upright = whole.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else whole
-        return resized(_to_rgb(upright), height, width, box)
+        size = (width, height) if turn in _ON_ITS_SIDE else (height, width)
+        small = resized(whole, *size, exact)
+        return np.ascontiguousarray(_UPRIGHT[turn](small)) if turn in _UPRIGHT else small
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:  # decoders raise whatever their format made them stumble over
@@ -183,29 +184,22 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _draft(image: Image.Image, side: int) -> tuple[float, float] | None:
-    """Has a JPEG decoded smaller, and tells what part of the pixels is picture: 3,731 rows come as 467, and are 466.4.
-    Without that fraction everything would be shifted by up to half a pixel of the target."""
+def _draft(image: Image.Image, side: int) -> Box | None:
+    """Has a JPEG decoded smaller, and tells what of its pixels is picture, if not all: 3,731 rows come as 467, and are
+    466.4. Without that fraction everything would be shifted by up to half a pixel of the target."""
     told = image.draft(image.mode, (side, side)) if image.format in ("JPEG", "MPO") else None
-    return told and (told[1][2], told[1][3])
+    return told[1] if told and told[1][2:] != image.size else None
 
 
-def _turned(exact: tuple[float, float], size: tuple[int, int], turn: int) -> Box:
-    """Where the picture lies in its pixels after the turn."""
-    (right, bottom), (width, height) = exact, size
-    x = (width - right, width) if turn in (2, 3, 7, 8) else (0, right)
-    y = (height - bottom, height) if turn in (3, 4, 6, 7) else (0, bottom)
-    return (y[0], x[0], y[1], x[1]) if turn in _ON_ITS_SIDE else (x[0], y[0], x[1], y[1])
-
-
-def _loaded(image: Image.Image, data: bytes) -> Image.Image:
+def _loaded(image: Image.Image, data: bytes) -> Image.Image | Pixels:
+    """As RGB, of either kind."""
     if isinstance(image, JpegImageFile):
         if image.mode == "RGB":
             with suppress(ValueError):  # damaged or rare: what of that is borne is Pillow's to say
                 return jpegs.decoded(data, *image.size, smaller=image.decoderconfig[0] > 1)
         image.decodermaxblock = len(data)  # else it is copied twice on its way, 64 KB at a time
     image.load()
-    return image
+    return _to_rgb(image)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

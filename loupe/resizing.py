@@ -17,23 +17,31 @@ from PIL import Image
 
 WITH_VECTORS = find_spec("cykooz_resizer") is not None
 if WITH_VECTORS:
-    from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
+    from cykooz_resizer import CropBox, FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
     from cykooz_resizer.alpha import set_image_mode
+
+    BILINEAR = ResizeAlg.convolution(FilterType.bilinear)
+    WHOLE = ResizeOptions(BILINEAR)
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Box = tuple[float, float, float, float]  # left, top, right, bottom: what of the picture is wanted
 
 
-def resized(image: Image.Image, height: int, width: int, box: Box | None = None) -> Pixels:
+def resized(image: Image.Image | Pixels, height: int, width: int, box: Box | None = None) -> Pixels:
     """`image` is RGB or RGBX, which is the same but for its name."""
     if not WITH_VECTORS:
-        return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, box).convert("RGB"))
-    left, top, right, bottom = box or (0, 0, *image.size)
-    options = ResizeOptions(
-        resize_alg=ResizeAlg.convolution(FilterType.bilinear),
-        crop_box=CropBox(left, top, right - left, bottom - top),
-    )
-    small = Image.new("RGB", (width, height))
-    set_image_mode(image, "RGB")
-    Resizer().resize_pil(image, small, options)  # a new one: kept, it would keep its largest buffer
-    return np.asarray(small)
+        whole = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        return np.asarray(whole.resize((width, height), Image.Resampling.BILINEAR, box).convert("RGB"))
+    options = WHOLE
+    if box:
+        left, top, right, bottom = box
+        options = ResizeOptions(BILINEAR, crop_box=CropBox(left, top, right - left, bottom - top))
+    if isinstance(image, Image.Image):
+        small = Image.new("RGB", (width, height))
+        set_image_mode(image, "RGB")
+        Resizer().resize_pil(image, small, options)  # a new one: kept, it would keep its largest buffer
+        return np.asarray(small)
+    whole = ImageData(image.shape[1], image.shape[0], PixelType.U8x3, image.tobytes())
+    target = ImageData(width, height, PixelType.U8x3)
+    Resizer().resize(whole, target, options)
+    return np.frombuffer(target.get_buffer(), np.uint8).reshape(height, width, 3)

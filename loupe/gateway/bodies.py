@@ -1,6 +1,6 @@
 """What a request brings: pictures as bytes or as URLs, out of JSON, a form with files, or a raw body.
 
-sent = read(request, settings)        # Sent(items=[bytes | URL, …], many=False)
+sent = read(environ, settings)        # Sent(items=[bytes | URL, …], many=False)
 """
 
 from __future__ import annotations
@@ -8,9 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 from dataclasses import dataclass
-from typing import IO
-
-from flask import Request
+from typing import IO, Any
 
 from loupe.errors import BadRequest, TooLarge, UnsupportedBody
 from loupe.gateway.forms import parts
@@ -31,11 +29,13 @@ class Sent:
     many: bool  # asked for as a list, so answered as one
 
 
-def read(request: Request, settings: Settings) -> Sent:
-    body = _whole(request.environ["wsgi.input"], settings.max_bytes)
-    kind = request.mimetype
+def read(environ: dict[str, Any], settings: Settings) -> Sent:
+    """`environ`: WSGI's."""
+    body = _whole(environ["wsgi.input"], settings.max_bytes)
+    content_type: str = environ.get("CONTENT_TYPE", "")
+    kind = content_type.partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        sent = _from_form(body, request.headers["Content-Type"])
+        sent = _from_form(body, content_type)
     elif kind == "application/json":
         sent = _from_json(body)
     elif kind.startswith("image/") or kind in ("", "application/octet-stream"):

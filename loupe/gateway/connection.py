@@ -21,7 +21,7 @@ from gunicorn.workers.gthread import TConn
 from loupe.errors import Problem
 from loupe.gateway.arriving import Arriving
 from loupe.gateway.life import handed
-from loupe.gateway.problems import rendered
+from loupe.gateway.problems import HEADERS, rendered
 
 # What becomes of a connection, again and again: its request arrives, a thread has it in hand, its client takes what the
 # system would not take at once, and it waits for the next. At last it lingers, and is closed.
@@ -122,6 +122,6 @@ def answer(problem: Problem, request_id: str) -> bytes:
     """A whole response: no application is asked."""
     status, headers, body = rendered(problem, request_id)
     data = json.dumps(body).encode()
-    headers |= {"Content-Length": str(len(data)), "Connection": "close"}
+    headers |= {**HEADERS, "Content-Length": str(len(data)), "Connection": "close"}
     lines = [f"HTTP/1.1 {status} {body['title']}", *(f"{name}: {value}" for name, value in headers.items())]
     return "\r\n".join([*lines, "", ""]).encode() + data

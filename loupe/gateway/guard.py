@@ -2,17 +2,18 @@
 
 guard(app, settings)          # after what names a request and what answers errors
 
-With keys, /predict and /model want one; the page, the probes and the descriptions do not. g.key_name is its name.
+With keys, /predict and /model want one; the page, the probes and the descriptions do not. its name is logged.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from flask import Flask, Response, g, request
+from flask import Flask, Response, request
 
 from loupe.errors import Unauthorized
 from loupe.gateway.keys import Keys
+from loupe.gateway.life import in_hand
 from loupe.gateway.settings import Settings
 
 LOCKED = ("predict", "card")  # endpoints: an address can be written in several ways
@@ -41,7 +42,7 @@ def _want_keys(app: Flask, keys: Keys) -> None:
         for key in given:
             name = keys.name_of(key)
             if name is not None:
-                g.key_name = name
+                in_hand().key = name
                 return
         raise Unauthorized(
             "This key is not known here; ask whoever runs this gateway for one."

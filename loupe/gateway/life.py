@@ -1,7 +1,8 @@
 """What lives while the gateway does: the process, which may be on its way out, and the request in hand.
 
     stopping.is_set()             # set by the worker when it is told to stop, read by /readyz
-    entry = current.get()         # of the request that this thread answers; None between requests
+    entry = in_hand()             # of the request that this thread answers
+    current.get()                 # the same, or None between requests
     entry.stage("fetch", began)   # it ended now
 
 An entry is what the log, the metrics and the trace are told of one request when it ends (loupe/gateway/operate.py).
@@ -68,6 +69,12 @@ class Entry:
 
 
 current: ContextVar[Entry | None] = ContextVar("entry", default=None)
+
+
+def in_hand() -> Entry:
+    entry = current.get()
+    assert entry is not None
+    return entry
 
 
 class Handed(threading.local):

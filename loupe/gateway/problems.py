@@ -56,8 +56,8 @@ def as_json(problem: Problem) -> dict[str, Any]:
 
 
 def rendered(problem: Problem, request_id: str) -> tuple[int, dict[str, str], dict[str, Any]]:
-    """Status, headers and body of the answer, whether an application gives it or the worker's front."""
-    headers = {"Content-Type": "application/problem+json", "X-Request-ID": request_id, **HEADERS}
+    """Status, headers and body of the answer, whether an application gives it or the worker's front; HEADERS beside."""
+    headers = {"Content-Type": "application/problem+json", "X-Request-ID": request_id}
     if problem.retry_after is not None:
         headers["Retry-After"] = str(problem.retry_after)
     return problem.status, headers, {**as_json(problem), "request_id": request_id}

@@ -5,11 +5,13 @@ app = create_app(Settings.from_environment(os.environ))
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flask import Flask, Response, g, jsonify, render_template, request, send_from_directory
+from flask import Flask, Response, render_template, request, send_from_directory
 from werkzeug.exceptions import HTTPException
 
 from loupe.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, Problem, Stopping, bare
@@ -18,7 +20,7 @@ from loupe.gateway.bodies import read
 from loupe.gateway.client import ModelClient
 from loupe.gateway.docs import add_docs
 from loupe.gateway.guard import guard
-from loupe.gateway.life import stopping
+from loupe.gateway.life import in_hand, stopping
 from loupe.gateway.predictions import Batch, judge
 from loupe.gateway.problems import HEADERS, as_json, rendered
 from loupe.gateway.readiness import Readiness
@@ -28,10 +30,18 @@ from loupe.gateway.shapes import query
 SAMPLES = Path(__file__).resolve().parents[2] / "data" / "samples"
 SAMPLES_OF = "tires"  # the model that the sample pictures are for
 
+_encoded = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class _App(Flask):
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """Asked for every function that a request goes through; none of them is a coroutine."""
+        return func
+
 
 def create_app(settings: Settings) -> Flask:
-    app = Flask("loupe", root_path=str(Path(__file__).parent), static_folder="page")
-    app.json.sort_keys = False  # type: ignore[attr-defined]  # scores stand in order, best first
+    app = _App("loupe", root_path=str(Path(__file__).parent), static_folder="page")
+    app.wsgi_app = _with_headers(app.wsgi_app)  # type: ignore[method-assign]
     model = ModelClient(settings)
     tracing.start()
     _add_records(app, settings)  # first: whatever comes after it, and its answer, is recorded
@@ -47,14 +57,15 @@ def create_app(settings: Settings) -> Flask:
         until = deadlines.read(request.headers.get(deadlines.HEADER))
         deadlines.check(until)  # spent while it waited for its turn?
         asked = query(request.args)
+        entry = in_hand()
         try:
-            sent = read(request, settings)
-            g.entry.pictures = len(sent.items)
+            sent = read(request.environ, settings)
+            entry.pictures = len(sent.items)
             batch = Batch(sent, settings, until)
             batch.gather()
         finally:  # what it took to fail is told, too
             fetched = time.monotonic()
-            g.entry.stage("fetch", started, fetched - started)
+            entry.stage("fetch", started, fetched - started)
         answer = model.predict(batch.pixels, heatmaps=asked.heatmap == 1, until=until)
         about = {
             "model": {"name": settings.model, "version": answer.version},
@@ -63,42 +74,60 @@ def create_app(settings: Settings) -> Flask:
                 "decode": round(answer.prepare_seconds * 1000),
                 "model": round(answer.model_seconds * 1000),
             },
-            "request_id": g.request_id,
+            "request_id": entry.request_id,
         }
         predictions = judge(answer)
-        operate.answered(g.entry, answer, predictions)
+        operate.answered(entry, answer, predictions)
         results = batch.results(answer, predictions, asked.top or None, asked.heatmap == 1)
         if not sent.many:
-            return jsonify({**_plain(results[0]), **about})
-        return jsonify({"predictions": [_plain(result) for result in results], **about})
+            return _json({**_plain(results[0]), **about})
+        return _json({"predictions": [_plain(result) for result in results], **about})
 
     return app
+
+
+def _json(value: dict[str, Any]) -> Response:
+    return Response(_encoded(value) + "\n", content_type="application/json")
 
 
 def _plain(result: dict[str, Any] | Problem) -> dict[str, Any]:
     return {"error": as_json(result)} if isinstance(result, Problem) else result
 
 
+def _with_headers(wsgi: Callable[..., Any]) -> Callable[..., Any]:
+    """Those of every answer, past Flask, which would look through all of them for each."""
+    fixed = list(HEADERS.items())
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        def start(status: str, headers: list[tuple[str, str]], *how: Any) -> Any:
+            return start_response(status, headers + fixed, *how)
+
+        return wsgi(environ, start)
+
+    return answer
+
+
 def _add_records(app: Flask, settings: Settings) -> None:
     @app.before_request
     def begin() -> Response | None:
-        g.entry = operate.begin(request.method, request.path, request.remote_addr or "", request.headers)
-        g.request_id = g.entry.request_id
-        if request.environ["SERVER_PORT"] != str(settings.metrics_port):
+        asked = request._get_current_object()  # type: ignore[attr-defined]
+        entry = operate.begin(asked.method, asked.path, asked.remote_addr or "", asked.headers)
+        if asked.environ["SERVER_PORT"] != str(settings.metrics_port):
             return None
-        g.entry.counted = False
-        if request.path == "/healthz":
+        entry.counted = False
+        if asked.path == "/healthz":
             return None
-        if request.path != "/metrics":
+        if asked.path != "/metrics":
             raise NotFound("There is nothing at this address; on this port GET /metrics.")
-        if request.method not in ("GET", "HEAD"):
-            raise MethodNotAllowed(f"{request.method} is not answered here; GET /metrics.")
+        if asked.method not in ("GET", "HEAD"):
+            raise MethodNotAllowed(f"{asked.method} is not answered here; GET /metrics.")
         return Response(metrics.scrape(), content_type=metrics.KIND)
 
     @app.after_request
     def end(response: Response) -> Response:
-        g.entry.key = g.get("key_name")
-        operate.end(g.entry, response.status_code)
+        entry = in_hand()
+        response.headers["X-Request-ID"] = entry.request_id
+        operate.end(entry, response.status_code)
         return response
 
 
@@ -108,19 +137,19 @@ def _add_health(app: Flask, model: ModelClient, settings: Settings) -> None:
     @app.get("/healthz")
     def healthz() -> Response:
         """Is this process alive? Never asks the model."""
-        return jsonify({"status": "ok"})
+        return _json({"status": "ok"})
 
     @app.get("/readyz")
     def readyz() -> Response:
         """Would /predict answer now? Not taken back for a moment's silence of the model."""
         if stopping.is_set():
             raise Stopping("This gateway was told to stop; ask another.")
-        return jsonify({"status": "ready", "model": {"name": settings.model, "version": readiness.version()}})
+        return _json({"status": "ready", "model": {"name": settings.model, "version": readiness.version()}})
 
     @app.get("/model")
     def card() -> Response:
         version, found = model.card()
-        return jsonify({**found.to_dict(), "version": version})
+        return _json({**found.to_dict(), "version": version})
 
 
 def _add_page(app: Flask, settings: Settings) -> None:
@@ -135,16 +164,12 @@ def _add_page(app: Flask, settings: Settings) -> None:
 
 
 def _add_errors(app: Flask) -> None:
-    @app.after_request
-    def add_headers(response: Response) -> Response:
-        response.headers.update({**HEADERS, "X-Request-ID": g.request_id})
-        return response
-
     @app.errorhandler(Problem)
     def answer_problem(problem: Problem) -> Response:
-        g.entry.code = problem.code
-        status, headers, body = rendered(bare(problem), g.request_id)
-        response = jsonify(body)
+        entry = in_hand()
+        entry.code = problem.code
+        status, headers, body = rendered(bare(problem), entry.request_id)
+        response = _json(body)
         response.status_code = status
         response.headers.update(headers)
         return response
@@ -159,7 +184,7 @@ def _add_errors(app: Flask) -> None:
 
     @app.errorhandler(Exception)
     def answer_unexpected(error: Exception) -> Response:
-        app.logger.exception("request %s failed", g.request_id)
+        app.logger.exception("request %s failed", in_hand().request_id)
         return answer_problem(InternalError("Something went wrong here; the log of this service has it by request id."))
 
 
