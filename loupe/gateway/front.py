@@ -19,7 +19,6 @@ import selectors
 import socket
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -33,6 +32,7 @@ from loupe.gateway.arriving import head_of
 from loupe.gateway.connection import ARRIVING, IN_HAND, WAITING, Connection, answer
 from loupe.gateway.life import handed, stopping
 from loupe.gateway.parting import AT_ONCE, Parting
+from loupe.gateway.pool import Pool
 
 ALIVE, PROBES = b"/healthz", (b"/healthz", b"/readyz")
 PROBE_THREADS = 2
@@ -57,10 +57,13 @@ class Front(Parting):
         memory.settle()
         for name, setting in self.cfg.settings.items():  # gunicorn calls two functions for each, fifty times a request
             self.cfg.__dict__[name] = setting.get()
-        self.alive_pool = ThreadPoolExecutor(1, thread_name_prefix="alive")  # whatever the model keeps waiting
-        self.probe_pool = ThreadPoolExecutor(PROBE_THREADS, thread_name_prefix="probe")
+        self.alive_pool = Pool(1, "alive")  # whatever the model keeps waiting
+        self.probe_pool = Pool(PROBE_THREADS, "probe")
         metrics.start(self.settings.threads + self.settings.queue)
         super().init_process()
+
+    def get_thread_pool(self) -> Pool:
+        return Pool(self.settings.threads, "request")
 
     # Taking connections.
 
