@@ -17,7 +17,8 @@ import ctypes
 from contextlib import suppress
 
 LARGE = 1 << 23  # bytes: more than anything needs that was drafted to a model's size, and less than Pillow's blocks
-EVERY = 5.0  # seconds, in which holes may lie idle
+EVERY = 5.0  # seconds of work, in which holes may lie idle
+QUIET = 0.9  # seconds without any
 SPARE = 1 << 24  # bytes at the heap's end that are kept for the next pictures
 _ARENA_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -8, -3, -1  # as malloc.h numbers them
 

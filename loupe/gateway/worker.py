@@ -64,8 +64,8 @@ class Worker(Front):
             self._cut(self.arriving[0], Busy(MANY))
         while self.nr_conns > self.worker_connections - SPARE_CONNECTIONS and self._make_room():
             pass
-        if self.served and now >= self.give_back_at:
-            self.served, self.give_back_at = False, now + memory.EVERY
+        if self.served_at and now >= min(self.give_back_at, self.served_at + memory.QUIET):
+            self.served_at, self.give_back_at = 0.0, now + memory.EVERY
             memory.give_back()
         if not self.alive:
             self._leave(now)
