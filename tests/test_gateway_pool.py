@@ -67,11 +67,17 @@ def test_the_thread_that_became_idle_last_takes_the_next_call() -> None:
     assert names(pool, 3) == ["two_1"] * 3
 
 
-def test_a_call_that_fails_is_logged_and_its_thread_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
+def test_a_call_that_fails_is_logged_and_its_thread_goes_on(
+    error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    def call() -> None:
+        raise error
+
     pool = Pool(1, "failing")
-    pool.submit(lambda: 1 / 0)
+    pool.submit(call)
     assert names(pool, 1) == ["failing_0"]
-    assert "ZeroDivisionError" in caplog.text
+    assert error.__name__ in caplog.text
 
 
 @pytest.mark.parametrize("shut", [True, False])
@@ -89,5 +95,51 @@ if {shut}:
     pool.shutdown()
 """
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
-    assert sorted(ended.stdout.split()) == list("01234")
+    assert sorted(filter(str.isdigit, ended.stdout)) == list("01234")
     assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("before", ["put", "pop"])
+def test_a_signal_in_the_midst_of_handing_over_a_call_does_not_hold_up_the_end(before: str) -> None:
+    """gunicorn's handler shuts the pool down and exits, in the thread that was just handing over. Here it comes between
+    two steps of that on purpose: after the idle thread was taken, and before."""
+    code = f"""
+import os, signal, sys, threading, time
+from loupe.gateway import pool as module
+
+def handler(*_):
+    pool.shutdown()
+    sys.exit(0)
+
+def interrupted(step):
+    def first(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        return step(*arguments)
+    return first
+
+class Idle(list):
+    def pop(self):
+        return interrupted(super().pop)() if ready and {before!r} == "pop" else super().pop()
+
+class Inbox:
+    def __init__(self):
+        self.queue = module.SimpleQueue_()
+        self.get = self.queue.get
+    def put(self, call):
+        interrupted(self.queue.put)(call) if ready and call and {before!r} == "put" else self.queue.put(call)
+
+module.SimpleQueue_, module.SimpleQueue, ready = module.SimpleQueue, Inbox, False
+signal.signal(signal.SIGINT, handler)
+pool = module.Pool(2, "cut")
+pool._idle = Idle()
+pool.submit(print, "one")
+while not pool._idle:
+    time.sleep(0.01)
+ready = True
+pool.submit(print, "two")
+raise SystemExit("it was not interrupted")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == "one\n"

@@ -2,7 +2,7 @@
 
 guard(app, settings)          # after what names a request and what answers errors
 
-With keys, /predict and /model want one; the page, the probes and the descriptions do not. its name is logged.
+With keys, /predict and /model want one; the page, the probes and the descriptions do not. The log has its name.
 """
 
 from __future__ import annotations

@@ -27,9 +27,9 @@ _log = logging.getLogger(__name__)
 class Pool:
     def __init__(self, size: int, name: str) -> None:
         self._size, self._name = size, name
-        self._lock = threading.Lock()
-        self._threads: list[threading.Thread] = []  # started when there is something to do
-        self._idle: list[SimpleQueue[Call | None]] = []  # what each idle thread waits for
+        self._lock = threading.RLock()  # a signal may have the loop's thread shut down in the midst of submit()
+        self._threads: list[tuple[threading.Thread, SimpleQueue[Call | None]]] = []  # and what each waits for
+        self._idle: list[SimpleQueue[Call | None]] = []  # of those that wait
         self._waiting: deque[Call] = deque()
         self._ends = False
         atexit.register(self._join)  # else what is under way would fall over what Python takes down around it
@@ -49,20 +49,22 @@ class Pool:
         """`wait` is gunicorn's, which never does."""
         with self._lock:
             self._ends = True
-            for inbox in self._idle:
-                inbox.put(None)
             self._idle.clear()
+            for _, inbox in self._threads:  # all: who is idle no more may be about to get a call that never comes
+                inbox.put(None)
 
     def _join(self) -> None:
         self.shutdown()
-        for thread in self._threads:
+        for thread, _ in self._threads:
             thread.join()
 
     def _start(self) -> SimpleQueue[Call | None]:
+        """When there is something to do, and nobody idle."""
         inbox: SimpleQueue[Call | None] = SimpleQueue()
         name = f"{self._name}_{len(self._threads)}"
-        self._threads.append(threading.Thread(target=self._work, args=(inbox,), name=name, daemon=True))
-        self._threads[-1].start()
+        thread = threading.Thread(target=self._work, args=(inbox,), name=name, daemon=True)
+        thread.start()
+        self._threads.append((thread, inbox))
         return inbox
 
     def _work(self, inbox: SimpleQueue[Call | None]) -> None:
@@ -79,5 +81,5 @@ class Pool:
     def _do(self, call: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         try:
             call(*arguments)
-        except Exception:
+        except BaseException:  # a thread that ended would be missed
             _log.exception("%s failed", self._name)
