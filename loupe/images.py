@@ -107,8 +107,8 @@ def decode_here(data: bytes, height: int, width: int) -> Pixels:
         exact = _draft(image, math.ceil(max(height, width) * DRAFT))  # whichever way up it will be
         whole = _loaded(image, data)
         turn = _orientation(image)  # not before: to find a PNG's EXIF it is loaded, and what fails there is forgiven
-        size = (width, height) if turn in _ON_ITS_SIDE else (height, width)
-        small = resized(whole, *size, exact)
+        lies = turn in _ON_ITS_SIDE
+        small = resized(whole, width if lies else height, height if lies else width, exact, lies)
         return np.ascontiguousarray(_UPRIGHT[turn](small)) if turn in _UPRIGHT else small
     except (MemoryError, KeyboardInterrupt):
         raise

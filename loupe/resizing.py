@@ -1,6 +1,7 @@
 """RGB pixels of another size: bilinear, antialiased.
 
-    small = resized(image, height, width, box)        # uint8 [height, width, 3]
+    small = resized(image, height, width, box)                    # uint8 [height, width, 3]
+    lying = resized(image, height, width, on_its_side=True)       # to be turned by a quarter
 
 A resize is the dearest step of most pictures, so it is done with the processor's vector instructions, by the crate
 fast_image_resize: its pixels are the same with and without them. Where that has no wheel (Linux on ARM) it is Pillow,
@@ -27,8 +28,18 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Box = tuple[float, float, float, float]  # left, top, right, bottom: what of the picture is wanted
 
 
-def resized(image: Image.Image | Pixels, height: int, width: int, box: Box | None = None) -> Pixels:
-    """`image` is RGB or RGBX, which is the same but for its name."""
+def resized(
+    image: Image.Image | Pixels, height: int, width: int, box: Box | None = None, on_its_side: bool = False
+) -> Pixels:
+    """`image` is RGB or RGBX, which is the same but for its name. The crate resizes columns, rounds, and resizes rows,
+    Pillow rows first; `on_its_side` has it the other way round, so that after the turn it is as if before."""
+    if on_its_side:
+        across, down = image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
+        left, top, right, bottom = box or (0, 0, across, down)
+        if WITH_VECTORS:
+            image, box = resized(image, down, width, (left, 0, right, down)), (0, top, width, bottom)
+        else:
+            image, box = resized(image, height, across, (0, top, across, bottom)), (left, 0, right, height)
     if not WITH_VECTORS:
         whole = image if isinstance(image, Image.Image) else Image.fromarray(image)
         return np.asarray(whole.resize((width, height), Image.Resampling.BILINEAR, box).convert("RGB"))
