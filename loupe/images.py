@@ -191,8 +191,8 @@ def _draft(image: Image.Image, side: int) -> Box | None:
     return told[1] if told and told[1][2:] != image.size else None
 
 
-def _loaded(image: Image.Image, data: bytes) -> Image.Image | Pixels:
-    """As RGB, of either kind."""
+def _loaded(image: Image.Image, data: bytes) -> Image.Image:
+    """As RGB or RGBX."""
     if isinstance(image, JpegImageFile):
         if image.mode == "RGB":
             with suppress(ValueError):  # damaged or rare: what of that is borne is Pillow's to say

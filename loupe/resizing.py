@@ -18,41 +18,38 @@ from PIL import Image
 
 WITH_VECTORS = find_spec("cykooz_resizer") is not None
 if WITH_VECTORS:
-    from cykooz_resizer import CropBox, FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
+    from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
     from cykooz_resizer.alpha import set_image_mode
 
     BILINEAR = ResizeAlg.convolution(FilterType.bilinear)
-    WHOLE = ResizeOptions(BILINEAR)
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Box = tuple[float, float, float, float]  # left, top, right, bottom: what of the picture is wanted
 
 
-def resized(
-    image: Image.Image | Pixels, height: int, width: int, box: Box | None = None, on_its_side: bool = False
-) -> Pixels:
+def resized(image: Image.Image, height: int, width: int, box: Box | None = None, on_its_side: bool = False) -> Pixels:
     """`image` is RGB or RGBX, which is the same but for its name. The crate resizes columns, rounds, and resizes rows,
     Pillow rows first; `on_its_side` has it the other way round, so that after the turn it is as if before."""
-    if on_its_side:
-        across, down = image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
-        left, top, right, bottom = box or (0, 0, across, down)
-        if WITH_VECTORS:
-            image, box = resized(image, down, width, (left, 0, right, down)), (0, top, width, bottom)
-        else:
-            image, box = resized(image, height, across, (0, top, across, bottom)), (left, 0, right, height)
+    left, top, right, bottom = box or (0, 0, *image.size)
+    across, down = image.size
+    rows_first = on_its_side == WITH_VECTORS
+    between = width * down if rows_first else across * height
+    if between > 2 * (across * down + width * height):  # of 1×65,535 pixels 20 million
+        rows_first = not rows_first
+    if rows_first and WITH_VECTORS:
+        image, left, right = _stretched(image, (width, down), (left, 0, right, down)), 0, width
+    elif not rows_first and not WITH_VECTORS:
+        image, top, bottom = _stretched(image, (across, height), (0, top, across, bottom)), 0, height
+    small = _stretched(image, (width, height), (left, top, right, bottom))
+    return np.frombuffer(small.tobytes(), np.uint8).reshape(height, width, 3)
+
+
+def _stretched(image: Image.Image, size: tuple[int, int], box: Box) -> Image.Image:
     if not WITH_VECTORS:
-        whole = image if isinstance(image, Image.Image) else Image.fromarray(image)
-        return np.asarray(whole.resize((width, height), Image.Resampling.BILINEAR, box).convert("RGB"))
-    options = WHOLE
-    if box:
-        left, top, right, bottom = box
-        options = ResizeOptions(BILINEAR, crop_box=CropBox(left, top, right - left, bottom - top))
-    if isinstance(image, Image.Image):
-        small = Image.new("RGB", (width, height))
-        set_image_mode(image, "RGB")
-        Resizer().resize_pil(image, small, options)  # a new one: kept, it would keep its largest buffer
-        return np.asarray(small)
-    whole = ImageData(image.shape[1], image.shape[0], PixelType.U8x3, image.tobytes())
-    target = ImageData(width, height, PixelType.U8x3)
-    Resizer().resize(whole, target, options)
-    return np.frombuffer(target.get_buffer(), np.uint8).reshape(height, width, 3)
+        return image.resize(size, Image.Resampling.BILINEAR, box).convert("RGB")
+    left, top, right, bottom = box
+    small = Image.new("RGB", size, None)  # not filled first
+    set_image_mode(image, "RGB")
+    options = ResizeOptions(BILINEAR, crop_box=CropBox(left, top, right - left, bottom - top))
+    Resizer().resize_pil(image, small, options)  # a new one: kept, it would keep its largest buffer
+    return small

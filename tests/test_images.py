@@ -5,6 +5,7 @@ import importlib.util
 import io
 import resource
 import struct
+import subprocess
 import sys
 import time
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 from loupe.errors import ImageError, TooManyPixels, UnsupportedImage
 from loupe.images import FORMATS, decode, decode_here
 from tests.pictures import encoded, exif, picture, png_that_declares
+from tests.servers import ROOT
 
 HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
 with_heif = pytest.mark.skipif(not HAS_HEIF, reason="pillow-heif is not installed")
@@ -89,6 +91,22 @@ def test_a_picture_as_long_as_any_may_be_costs_little_more_memory_than_its_pixel
     assert (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 350_000
     )  # kB: 157 MB of pixels, 78 of the first pass
+
+
+@pytest.mark.parametrize("size", [(1, 65_535), (65_535, 1)])
+@pytest.mark.parametrize("orientation", [1, 8])
+def test_one_that_is_long_and_thin_needs_no_room_between_rows_and_columns(
+    size: tuple[int, int], orientation: int
+) -> None:
+    """In a process of its own: this one may have needed more before."""
+    code = (
+        "import re, sys; from loupe.images import decode\n"
+        "def most(): return int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])\n"
+        "data = sys.stdin.buffer.read(); before = most(); decode(data, 299, 299); print(most() - before)"
+    )
+    thin = encoded(Image.linear_gradient("L").resize(size).convert("RGB"), "PNG", exif=exif(orientation))
+    told = subprocess.run([sys.executable, "-c", code], input=thin, capture_output=True, cwd=ROOT, check=True).stdout
+    assert int(told) < 20_000  # kB
 
 
 @pytest.mark.parametrize("size", [(50_000, 50_000), (2**31 - 1, 2**31 - 1), (6400, 6400), (65_536, 1), (1, 40_000_000)])
