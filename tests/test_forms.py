@@ -45,7 +45,10 @@ def test_a_well_formed_form_is_read_as_werkzeug_reads_it(seed: int) -> None:
     sent = []
     for _ in range(chance.randint(1, 6)):
         data = bytes(chance.choice(b"\r\n-W\0\xff") for _ in range(chance.randint(0, 40)))
-        name, filename = chance.choice(["file", "url", "a b", "ü"]), chance.choice([None, "x.jpg", "../../x", "ü.png"])
+        name, filename = (
+            chance.choice(["file", "url", "a b", "ü", "a; b=c", "%41", "it's, *"]),
+            chance.choice([None, "x.jpg", "../../x", "ü.png"]),
+        )
         sent.append(disposition(name, filename, "image/jpeg" if filename else None) + data)
     preamble = chance.choice([b"", b"\r\n", b"nothing to see\r\n"])
     body = preamble + form(*sent) + chance.choice([b"", b"epilogue"])

@@ -4,7 +4,8 @@
         part.name, part.is_file, part.data
 
 Written here because Werkzeug's parser is made for streams: of a photograph of 4 MB it takes 12 ms and this under 2, a
-sixth of what the whole request costs. The parts' headers are still Werkzeug's to read.
+sixth of what the whole request costs. The parts' headers are still Werkzeug's to read, but for those that look as
+curl and the browsers write them: a regular expression takes a twentieth of its time.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from loupe.errors import BadRequest, TooLarge
 MAX_HEAD = 8192  # of a part
 AS_SENT_BY_CURL = "with curl: -F file=@picture.jpg"
 _EDGE = re.compile(r"[ -~]{0,69}[!-~]", re.ASCII)  # RFC 2046, and more letters than it allows
+_PLAIN_EDGE = re.compile(r"multipart/form-data; boundary=([\w-]+)", re.ASCII)
+_PLAIN_PART = re.compile(r'form-data; name="([^"\\%]*)"(?:; filename="([^"\\%]*)")?')
 _DISPOSITION = re.compile(rb"^content-disposition[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
 _KIND = re.compile(rb"^content-type[ \t]*:[ \t]*(?:image/|application/octet-stream)", re.IGNORECASE | re.MULTILINE)
 
@@ -31,7 +34,8 @@ class Part(NamedTuple):
 
 
 def parts(body: bytes, content_type: str, most: int) -> Iterator[Part]:
-    edge = parse_options_header(content_type)[1].get("boundary", "")
+    plain = _PLAIN_EDGE.fullmatch(content_type)
+    edge = plain[1] if plain else parse_options_header(content_type)[1].get("boundary", "")
     if not _EDGE.fullmatch(edge):
         raise BadRequest(f"The form names no boundary between its parts; send it {AS_SENT_BY_CURL}.")
     delimiter = b"--" + edge.encode()
@@ -72,9 +76,16 @@ def _part(body: bytes, start: int, end: int) -> Part:
         raise _broken()
     head = body[start:head_end]
     found = _DISPOSITION.search(head)
-    told = parse_options_header(found[1].decode("utf-8", "replace"))[1] if found else {}
-    is_file = "filename" in told or _KIND.search(head) is not None
-    return Part(told.get("name", ""), is_file, body[head_end + 4 : end])
+    name, file = _names(found[1].decode("utf-8", "replace")) if found else ("", None)
+    return Part(name, file is not None or _KIND.search(head) is not None, body[head_end + 4 : end])
+
+
+def _names(disposition: str) -> tuple[str, str | None]:
+    """The part's, and its file's if it has one."""
+    if plain := _PLAIN_PART.fullmatch(disposition):
+        return plain[1], plain[2]
+    told = parse_options_header(disposition)[1]
+    return told.get("name", ""), told.get("filename")
 
 
 def _broken() -> BadRequest:
