@@ -48,7 +48,7 @@ def _stretched(image: Image.Image, size: tuple[int, int], box: Box) -> Image.Ima
     if not WITH_VECTORS:
         return image.resize(size, Image.Resampling.BILINEAR, box).convert("RGB")
     left, top, right, bottom = box
-    small = Image.new("RGB", size, None)  # not filled first
+    small = Image.new("RGB", size, None)  # of no colour: it is all written over
     set_image_mode(image, "RGB")
     options = ResizeOptions(BILINEAR, crop_box=CropBox(left, top, right - left, bottom - top))
     Resizer().resize_pil(image, small, options)  # a new one: kept, it would keep its largest buffer
