@@ -6,10 +6,13 @@
 Both gateways run under gunicorn with the same number of workers and threads, the tutorial's in gunicorn's own gthread
 (benchmarks/tutorial_gateway.py) over a float32 model; both models under loupe.modelserver. A client of another process
 uploads forms over connections that stay open, to one gateway and then the other, round by round; what is printed are
-the medians. A rate is requests by the seconds of processor time that the gateway's worker spent on them, system calls
-included, so that client, model server and whatever else the machine does hardly count; "with the model server" adds
-what that spent: pixels that are large to send are also large to take. p50 is what a client waits. "of its pixels alone"
-is a gateway that does nothing but decode and resize, as either does it: no service can be faster.
+the medians. Both are started anew several times: where a process happens to have its memory makes decoding a JPEG half
+as dear again or not (loupe/jpegs.py), for as long as it lives; the last column is the ratios of the single starts.
+
+A rate is requests by the seconds of processor time that the gateway's worker spent on them, system calls included, so
+that client, model server and whatever else the machine does hardly count; "with the model server" adds what that spent:
+pixels that are large to send are also large to take. p50 is what a client waits. "of its pixels alone" is a gateway
+that does nothing but decode and resize, as either does it, in this process: no service can be faster.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -64,6 +67,8 @@ class Kind:
 
 @dataclass
 class Found:
+    """Of one gateway since its start: of each round, and with so many at once."""
+
     rate: dict[int, list[float]] = field(default_factory=lambda: {n: [] for n in CONCURRENT})  # requests a CPU second
     both: dict[int, list[float]] = field(default_factory=lambda: {n: [] for n in CONCURRENT})  # …of the server, too
     p50: dict[int, list[float]] = field(default_factory=lambda: {n: [] for n in CONCURRENT})  # ms
@@ -78,29 +83,41 @@ class Side:
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=7, help="each is both gateways in turn (7)")
+    parser.add_argument("--starts", type=int, default=5, help="of both gateways (5)")
+    parser.add_argument("--rounds", type=int, default=3, help="of each start; each is both gateways in turn (3)")
     parser.add_argument("--requests", type=int, default=200, help="uploads of a round, a tenth of it large (200)")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="a folder of real JPEGs to upload")
     arguments = parser.read()
     kinds = pictures(arguments.pictures, max(8, arguments.requests))
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         write_models(Path(scratch))
-        sides = {}
-        for name, start in ((OURS, gateway), (THEIRS, tutorial)):
-            server = stack.enter_context(model_server(Path(scratch), name))
-            here = stack.enter_context(start(f"localhost:{server.port}", name))
-            sides[name] = Side(here, server.process.pid)
         bodies = [kind.bodies for kind in kinds]
         spawn = multiprocessing.get_context("spawn")
         client = stack.enter_context(ProcessPoolExecutor(1, spawn, initializer=_remember, initargs=(bodies,)))
-        for place, kind in enumerate(kinds):
-            show(kind, compare(sides, client, place, kind, arguments.rounds))
+        found: list[list[dict[str, Found]]] = [[] for _ in kinds]
+        for start in range(1, arguments.starts + 1):
+            with both(Path(scratch)) as sides:
+                for place, kind in enumerate(kinds):
+                    print(f"{kind.name}: start {start} of {arguments.starts}", file=sys.stderr, flush=True)
+                    found[place].append(compare(sides, client, place, kind, arguments.rounds))
+        for kind, starts in zip(kinds, found, strict=True):
+            show(kind, [start[OURS] for start in starts], [start[THEIRS] for start in starts])
+
+
+@contextmanager
+def both(scratch: Path) -> Iterator[dict[str, Side]]:
+    with ExitStack() as stack:
+        sides = {}
+        for name, start in ((OURS, gateway), (THEIRS, tutorial)):
+            server = stack.enter_context(model_server(scratch, name))
+            here = stack.enter_context(start(f"localhost:{server.port}", name))
+            sides[name] = Side(here, server.process.pid)
+        yield sides
 
 
 def compare(sides: dict[str, Side], client: Executor, place: int, kind: Kind, rounds: int) -> dict[str, Found]:
     found = {name: Found() for name in sides}
-    for turn in range(rounds + 1):
-        print(f"{kind.name}: " + (f"round {turn} of {rounds}" if turn else "warming up"), file=sys.stderr, flush=True)
+    for turn in range(rounds + 1):  # the first is to warm up
         for concurrent in CONCURRENT:
             for name, side in sides.items():
                 rate, both, p50 = measure(side, client, place, kind.requests, concurrent)
@@ -138,18 +155,20 @@ def memory(processes: list[int]) -> tuple[float, float]:
     return pss, rss
 
 
-def show(kind: Kind, found: dict[str, Found]) -> None:
-    ours, theirs = found[OURS], found[THEIRS]
+def show(kind: Kind, ours: list[Found], theirs: list[Found]) -> None:
+    """Of each start."""
     size = statistics.mean(map(len, kind.bodies))
     print(f"\n{kind.name}, {size / 1e6:.1f} MB each" if size > 1e6 else f"\n{kind.name}, {size / 1e3:.0f} KB each")
-    print(f"{'':35}{OURS:>10}{THEIRS:>10}{'ratio':>8}   target")
+    print(f"{'':35}{OURS:>10}{THEIRS:>10}{'ratio':>8}   {'target':13}of the starts")
+    pairs = list(zip(ours, theirs, strict=True))
     for n in CONCURRENT:
-        row(f"requests a second a core, {n} at once", ours.rate[n], theirs.rate[n], f"≥ {kind.target}")
-        row("            with the model server", ours.both[n], theirs.both[n])
-        row("                        p50 in ms", ours.p50[n], theirs.p50[n])
-    row("           of its pixels alone", pixels_alone(kind, decoded), pixels_alone(kind, decoded_by_the_tutorial))
+        wanted = f"≥ {kind.target}"
+        row(f"requests a second a core, {n} at once", [(a.rate[n], b.rate[n]) for a, b in pairs], wanted)
+        row("            with the model server", [(a.both[n], b.both[n]) for a, b in pairs])
+        row("                        p50 in ms", [(a.p50[n], b.p50[n]) for a, b in pairs])
+    row("           of its pixels alone", [(pixels_alone(kind, decoded), pixels_alone(kind, decoded_by_the_tutorial))])
     for place, what in enumerate(("a worker's memory in MB, PSS", "                         RSS")):
-        row(what, [ours.memory[place]], [theirs.memory[place]], "≤ 0.2")
+        row(what, [([a.memory[place]], [b.memory[place]]) for a, b in pairs], "≤ 0.2")
     sys.stdout.flush()
 
 
@@ -172,13 +191,14 @@ def decoded_by_the_tutorial(picture: bytes) -> object:
     return create_preprocessor("xception", target_size=(SIDE, SIDE)).from_path(io.BytesIO(picture))
 
 
-def row(name: str, ours: Sequence[float], theirs: Sequence[float], target: str = "") -> None:
-    first, second = statistics.median(ours), statistics.median(theirs)
+def row(name: str, starts: list[tuple[list[float], list[float]]], target: str = "") -> None:
+    first, second = (statistics.median(value for start in starts for value in start[side]) for side in (0, 1))
     ratio = first / second
+    single = " ".join(f"{statistics.median(a) / statistics.median(b):.2f}" for a, b in starts) if starts[1:] else ""
     if target:
         sign, limit = target.split()
         target += "  met" if (ratio >= float(limit) if sign == "≥" else ratio <= float(limit)) else "  MISSED"
-    print(f"{name:35}{first:10.1f}{second:10.1f}{ratio:8.2f}   {target}".rstrip())
+    print(f"{name:35}{first:10.1f}{second:10.1f}{ratio:8.2f}   {target:13}{single}".rstrip())
 
 
 def write_models(folder: Path) -> None:
