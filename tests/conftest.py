@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 
 from tests.gateways import Gateway
 from tests.servers import ROOT, ModelServer, model_server
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it puts in the background: so would our
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # children, and Ctrl-C could not be tried on them
 
 # OpenVINO reports each import to its makers unless its telemetry cannot be imported.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
