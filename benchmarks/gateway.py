@@ -6,8 +6,8 @@
 Both gateways run under gunicorn with the same number of workers and threads, the tutorial's in gunicorn's own gthread
 (benchmarks/tutorial_gateway.py) over a float32 model; both models under loupe.modelserver. A client of another process
 uploads forms over connections that stay open, to one gateway and then the other, round by round; what is printed are
-the medians. Both are started anew several times: where a process happens to have its memory makes decoding a JPEG half
-as dear again or not (loupe/jpegs.py), for as long as it lives; the last column is the ratios of the single starts.
+the medians. Both are started anew several times: where a process happens to have its memory makes decoding a JPEG dear
+or cheap (loupe/jpegs.py) for as long as it lives. The last column is the ratios of the single starts.
 
 A rate is requests by the seconds of processor time that the gateway's worker spent on them, system calls included, so
 that client, model server and whatever else the machine does hardly count; "with the model server" adds what that spent:
@@ -96,7 +96,7 @@ def main() -> None:
         client = stack.enter_context(ProcessPoolExecutor(1, spawn, initializer=_remember, initargs=(bodies,)))
         found: list[list[dict[str, Found]]] = [[] for _ in kinds]
         for start in range(1, arguments.starts + 1):
-            with both(Path(scratch)) as sides:
+            with started(Path(scratch)) as sides:
                 for place, kind in enumerate(kinds):
                     print(f"{kind.name}: start {start} of {arguments.starts}", file=sys.stderr, flush=True)
                     found[place].append(compare(sides, client, place, kind, arguments.rounds))
@@ -105,7 +105,7 @@ def main() -> None:
 
 
 @contextmanager
-def both(scratch: Path) -> Iterator[dict[str, Side]]:
+def started(scratch: Path) -> Iterator[dict[str, Side]]:
     with ExitStack() as stack:
         sides = {}
         for name, start in ((OURS, gateway), (THEIRS, tutorial)):
@@ -159,7 +159,7 @@ def show(kind: Kind, ours: list[Found], theirs: list[Found]) -> None:
     """Of each start."""
     size = statistics.mean(map(len, kind.bodies))
     print(f"\n{kind.name}, {size / 1e6:.1f} MB each" if size > 1e6 else f"\n{kind.name}, {size / 1e3:.0f} KB each")
-    print(f"{'':35}{OURS:>10}{THEIRS:>10}{'ratio':>8}   {'target':13}of the starts")
+    print(f"{'':35}{OURS:>10}{THEIRS:>10}{'ratio':>8}   {'target':16}of the starts")
     pairs = list(zip(ours, theirs, strict=True))
     for n in CONCURRENT:
         wanted = f"≥ {kind.target}"
@@ -198,7 +198,7 @@ def row(name: str, starts: list[tuple[list[float], list[float]]], target: str = 
     if target:
         sign, limit = target.split()
         target += "  met" if (ratio >= float(limit) if sign == "≥" else ratio <= float(limit)) else "  MISSED"
-    print(f"{name:35}{first:10.1f}{second:10.1f}{ratio:8.2f}   {target:13}{single}".rstrip())
+    print(f"{name:35}{first:10.1f}{second:10.1f}{ratio:8.2f}   {target:16}{single}".rstrip())
 
 
 def write_models(folder: Path) -> None:

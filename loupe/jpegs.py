@@ -4,8 +4,8 @@
 
 Pillow has libjpeg-turbo write each row into a buffer, and copies it. Rows that begin at a multiple of 32 bytes are
 written past the processor's caches; whether that buffer does is chance, and then each row is fetched from memory again:
-400×533 pixels take 0.7 ms instead of 0.4. Here the rows are the picture's own, and begin elsewhere. They have Pillow's
-four bytes a pixel, so that Pillow and the resizer take them as they lie.
+400×533 pixels take 0.7 ms instead of 0.4. Here the rows are the picture's own, and most begin elsewhere. They have
+Pillow's four bytes a pixel, so that Pillow and the resizer take them as they lie.
 """
 
 from __future__ import annotations
