@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,18 @@ def test_a_call_beyond_the_threads_is_resource_exhausted(slow: ModelServer) -> N
         predictor(slow)(proto.predict_request("slow", {"turns": np.zeros((1, 1), np.float32)}), timeout=20)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     call.result()
+
+
+def test_as_many_callers_as_threads_are_all_answered(shelf: Path, tmp_path: Path, engine: str) -> None:
+    """Each asks again as soon as it has its answer."""
+    publish(shelf / "slow", tmp_path / "slow" / "1")
+    nothing = proto.predict_request("slow", {"turns": np.zeros((1, 1), np.float32)})
+    with (
+        model_server(tmp_path, "slow", "--grpc_max_threads=4", engine=engine) as server,
+        ThreadPoolExecutor(4) as callers,
+    ):
+        predict = predictor(server)
+        assert len(list(callers.map(lambda _: predict(nothing, timeout=20), range(2000)))) == 2000
 
 
 def test_idle_it_ends_at_once_on_sigterm_and_on_ctrl_c(shelf: Path, tmp_path: Path) -> None:

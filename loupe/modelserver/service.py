@@ -3,13 +3,17 @@
     server, port = service.start(Answers(versions), flags)
     server.stop(grace=10).wait()
 
-Other methods are UNIMPLEMENTED. More calls at once than `--grpc_max_threads` are RESOURCE_EXHAUSTED.
+Other methods are UNIMPLEMENTED. More calls at once than `--grpc_max_threads` are RESOURCE_EXHAUSTED. gRPC itself counts
+a call until its thread has come back from sending the answer, when the caller may long have asked again: on a busy
+machine it would refuse as many callers as there are threads. Here a call counts until its answer is there, and threads
+that only come back are allowed for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from threading import BoundedSemaphore
 from typing import Any
 
 import grpc
@@ -31,8 +35,9 @@ def start(answers: Answers, flags: Flags) -> tuple[grpc.Server, int]:
         ("grpc.max_send_message_length", -1),
         *flags.channel_arguments,
     ]
-    pool = ThreadPoolExecutor(flags.threads, thread_name_prefix="grpc")
-    server = grpc.server(pool, handlers(answers, flags), options=options, maximum_concurrent_rpcs=flags.threads)
+    most = 4 * flags.threads  # with those that come back
+    pool = ThreadPoolExecutor(most, thread_name_prefix="grpc")
+    server = grpc.server(pool, handlers(answers, flags), options=options, maximum_concurrent_rpcs=most)
     try:
         port = server.add_insecure_port(f"{flags.address}:{flags.port}")
     except RuntimeError as error:
@@ -42,20 +47,23 @@ def start(answers: Answers, flags: Flags) -> tuple[grpc.Server, int]:
 
 
 def handlers(answers: Answers, flags: Flags) -> list[grpc.GenericRpcHandler]:
+    room = BoundedSemaphore(flags.threads)
     services: dict[str, dict[str, grpc.RpcMethodHandler]] = {}
     for method, function in (
         (proto.PREDICT, answers.predict),
         (proto.GET_MODEL_METADATA, answers.metadata),
         (proto.GET_MODEL_STATUS, answers.status),
     ):
-        services.setdefault(method.service, {})[method.name] = _handler(method, function)
+        services.setdefault(method.service, {})[method.name] = _handler(method, function, room)
     if flags.enable_grpc_healthcheck_service:
         services[HEALTH] = {"Check": grpc.unary_unary_rpc_method_handler(_health)}
     return [grpc.method_handlers_generic_handler(name, methods) for name, methods in services.items()]
 
 
-def _handler(method: proto.Method, function: Callable[[Any], Any]) -> grpc.RpcMethodHandler:
+def _handler(method: proto.Method, function: Callable[[Any], Any], room: BoundedSemaphore) -> grpc.RpcMethodHandler:
     def handle(request: Any, context: grpc.ServicerContext) -> Any:
+        if not room.acquire(blocking=False):
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Server Threadpool Exhausted")
         try:
             return function(request)
         except Refused as error:
@@ -63,6 +71,8 @@ def _handler(method: proto.Method, function: Callable[[Any], Any]) -> grpc.RpcMe
         except Exception as error:
             say(f"{method.name} failed: {error!r}")
             context.abort(grpc.StatusCode.INTERNAL, f"{method.name} failed inside the server; its log says why")
+        finally:
+            room.release()
 
     return grpc.unary_unary_rpc_method_handler(
         handle,
