@@ -1,7 +1,7 @@
 """What a file may hold beside its pixels, judged before a decoder reads it: Pillow reads some of it in Python, byte by
 byte or in copies of copies, and ten megabytes made for that purpose take minutes. Here each is read as it is there.
 
-    judge(data)              # raises ImageError
+    size = judge(data)       # width and height of a plain JPEG, for which Pillow need not be asked; raises ImageError
 """
 
 from __future__ import annotations
@@ -20,31 +20,38 @@ MAX_PACKED = 20  # of them texts and profiles, which unpack to a megabyte each
 MAX_BLOCKS = 20_000  # of 255 bytes, before a GIF's first frame
 
 _SEGMENT = re.compile(rb"[^\xff]*+\xff++([^\xff])")  # its marker, past any filling
-_PIXELS, _EXIF = b"\xda", b"\xe1"
+_PIXELS, _EXIF, _BASELINE = b"\xda", b"\xe1", b"\xc0"
 # Codings that take their time over no bytes at all; nobody writes them.
 _ARITHMETIC = {0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 
 
-def judge(data: bytes) -> None:
+def judge(data: bytes) -> tuple[int, int] | None:
     if data.startswith(b"\xff\xd8\xff"):
-        _judge_jpeg(data)
-    elif data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _judge_jpeg(data)
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
         _judge_png(data)
     elif data.startswith((b"GIF87a", b"GIF89a")):
         _judge_gif(data)
+    return None
 
 
-def _judge_jpeg(data: bytes) -> None:
-    place, filling, exif = 2, 0, 0
+def _judge_jpeg(data: bytes) -> tuple[int, int] | None:
+    """The size of one that is baseline, in colour, with all of it in its first scan, and with nothing in it that may
+    tell how it is turned."""
+    place, filling, exif, size, may_be_turned = 2, 0, 0, None, False
     for _ in range(MAX_SEGMENTS):
         found = _SEGMENT.match(data, place)
         marker, after = (found[1], found.end()) if found else (_PIXELS, len(data))
         filling += after - place - 2
-        exif += marker == _EXIF and data.startswith(b"Exif\0\0", after + 2)
+        if marker == _EXIF:
+            may_be_turned = True
+            exif += data.startswith(b"Exif\0\0", after + 2)
         if filling > MAX_FILLING or exif > MAX_EXIF:
             break
         if marker == _PIXELS:
-            return
+            return size if not may_be_turned and data.startswith(b"\0\x0c\3", after) else None
+        if marker == _BASELINE and data.startswith(b"\0\x11\x08", after) and data.startswith(b"\3", after + 7):
+            size = int.from_bytes(data[after + 5 : after + 7]), int.from_bytes(data[after + 3 : after + 5])
         if marker[0] in _ARITHMETIC:
             raise ImageError("This JPEG is coded in a way that is not read here; save it again, as a plain one.")
         place, kind = after, 0xFF00 | marker[0]
@@ -52,7 +59,7 @@ def _judge_jpeg(data: bytes) -> None:
             has_length = MARKER[kind][2] is not None
             place += max(2, int.from_bytes(data[after : after + 2])) if has_length else 0
         elif kind != 0xFF00:
-            return
+            return None
     raise ImageError("Too much stands before the pixels of this JPEG; save it again, as a plain one.")
 
 

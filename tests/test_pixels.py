@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loupe import images, resizing
+from loupe import bounds, images, resizing
 from loupe.card import Card
 from loupe.errors import ImageError
 from loupe.gateway.bodies import Sent
@@ -74,6 +74,38 @@ def test_where_pillow_resizes_a_sample_is_at_most_one_level_off(monkeypatch: pyt
     monkeypatch.setattr(resizing, "WITH_VECTORS", False)
     off = [np.abs(decode(data, HEIGHT, WIDTH) - before) for data, before in zip(pictures, fast, strict=True)]
     assert max(one.max() for one in off) == 1, "they are not the same code"
+
+
+PLAIN: dict[str, dict[str, Any]] = {
+    "every pixel's own colours": {"subsampling": "4:4:4"},
+    "colours of two": {"subsampling": "4:2:2"},
+    "colours of four": {"subsampling": "4:2:0"},
+    "red, green and blue as they are": {"keep_rgb": True},
+    "a profile of 200 KB": {"icc_profile": bytes(range(256)) * 800},
+    "a comment, and restarts": {"comment": b"made for a test", "restart_marker_rows": 1},
+}
+
+
+@pytest.mark.parametrize("options", PLAIN.values(), ids=PLAIN)
+def test_a_plain_jpeg_has_the_same_pixels_without_pillow(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = encoded(photograph(133, 101), **options)
+    turned_by_nothing = plain[:2] + b"\xff\xe1\0\x0e" + exif(1)[:12] + plain[2:]  # what only Pillow reads
+    assert bounds.judge(plain) == (133, 101)
+    assert bounds.judge(turned_by_nothing) is None
+    asked = decode(turned_by_nothing, HEIGHT, WIDTH)
+    monkeypatch.setattr(Image, "open", None)
+    assert (decode(plain, HEIGHT, WIDTH) == asked).all()
+
+
+def test_a_damaged_plain_jpeg_is_judged_by_pillow() -> None:
+    """Which bears what a decoder gets over."""
+    data = encoded(photograph(133, 101))
+    pixels = data.index(b"\xff\xda") + 14
+    assert decode(data[:pixels] + b"\xff\xd3" + data[pixels:], HEIGHT, WIDTH).shape == (HEIGHT, WIDTH, 3)
+    with pytest.raises(ImageError):
+        decode(data[: pixels + 200], HEIGHT, WIDTH)
 
 
 def test_training_and_the_gateway_see_identical_pixels(tmp_path: Path) -> None:
