@@ -6,8 +6,10 @@
 Both gateways run under gunicorn with the same number of workers and threads, the tutorial's in gunicorn's own gthread
 (benchmarks/tutorial_gateway.py) over a float32 model; both models under loupe.modelserver. A client of another process
 uploads forms over connections that stay open, to one gateway and then the other, round by round; what is printed are
-the medians. Both are started anew several times: where a process happens to have its memory makes decoding a JPEG dear
-or cheap (loupe/jpegs.py) for as long as it lives. The last column is the ratios of the single starts.
+the medians. A ratio is the median of each round's: a machine is not as quick in one minute as in the next, least of all
+one that others use, and only what was measured side by side compares. Both are started anew several times: where a
+process happens to have its memory makes decoding a JPEG dear or cheap (loupe/jpegs.py) for as long as it lives. The
+last column is the ratios of the single starts.
 
 A rate is requests by the seconds of processor time that the gateway's worker spent on them, system calls included, so
 that client, model server and whatever else the machine does hardly count; "with the model server" adds what that spent:
@@ -193,8 +195,9 @@ def decoded_by_the_tutorial(picture: bytes) -> object:
 
 def row(name: str, starts: list[tuple[list[float], list[float]]], target: str = "") -> None:
     first, second = (statistics.median(value for start in starts for value in start[side]) for side in (0, 1))
-    ratio = first / second
-    single = " ".join(f"{statistics.median(a) / statistics.median(b):.2f}" for a, b in starts) if starts[1:] else ""
+    ratios = [[mine / other for mine, other in zip(a, b, strict=True)] for a, b in starts]
+    ratio = statistics.median(value for start in ratios for value in start)
+    single = " ".join(f"{statistics.median(start):.2f}" for start in ratios) if starts[1:] else ""
     if target:
         sign, limit = target.split()
         target += "  met" if (ratio >= float(limit) if sign == "≥" else ratio <= float(limit)) else "  MISSED"
