@@ -21,6 +21,9 @@ MAX_BLOCKS = 20_000  # of 255 bytes, before a GIF's first frame
 
 _SEGMENT = re.compile(rb"[^\xff]*+\xff++([^\xff])")  # its marker, past any filling
 _PIXELS, _EXIF, _BASELINE = b"\xda", b"\xe1", b"\xc0"
+# Segments that Pillow reads, by the least that it does not stumble over; in EXIF and Photoshop's may be anything.
+_READ = {b"\xe0": 16, _EXIF: 1 << 16, b"\xe2": 20, b"\xed": 1 << 16, b"\xee": 14}
+_MORE_FRAMES = b"MPF\0"
 # Codings that take their time over no bytes at all; nobody writes them.
 _ARITHMETIC = {0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 
@@ -36,20 +39,21 @@ def judge(data: bytes) -> tuple[int, int] | None:
 
 
 def _judge_jpeg(data: bytes) -> tuple[int, int] | None:
-    """The size of one that is baseline, in colour, with all of it in its first scan, and with nothing in it that may
-    tell how it is turned."""
-    place, filling, exif, size, may_be_turned = 2, 0, 0, None, False
+    """The size of one that is baseline, in colour, and with all of it in its first scan, if Pillow would read nothing
+    in it that matters, such as how it is turned."""
+    place, filling, exif, plain, size = 2, 0, 0, True, None
     for _ in range(MAX_SEGMENTS):
         found = _SEGMENT.match(data, place)
         marker, after = (found[1], found.end()) if found else (_PIXELS, len(data))
         filling += after - place - 2
-        if marker == _EXIF:
-            may_be_turned = True
-            exif += data.startswith(b"Exif\0\0", after + 2)
+        exif += marker == _EXIF and data.startswith(b"Exif\0\0", after + 2)
         if filling > MAX_FILLING or exif > MAX_EXIF:
             break
         if marker == _PIXELS:
-            return size if not may_be_turned and data.startswith(b"\0\x0c\3", after) else None
+            return size if plain and data.startswith(b"\0\x0c\3", after) else None
+        if marker in _READ:
+            length = int.from_bytes(data[after : after + 2])
+            plain = plain and length >= _READ[marker] and not data.startswith(_MORE_FRAMES, after + 2)
         if marker == _BASELINE and data.startswith(b"\0\x11\x08", after) and data.startswith(b"\3", after + 7):
             size = int.from_bytes(data[after + 5 : after + 7]), int.from_bytes(data[after + 3 : after + 5])
         if marker[0] in _ARITHMETIC:

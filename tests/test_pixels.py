@@ -108,6 +108,23 @@ def test_a_damaged_plain_jpeg_is_judged_by_pillow() -> None:
         decode(data[: pixels + 200], HEIGHT, WIDTH)
 
 
+BESIDE = {
+    "no JFIF": b"\xff\xe0\0\x06JFIF",
+    "EXIF": b"\xff\xe1\0\x0cExif\0\0II*\0",
+    "XMP": b"\xff\xe1\0\x1fhttp://ns.adobe.com/xap/1.0/\0",
+    "half a profile": b"\xff\xe2\0\x10ICC_PROFILE\0\1\1",
+    "more frames": b"\xff\xe2\0\x16MPF\0" + bytes(16),
+    "Photoshop's": b"\xff\xed\0\x10Photoshop 3.0\0",
+    "half of Adobe's": b"\xff\xee\0\x07Adobe",
+}
+
+
+@pytest.mark.parametrize("segment", BESIDE.values(), ids=BESIDE)
+def test_what_pillow_reads_in_a_jpeg_is_left_to_it(segment: bytes) -> None:
+    data = encoded(photograph(133, 101))
+    assert bounds.judge(data[:2] + segment + data[2:]) is None
+
+
 def test_training_and_the_gateway_see_identical_pixels(tmp_path: Path) -> None:
     pictures = {name: make() for name, make in AWKWARD.items()}
     files = [File(tmp_path / str(place), "any") for place in range(len(pictures))]
