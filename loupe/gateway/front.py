@@ -49,7 +49,7 @@ class Front(Parting):
         self.most_gathered = max(MOST_GATHERED, 2 * self.settings.max_bytes)
         self.scratch = memoryview(bytearray(AT_ONCE))
         self.in_hand = 0
-        self.served_at = 0.0  # the last request since memory was given back
+        self.served_at = 0.0  # the last request since all free memory was given back
         self.let_go: deque[bool] = deque()  # by the threads, for the loop: that one is no longer in hand
         self.finished: deque[tuple[Connection, bool]] = deque()  # and what becomes of its connection
 

@@ -1,7 +1,7 @@
 """How a worker borrows memory from the system: pictures are large, short-lived, and decoded in many threads.
 
     settle()                              # once a worker, before its first request
-    give_back()                           # now and then: what is free goes back to the system
+    give_back(spare=SPARE)                # now and then: what is free goes back to the system
 
 Left alone, glibc does two things that do not suit it. Each thread has a heap of its own, which returns its pages after
 every picture and takes new ones for the next: an eighth of a request's processor time. And the size from which pieces
@@ -19,7 +19,7 @@ from contextlib import suppress
 LARGE = 1 << 23  # bytes: more than anything needs that was drafted to a model's size, and less than Pillow's blocks
 EVERY = 5.0  # seconds of work, in which holes may lie idle
 QUIET = 0.9  # seconds without any
-SPARE = 1 << 24  # bytes at the heap's end that are kept for the next pictures
+SPARE = 1 << 24  # bytes at the heap's end that are kept for the next pictures, while some come
 _ARENA_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -8, -3, -1  # as malloc.h numbers them
 
 
@@ -30,6 +30,6 @@ def settle() -> None:
             mallopt(name, value)
 
 
-def give_back() -> None:
+def give_back(spare: int = 0) -> None:
     with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(SPARE)
+        ctypes.CDLL(None).malloc_trim(spare)

@@ -64,9 +64,12 @@ class Worker(Front):
             self._cut(self.arriving[0], Busy(MANY))
         while self.nr_conns > self.worker_connections - SPARE_CONNECTIONS and self._make_room():
             pass
-        if self.served_at and now >= min(self.give_back_at, self.served_at + memory.QUIET):
-            self.served_at, self.give_back_at = 0.0, now + memory.EVERY
+        if self.served_at and now >= self.served_at + memory.QUIET:
+            self.served_at = 0.0
             memory.give_back()
+        elif self.served_at and now >= self.give_back_at:
+            self.give_back_at = now + memory.EVERY
+            memory.give_back(memory.SPARE)
         if not self.alive:
             self._leave(now)
 
