@@ -14,7 +14,8 @@ RUN pip install --no-cache-dir pipenv==2026.10.3 \
  && rm -rf /root/.cache
 
 COPY gateway.py gunicorn.conf.py proto.py ./
-COPY loupe/__init__.py loupe/aside.py loupe/bounds.py loupe/card.py loupe/errors.py loupe/images.py loupe/jpegs.py loupe/resizing.py loupe/scripts.py loupe/
+COPY loupe/*.py loupe/
+COPY loupe/images loupe/images
 COPY loupe/gateway loupe/gateway
 COPY data/samples data/samples
 

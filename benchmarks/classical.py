@@ -24,8 +24,8 @@ from sklearn.svm import SVC
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from loupe.errors import ImageError
-from loupe.images import decode
-from loupe.resizing import Pixels
+from loupe.images.api import decode
+from loupe.images.resize import Pixels
 
 SIDE = 128  # px the pictures are stretched to
 CELL = 16  # px of a HOG cell

@@ -101,7 +101,7 @@ def usual_way(arguments: argparse.Namespace) -> None:
     import keras
     import numpy as np
 
-    from loupe.images import decode
+    from loupe.images.api import decode
     from loupe.training.backbones import build_trunk, freeze, with_head
     from loupe.training.dataset import Source, read
     from loupe.training.settings import Settings

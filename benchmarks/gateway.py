@@ -8,8 +8,8 @@ Both gateways run under gunicorn with the same number of workers and threads, th
 uploads forms over connections that stay open, to one gateway and then the other, round by round; what is printed are
 the medians. A ratio is the median of each round's: a machine is not as quick in one minute as in the next, least of all
 one that others use, and only what was measured side by side compares. Both are started anew several times: where a
-process happens to have its memory makes decoding a JPEG dear or cheap (loupe/jpegs.py) for as long as it lives. The
-last column is the ratios of the single starts.
+process happens to have its memory makes decoding a JPEG dear or cheap (loupe/images/jpeg.py) for as long as it lives.
+The last column is the ratios of the single starts.
 
 A rate is requests by the seconds of processor time that the gateway's worker spent on them, system calls included, so
 that client, model server and whatever else the machine does hardly count; "with the model server" adds what that spent:
@@ -43,7 +43,7 @@ from keras_image_helper import create_preprocessor
 from PIL import Image
 
 from loupe.errors import UserError
-from loupe.images import decode
+from loupe.images.api import decode
 from loupe.scripts import Parser, run_script
 from tests.gateways import Gateway, gateway, running
 from tests.servers import PATIENCE, ROOT, free_port, model_server

@@ -21,7 +21,7 @@ from PIL import Image
 
 from data.tires import CLASSES, draw
 from loupe.errors import UserError
-from loupe.images import decode
+from loupe.images.api import decode
 from loupe.scripts import Parser, run_script
 
 THUMBNAIL = 16  # px, of a side

@@ -25,8 +25,8 @@ from benchmarks.strangers import strangers
 from loupe.card import Card
 from loupe.errors import ImageError, UserError
 from loupe.familiarity import Familiarity
-from loupe.images import decode
-from loupe.resizing import Pixels
+from loupe.images.api import decode
+from loupe.images.resize import Pixels
 from loupe.scripts import Parser, run_script
 
 FALSE_ALARMS = 0.05

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from loupe.errors import UserError
-from loupe.images import FIT, RESIZE
+from loupe.images.decode import FIT, RESIZE
 
 FORMAT = 1  # of the card itself
 LARGEST = 4096  # px, of an input's side

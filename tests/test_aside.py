@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from loupe import aside
 from loupe.errors import ImageError, TooManyPixels
-from loupe.images import decode, decode_here, upright_size
+from loupe.images import sandbox
+from loupe.images.api import decode, upright_size
+from loupe.images.decode import decode_here
 from tests.hostile_pictures import avif_declaring, avif_of_frames, avif_of_items
 from tests.pictures import encoded, picture
 from tests.servers import ROOT, until
@@ -22,8 +23,8 @@ AVIF = encoded(picture(300, 200), "AVIF")
 
 
 def helper() -> int:
-    assert aside._helper
-    return aside._helper[1].pid
+    assert sandbox._helper
+    return sandbox._helper[1].pid
 
 
 def test_its_pixels_and_its_size_are_those_of_any_other_way() -> None:
@@ -75,7 +76,8 @@ def test_after_ctrl_c_the_next_picture_gets_its_own_answer(tmp_path: Path) -> No
     code = """
 import sys
 from pathlib import Path
-from loupe.images import decode, decode_here
+from loupe.images.api import decode
+from loupe.images.decode import decode_here
 slow, following = (Path(name).read_bytes() for name in sys.argv[1:])
 decode(following, 8, 8)
 print("now", flush=True)
@@ -95,8 +97,8 @@ except KeyboardInterrupt:
 
 def test_it_ends_with_its_parent_however_that_ends() -> None:
     code = (
-        "import sys, time; from loupe import aside; from loupe.images import decode;"
-        "decode(sys.stdin.buffer.read(), 8, 8); print(aside._helper[1].pid, flush=True); time.sleep(60)"
+        "import sys, time; from loupe.images import sandbox; from loupe.images.api import decode;"
+        "decode(sys.stdin.buffer.read(), 8, 8); print(sandbox._helper[1].pid, flush=True); time.sleep(60)"
     )
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=pipe, stdout=pipe) as parent:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from loupe.errors import UserError
-from loupe.images import decode
+from loupe.images.api import decode
 from loupe.training.dataset import CUT, Dataset, Source, read
 from tests.servers import ROOT
 

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from loupe.images import decode
+from loupe.images.api import decode
 from tests import models
 from tests.backends import backend
 from tests.gateways import Gateway, gateway, running

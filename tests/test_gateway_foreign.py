@@ -21,7 +21,7 @@ import proto
 from loupe.errors import ModelUnfit
 from loupe.gateway.foreign import foreign_card
 from loupe.gateway.settings import PREPROCESSORS
-from loupe.images import decode
+from loupe.images.api import decode
 from tests import models
 from tests.gateways import Answer, Gateway, gateway
 from tests.pictures import encoded, picture

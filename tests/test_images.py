@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from loupe.errors import ImageError, TooManyPixels, UnsupportedImage
-from loupe.images import FORMATS, decode, decode_here
+from loupe.images.api import decode
+from loupe.images.decode import FORMATS, decode_here
 from tests.pictures import encoded, exif, picture, png_that_declares
 from tests.servers import ROOT
 
@@ -100,7 +101,7 @@ def test_one_that_is_long_and_thin_needs_no_room_between_rows_and_columns(
 ) -> None:
     """In a process of its own: this one may have needed more before."""
     code = (
-        "import re, sys; from loupe.images import decode\n"
+        "import re, sys; from loupe.images.api import decode\n"
         "def most(): return int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])\n"
         "data = sys.stdin.buffer.read(); before = most(); decode(data, 299, 299); print(most() - before)"
     )
@@ -226,7 +227,7 @@ def test_without_its_package_heic_is_unsupported_and_the_answer_says_how_to_have
     brand: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not there, where it is
-    monkeypatch.setattr("loupe.images.FORMATS", [kind for kind in FORMATS if kind != "HEIF"])
+    monkeypatch.setattr("loupe.images.decode.FORMATS", [kind for kind in FORMATS if kind != "HEIF"])
     with pytest.raises(UnsupportedImage, match="pip install pillow-heif") as caught:
         decode_here(HEIC.replace(b"heic", brand, 1), 16, 16)
     assert caught.value.status == 415

@@ -97,11 +97,11 @@ def test_the_gateways_image_gets_every_module_that_the_gateway_imports(tmp_path:
     for line in (ROOT / "image-gateway.dockerfile").read_text().splitlines():
         if line.startswith("COPY") and "Pipfile" not in line:
             *sources, target = line.split()[1:]
-            for source in sources:
+            for source in (path for pattern in sources for path in ROOT.glob(pattern)):
                 folder = tmp_path / target
-                folder = folder if (ROOT / source).is_file() else folder.parent
+                folder = folder if source.is_file() else folder.parent
                 folder.mkdir(parents=True, exist_ok=True)
-                subprocess.run(["cp", "-r", ROOT / source, folder], check=True)
+                subprocess.run(["cp", "-r", source, folder], check=True)
     done = subprocess.run(
         [sys.executable, "-c", "import gateway; gateway.app"], cwd=tmp_path, capture_output=True, text=True
     )

@@ -320,7 +320,7 @@ def test_a_gateway_that_reads_bgr_is_the_services(
     customized: Callable[[str, str], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    turned = "import loupe.images as i; i.decode = lambda *a, real=i.decode: real(*a)[..., ::-1].copy()"
+    turned = "import loupe.images.api as i; i.decode = lambda *a, real=i.decode: real(*a)[..., ::-1].copy()"
     customized("gunicorn", turned)
     assert "the stage service gives" in refused(exported(tmp_path, source), source)
     told = verdicts(capsys.readouterr().out)
@@ -331,7 +331,7 @@ def test_a_gateway_that_reads_bgr_is_the_services(
     ("where", "code", "told"),
     [
         ("loupe.modelserver", "os._exit(3)", "ended before it was ready: serve.py: The model server ended"),
-        ("gunicorn", "import loupe.images as i; i.decode = lambda *a: os._exit(3)", "does not answer"),
+        ("gunicorn", "import loupe.images.api as i; i.decode = lambda *a: os._exit(3)", "does not answer"),
     ],
 )
 def test_a_service_that_dies_is_told(

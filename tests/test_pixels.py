@@ -1,4 +1,4 @@
-"""What `loupe/images.py` makes of awkward pictures is frozen: a model is only as good as the pixels it meets at work
+"""What `loupe/images` makes of awkward pictures is frozen: a model is only as good as the pixels it meets at work
 are those that it learnt from.
 
 `pixels.json` holds a checksum of the pixels where the format keeps every bit, and a grid of 4 × 4 mean colours where
@@ -24,14 +24,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loupe import bounds, images, resizing
 from loupe.card import Card
 from loupe.errors import ImageError
 from loupe.gateway.bodies import Sent
 from loupe.gateway.predictions import Batch
 from loupe.gateway.settings import Settings
-from loupe.images import decode
-from loupe.resizing import resized
+from loupe.images import limits, resize
+from loupe.images.api import decode
+from loupe.images.resize import resized
 from loupe.training.dataset import File, decode_all
 from tests.pictures import AWKWARD, LOSSLESS, encoded, exif, photograph
 from tests.servers import ROOT
@@ -60,18 +60,18 @@ def test_the_table_holds_every_picture() -> None:
 def test_the_pixels_are_those_of_the_frozen_table(name: str) -> None:
     frozen, now = json.loads(TABLE.read_text())[name], told(name)
     if name in LOSSLESS:
-        if not resizing.WITH_VECTORS:
+        if not resize.WITH_VECTORS:
             pytest.skip("Pillow resizes here: a sample may be one level off")
         assert now == frozen
     else:
         assert np.abs(np.subtract(now, frozen)).max() <= 1
 
 
-@pytest.mark.skipif(not resizing.WITH_VECTORS, reason="only Pillow is here to resize")
+@pytest.mark.skipif(not resize.WITH_VECTORS, reason="only Pillow is here to resize")
 def test_where_pillow_resizes_a_sample_is_at_most_one_level_off(monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = [make() for make in AWKWARD.values()] + list(photographs().values())[:4]
     fast = [decode(data, HEIGHT, WIDTH).astype(int) for data in pictures]
-    monkeypatch.setattr(resizing, "WITH_VECTORS", False)
+    monkeypatch.setattr(resize, "WITH_VECTORS", False)
     off = [np.abs(decode(data, HEIGHT, WIDTH) - before) for data, before in zip(pictures, fast, strict=True)]
     assert max(one.max() for one in off) == 1, "they are not the same code"
 
@@ -92,8 +92,8 @@ def test_a_plain_jpeg_has_the_same_pixels_without_pillow(
 ) -> None:
     plain = encoded(photograph(133, 101), **options)
     turned_by_nothing = plain[:2] + b"\xff\xe1\0\x0e" + exif(1)[:12] + plain[2:]  # what only Pillow reads
-    assert bounds.judge(plain) == (133, 101)
-    assert bounds.judge(turned_by_nothing) is None
+    assert limits.judge(plain) == (133, 101)
+    assert limits.judge(turned_by_nothing) is None
     asked = decode(turned_by_nothing, HEIGHT, WIDTH)
     monkeypatch.setattr(Image, "open", None)
     assert (decode(plain, HEIGHT, WIDTH) == asked).all()
@@ -122,7 +122,7 @@ BESIDE = {
 @pytest.mark.parametrize("segment", BESIDE.values(), ids=BESIDE)
 def test_what_pillow_reads_in_a_jpeg_is_left_to_it(segment: bytes) -> None:
     data = encoded(photograph(133, 101))
-    assert bounds.judge(data[:2] + segment + data[2:]) is None
+    assert limits.judge(data[:2] + segment + data[2:]) is None
 
 
 def test_training_and_the_gateway_see_identical_pixels(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_jpeg_decoded_smaller_is_at_least_twice_the_target_and_hardly_differs_
         for target in TARGETS:
             wanted = np.asarray(whole.resize((target, target), Image.Resampling.BILINEAR)).astype(int)
             with monkeypatch.context() as patch:
-                patch.setattr(images, "resized", spy)
+                patch.setattr("loupe.images.decode.resized", spy)
                 off = np.abs(decode(data, target, target) - wanted)
             reduced += sizes[-1] != whole.size
             if min(sizes[-1]) < 2 * target or off.mean() > 1 or np.percentile(off, 99) > 3:

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from loupe.errors import ImageError, UserError
-from loupe.images import decode
-from loupe.resizing import Pixels
+from loupe.images.api import decode
+from loupe.images.resize import Pixels
 
 SAMPLES = Path(__file__).resolve().parents[2] / "data" / "samples"
 KEPT = "pictures.json"  # training writes it into the run

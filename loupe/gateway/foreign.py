@@ -22,7 +22,8 @@ from PIL import Image
 import proto
 from loupe.card import LARGEST, Card
 from loupe.errors import ModelUnfit, UserError
-from loupe.images import RESIZE, decode, upright_size
+from loupe.images.api import decode, upright_size
+from loupe.images.decode import RESIZE
 
 TOLERANCE = 1e-3  # of a row's sum, for it to be probabilities
 AGAIN = "export it again with convert.py"

@@ -24,7 +24,7 @@ import keras
 import numpy as np
 
 from loupe.errors import UserError
-from loupe.images import FIT, RESIZE
+from loupe.images.decode import FIT, RESIZE
 from loupe.training.augment import Augment, blend
 from loupe.training.augmentation import Augmentation
 from loupe.training.backbones import build_trunk, cut, freeze, trunk_of, with_head

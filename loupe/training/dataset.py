@@ -26,8 +26,9 @@ import numpy as np
 from PIL import Image
 
 from loupe.errors import ImageError, TooManyPixels, UnsupportedImage, UserError
-from loupe.images import FORMATS, NAMES, decode
-from loupe.resizing import Pixels
+from loupe.images.api import decode
+from loupe.images.decode import FORMATS, NAMES
+from loupe.images.resize import Pixels
 from loupe.training.duplicates import fingerprint, twins
 from loupe.training.layouts import File, Skipped, Source, Submission, find
 from loupe.training.progress import bar

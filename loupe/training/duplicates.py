@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates, uniform_filter
 
-from loupe.resizing import Pixels
+from loupe.images.resize import Pixels
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 Truth = np.ndarray[Any, np.dtype[np.bool_]]

@@ -26,7 +26,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from loupe.resizing import Pixels
+from loupe.images.resize import Pixels
 from loupe.training.splits import Indices
 
 Features = np.ndarray[Any, np.dtype[np.float32]]

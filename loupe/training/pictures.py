@@ -22,8 +22,8 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from loupe.errors import ImageError
-from loupe.images import decode
-from loupe.resizing import Pixels
+from loupe.images.api import decode
+from loupe.images.resize import Pixels
 
 SIDE = 176  # px, the longer one
 MOST_BYTES = 9_000  # of a thumbnail of that side; photographs need about half

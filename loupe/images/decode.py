@@ -1,6 +1,6 @@
 """Bytes → RGB pixels: the one path, for training and for serving, so that a model sees at work what it learnt from.
 
-    pixels = decode(data, height=224, width=224)      # uint8 [224, 224, 3]
+    pixels = decode_here(data, height=224, width=224)      # uint8 [224, 224, 3]
 
 Formats are a list of what is allowed, judged by the bytes and never by a name or a label; HEIC is on it where the
 package pillow-heif is installed. The size is checked before any pixel is allocated. A JPEG is decoded (jpegs.py) at the
@@ -22,9 +22,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from loupe import aside, bounds, jpegs
 from loupe.errors import ImageError, TooManyPixels, UnsupportedImage
-from loupe.resizing import Box, Pixels, resized
+from loupe.images import jpeg, limits
+from loupe.images.resize import Box, Pixels, resized
 
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"]  # HEIF joins them with the first HEIC picture that can be read
 NAMES = "JPEG, PNG, WebP, GIF, BMP or AVIF"
@@ -38,7 +38,19 @@ DRAFT = 2.5  # times the target: at 2, one sample in a hundred is 5 levels off a
 BEHIND_ALPHA = (255, 255, 255)
 RESIZE, FIT = "bilinear-antialiased", "stretch"  # as the card calls what happens here
 
-_HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"heif", b"mif1", b"msf1"}  # brands
+HEIC_BRANDS = {
+    b"heic",
+    b"heix",
+    b"heim",
+    b"heis",
+    b"hevc",
+    b"hevx",
+    b"hevm",
+    b"hevs",
+    b"heif",
+    b"mif1",
+    b"msf1",
+}  # brands
 _OTHERS = (  # how the kinds of picture begin that are known and not read
     (b"%PDF", b"%!PS", b"\xc5\xd0\xd3\xc6", b"8BPS", b"gimp xcf")  # PDF, PostScript, the workshops' own
     + (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"II\xbc", b"IIRO", b"FUJIFILM")  # TIFF and cameras' raw files
@@ -69,32 +81,13 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # th
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of what is odd in callers' files: a line for each of 65,535 tags
 
 
-def decode(data: bytes, height: int, width: int) -> Pixels:
-    """The picture in `data` as RGB of that size. Raises ImageError or a child of it."""
-    if not _is_kept_aside(data):
-        return decode_here(data, height, width)
-    if data[8:12] in _HEIC:
-        _heic_is_read()  # for FORMATS to say so
-    return aside.decode(data, height, width)
-
-
-def upright_size(data: bytes) -> tuple[int, int]:
-    """Height and width as the picture is meant to be seen: decoded to these, it is not resized."""
-    return (aside.upright_size if _is_kept_aside(data) else upright_size_here)(data)
-
-
-def _is_kept_aside(data: bytes) -> bool:
-    """AVIF and HEIC."""
-    return data[4:8] == b"ftyp"
-
-
 def decode_here(data: bytes, height: int, width: int) -> Pixels:
     if not data:
         raise ImageError("The picture is empty: 0 bytes; send the whole file.")
     plain = _plain_size(data, height, width)
     if plain:
         with suppress(ValueError):
-            return resized(jpegs.decoded(data, *plain, smaller=False), height, width)
+            return resized(jpeg.decoded(data, *plain, smaller=False), height, width)
     image = _open(data)
     if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
         raise TooManyPixels(
@@ -121,7 +114,7 @@ def decode_here(data: bytes, height: int, width: int) -> Pixels:
 
 
 def upright_size_here(data: bytes) -> tuple[int, int]:
-    bounds.judge(data)
+    limits.judge(data)
     image = _open(data)
     return (image.width, image.height) if _orientation(image) in _ON_ITS_SIDE else (image.height, image.width)
 
@@ -129,14 +122,14 @@ def upright_size_here(data: bytes) -> tuple[int, int]:
 def _plain_size(data: bytes, height: int, width: int) -> tuple[int, int] | None:
     """Width and height of a plain JPEG that is not decoded smaller. To open it, too, takes Pillow a twentieth of what
     the gateway spends on a request, and tells nothing more."""
-    size = bounds.judge(data)
+    size = limits.judge(data)
     small = size and 0 < size[0] * size[1] <= MAX_PIXELS and min(size) < 2 * _least(height, width)
     return size if small else None
 
 
 def _open(data: bytes) -> Image.Image:
-    heic = data[4:8] == b"ftyp" and data[8:12] in _HEIC
-    readable = heic and _heic_is_read()
+    heic = data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS
+    readable = heic and heic_is_read()
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
@@ -166,7 +159,7 @@ def _may_have_scans(image: Image.Image, data: bytes) -> bool:
     return "progressive" in image.info or not first
 
 
-def _heic_is_read() -> bool:
+def heic_is_read() -> bool:
     """Looked for only when a HEIC picture comes: the library is large, and most never see one."""
     if "HEIF" not in FORMATS:
         try:
@@ -213,7 +206,7 @@ def _loaded(image: Image.Image, data: bytes, straight: bool) -> Image.Image:
     if isinstance(image, JpegImageFile):
         if straight and image.mode == "RGB":
             with suppress(ValueError):  # damaged or rare: what of that is borne is Pillow's to say
-                return jpegs.decoded(data, *image.size, smaller=image.decoderconfig[0] > 1)
+                return jpeg.decoded(data, *image.size, smaller=image.decoderconfig[0] > 1)
         image.decodermaxblock = len(data)  # else it is copied twice on its way, 64 KB at a time
     image.load()
     return _to_rgb(image)

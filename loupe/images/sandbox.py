@@ -1,18 +1,17 @@
 """AVIF and HEIC: few bytes keep their decoders busy for minutes, or fill the memory. So a process of their own decodes
 them, which the system ends when it has had its share.
 
-    decode(data, height, width), upright_size(data)      # as those of images.py
+    decode(data, height, width), upright_size(data)      # as those of api.py
 
 What is in such a file is told from its header, and its frames may be others; there may be as many as there are bytes.
-The process starts with the first such picture, is used for one after the other, and ends with its parent.
+The process (sandbox_child.py) starts with the first such picture, is used for one after the other, and ends with its
+parent.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import resource
-import signal
 import struct
 import subprocess
 import sys
@@ -28,8 +27,8 @@ from loupe.errors import ImageError
 
 SECONDS = 3.0  # of processor time for a picture; the largest honest ones take about one
 MEMORY = 2 << 30  # bytes, of addresses
-_QUESTION = struct.Struct("<IIQ")  # height, width (0: only the size is asked), bytes of the file
-_ANSWER = struct.Struct("<IQ")  # bytes of what is told as JSON, and of pixels
+QUESTION = struct.Struct("<IIQ")  # height, width (0: only the size is asked), bytes of the file
+ANSWER = struct.Struct("<IQ")  # bytes of what is told as JSON, and of pixels
 _lock = threading.Lock()
 _helper: tuple[int, subprocess.Popen[bytes]] | None = None  # whose it is, and the process
 
@@ -53,9 +52,9 @@ def _ask(data: bytes, height: int, width: int) -> tuple[dict[str, Any], bytes]:
         helper = _helper[1]
         assert helper.stdin and helper.stdout
         try:
-            helper.stdin.write(_QUESTION.pack(height, width, len(data)) + data)
+            helper.stdin.write(QUESTION.pack(height, width, len(data)) + data)
             helper.stdin.flush()
-            size, count = _ANSWER.unpack(_exactly(helper.stdout, _ANSWER.size))
+            size, count = ANSWER.unpack(_exactly(helper.stdout, ANSWER.size))
             told: dict[str, Any] = json.loads(_exactly(helper.stdout, size))
             pixels = _exactly(helper.stdout, count)
         except BaseException as error:  # also Ctrl-C: else the next picture would get this one's answer
@@ -76,11 +75,11 @@ def _end(helper: subprocess.Popen[bytes]) -> None:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    home = Path(__file__).resolve().parent.parent
+    home = Path(__file__).resolve().parents[2]
     path = os.pathsep.join(filter(None, (str(home), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": path}
     return subprocess.Popen(
-        [sys.executable, "-m", "loupe.aside"],
+        [sys.executable, "-m", "loupe.images.sandbox_child"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=home, env=environment,
     )  # fmt: skip
 
@@ -90,40 +89,3 @@ def _exactly(stream: IO[bytes], size: int) -> bytes:
     if len(data) < size:
         raise EOFError
     return data
-
-
-def main() -> None:
-    """In that process."""
-    from loupe import images
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is its parent's to handle, and ends this with it
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, whatever it is doing
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with suppress(OSError, ValueError):  # macOS has no such limit
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever some library prints is no answer
-    while len(head := sys.stdin.buffer.read(_QUESTION.size)) == _QUESTION.size:
-        height, width, count = _QUESTION.unpack(head)
-        data, pixels = sys.stdin.buffer.read(count), b""
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)
-        try:
-            if height:
-                found = images.decode_here(data, height, width)
-                told: dict[str, Any] = {"size": found.shape}
-                pixels = found.tobytes()
-            else:
-                told = {"size": images.upright_size_here(data)}
-        except ImageError as error:
-            told = {"error": type(error).__name__, "text": str(error)}
-        except MemoryError:
-            told = {"error": "ImageError", "text": "The picture takes too much memory to decode; save it as a JPEG."}
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        text = json.dumps(told).encode()
-        answers.write(_ANSWER.pack(len(text), len(pixels)) + text + pixels)
-        answers.flush()
-
-
-if __name__ == "__main__":
-    with suppress(BrokenPipeError):
-        main()
