@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loupe.card import check_name
+from loupe.cli import Parser, run_script
 from loupe.errors import UserError
 from loupe.export.runs import check_run
-from loupe.scripts import Parser, run_script
 
 if TYPE_CHECKING:
     from loupe.export.sources import Source

@@ -16,9 +16,9 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from loupe.cli import Parser, run_script
 from loupe.gateway.ports import check_ports
 from loupe.gateway.settings import Settings
-from loupe.scripts import Parser, run_script
 
 
 def main() -> None:

@@ -27,10 +27,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from loupe.cli import Parser, run_script
 from loupe.errors import UserError
 from loupe.gateway.ports import check_ports
 from loupe.gateway.settings import Settings
-from loupe.scripts import Parser, run_script
 
 ROOT = Path(__file__).resolve().parent
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed

@@ -29,8 +29,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loupe.cli import Parser, run_script
 from loupe.errors import UserError
-from loupe.scripts import Parser, run_script
 from loupe.training.settings import Settings, add_flags
 
 if TYPE_CHECKING:

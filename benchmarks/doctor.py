@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from PIL import Image
 
+from loupe.cli import Parser, run_script
 from loupe.errors import UserError
-from loupe.scripts import Parser, run_script
 from loupe.training.dataset import Dataset, Indices, Source, read
 from loupe.training.doctor import Findings, examine
 from loupe.training.labels import describe, label_errors, out_of_fold

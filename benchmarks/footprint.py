@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from loupe.scripts import Parser, run_script
+from loupe.cli import Parser, run_script
 from tests.gateways import gateway
 from tests.servers import ROOT, model_server, until
 

@@ -42,9 +42,9 @@ import numpy as np
 from keras_image_helper import create_preprocessor
 from PIL import Image
 
+from loupe.cli import Parser, run_script
 from loupe.errors import UserError
 from loupe.images.api import decode
-from loupe.scripts import Parser, run_script
 from tests.gateways import Gateway, gateway, running
 from tests.servers import PATIENCE, ROOT, free_port, model_server
 

@@ -20,9 +20,9 @@ import numpy as np
 from PIL import Image
 
 from data.tires import CLASSES, draw
+from loupe.cli import Parser, run_script
 from loupe.errors import UserError
 from loupe.images.api import decode
-from loupe.scripts import Parser, run_script
 
 THUMBNAIL = 16  # px, of a side
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1, 10, 100)  # scikit-learn's C

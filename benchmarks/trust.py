@@ -23,11 +23,11 @@ import numpy as np
 
 from benchmarks.strangers import strangers
 from loupe.card import Card
+from loupe.cli import Parser, run_script
 from loupe.errors import ImageError, UserError
 from loupe.familiarity import Familiarity
 from loupe.images.api import decode
 from loupe.images.resize import Pixels
-from loupe.scripts import Parser, run_script
 
 FALSE_ALARMS = 0.05
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from loupe.scripts import Parser, run_script
+from loupe.cli import Parser, run_script
 
 CLASSES = 10
 VALIDATION = 0.15  # as many pictures again, as a share

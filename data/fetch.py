@@ -26,8 +26,8 @@ from pathlib import Path, PurePosixPath
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from loupe.cli import Parser, run_script
 from loupe.errors import UserError
-from loupe.scripts import Parser, run_script
 from loupe.training.download import download
 from loupe.training.unpack import Places, unpack
 

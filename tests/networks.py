@@ -15,10 +15,10 @@ import numpy as np
 
 from loupe import familiarity
 from loupe.card import Card
-from loupe.explain import split
 from loupe.export.conversion import Options, convert
 from loupe.export.sources import read_run
 from loupe.familiarity import Familiarity
+from loupe.gradcam import split
 
 LABELS = ("a", "b", "c")
 

@@ -16,7 +16,6 @@ import tensorflow as tf
 
 from loupe.card import Card
 from loupe.errors import UserError
-from loupe.explain import heatmaps
 from loupe.export.conversion import Options, publish
 from loupe.export.conversion import convert as converted
 from loupe.export.graph import Parts, run
@@ -24,6 +23,7 @@ from loupe.export.precision import choose
 from loupe.export.publish import versions
 from loupe.export.sources import Source, read_run
 from loupe.familiarity import Familiarity
+from loupe.gradcam import heatmaps
 from loupe.training.backbones import build_trunk, with_head
 from tests.networks import LABELS, coarse, export, finished_run, lively, network
 from tests.servers import ROOT

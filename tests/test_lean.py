@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from loupe.explain import split
 from loupe.export.lean import flat, folded, in_precision
+from loupe.gradcam import split
 from loupe.training.backbones import BACKBONES, build_trunk, with_head
 from tests.networks import network
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import proto
+from loupe.engines import savedmodel
 from loupe.export.show import show
-from loupe.modelserver import savedmodel
 from tests import models
 from tests.servers import ModelServer, model_server, until
 

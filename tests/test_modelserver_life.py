@@ -331,7 +331,7 @@ def test_an_openvino_server_holds_no_tensorflow_and_writes_nothing_at_home(
         assert "libopenvino" in mapped
         assert "libtensorflow" not in mapped and "-packages/tensorflow/" not in mapped
     assert list(home.iterdir()) == []
-    code = "import sys, loupe.modelserver.engine_openvino; print(sys.modules['openvino_telemetry'])"
+    code = "import sys, loupe.engines.openvino_engine; print(sys.modules['openvino_telemetry'])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "None", done.stderr
 

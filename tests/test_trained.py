@@ -49,7 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def features(source: Any, pixels: Any) -> Any:
     import keras
 
-    from loupe.explain import split
+    from loupe.gradcam import split
 
     pooled = keras.Model(source.model.input, split(source.model)[0].output)
     return pooled.predict(pixels.astype(np.float32), verbose=0)

@@ -19,12 +19,14 @@ from tensorflow_serving.apis import (
 )
 
 import proto
-from loupe import records
+from loupe import tfrecord
 from loupe.card import Card
+from loupe.engines import savedmodel
+from loupe.engines.choose import chooser
+from loupe.engines.engine import Engine, Options
+from loupe.engines.refused import Refused
 from loupe.export import warmup
-from loupe.modelserver import engines, savedmodel
 from loupe.modelserver import warmup as replayed
-from loupe.modelserver.refused import Refused
 from loupe.modelserver.warmup import LARGEST_BATCH, MOST, replaying
 from tests import models
 from tests.servers import ModelServer, model_server, until
@@ -72,7 +74,7 @@ def test_pictures_too_large_to_be_spread_from_one_value_are_left_out(warmed: Pat
     warmup.write(tmp_path, Card(name="big", labels=("a", "b"), height=1024, width=1024))
     sizes = [log.predict_log.request.inputs["image"].tensor_shape.dim[0].size for log in logs(tmp_path)]
     assert sizes == [1, 2, 4]
-    for record in records.read(tmp_path / warmup.REQUESTS):
+    for record in tfrecord.read(tmp_path / warmup.REQUESTS):
         proto.to_array(proto.PredictionLog.FromString(record).predict_log.request.inputs["image"])
 
 
@@ -94,41 +96,41 @@ def test_every_request_is_answered_in_a_tf1_session_and_through_the_official_cli
 # ------------------------------------------------------------------------------------------------------------- records
 
 
-@pytest.mark.parametrize("sizes", [[], [0], [1], [3, 0, 5], [70_000], [records.CHUNK - 1, records.CHUNK + 5]])
+@pytest.mark.parametrize("sizes", [[], [0], [1], [3, 0, 5], [70_000], [tfrecord.CHUNK - 1, tfrecord.CHUNK + 5]])
 def test_records_are_read_and_written_as_tensorflow_does(tmp_path: Path, sizes: list[int]) -> None:
     wanted = [np.random.default_rng(size).bytes(size) for size in sizes]
     with tf.io.TFRecordWriter(str(tmp_path / "theirs")) as writer:
         for record in wanted:
             writer.write(record)
-    records.write(tmp_path / "ours", wanted)
+    tfrecord.write(tmp_path / "ours", wanted)
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
-    assert list(records.read(tmp_path / "theirs")) == wanted
+    assert list(tfrecord.read(tmp_path / "theirs")) == wanted
 
 
 def test_a_file_cut_off_or_with_any_byte_changed_is_damaged(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    records.write(path, [b"first", b"second"])
+    tfrecord.write(path, [b"first", b"second"])
     whole = path.read_bytes()
     first = 16 + len(b"first")
     for length in set(range(1, len(whole))) - {first}:
         path.write_bytes(whole[:length])
-        with pytest.raises(records.Damaged):
-            list(records.read(path))
+        with pytest.raises(tfrecord.Damaged):
+            list(tfrecord.read(path))
     for position in range(len(whole)):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x10]) + whole[position + 1 :])
-        with pytest.raises(records.Damaged):
-            list(records.read(path))
+        with pytest.raises(tfrecord.Damaged):
+            list(tfrecord.read(path))
 
 
-@pytest.mark.parametrize("length", [1 << 62, records.LARGEST + 1, records.LARGEST])
+@pytest.mark.parametrize("length", [1 << 62, tfrecord.LARGEST + 1, tfrecord.LARGEST])
 def test_a_length_that_lies_takes_no_memory(tmp_path: Path, length: int) -> None:
     path = tmp_path / "file"
     header = length.to_bytes(8, "little")
-    path.write_bytes(header + records._checksum(header))
-    os.truncate(path, 12 + records.LARGEST)  # sparse
+    path.write_bytes(header + tfrecord._checksum(header))
+    os.truncate(path, 12 + tfrecord.LARGEST)  # sparse
     tracemalloc.start()
-    with pytest.raises(records.Damaged):
-        list(records.read(path))
+    with pytest.raises(tfrecord.Damaged):
+        list(tfrecord.read(path))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1 << 20
@@ -171,14 +173,14 @@ FAULTS = {
 }
 
 
-def load(folder: Path) -> engines.Engine:
-    return replaying(engines.chooser("openvino", engines.Options()))(savedmodel.read(folder))
+def load(folder: Path) -> Engine:
+    return replaying(chooser("openvino", Options()))(savedmodel.read(folder))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_request_that_fails_fails_the_load(bare: Path, fault: str) -> None:
     found, code, words = FAULTS[fault]
-    records.write(bare / warmup.REQUESTS, found)
+    tfrecord.write(bare / warmup.REQUESTS, found)
     with pytest.raises(Refused) as refused:
         load(bare)
     assert refused.value.code == code
@@ -187,7 +189,7 @@ def test_a_request_that_fails_fails_the_load(bare: Path, fault: str) -> None:
 
 def test_a_damaged_file_fails_the_load_and_a_pipe_is_not_waited_for(bare: Path) -> None:
     path = bare / warmup.REQUESTS
-    records.write(path, [predict()])
+    tfrecord.write(path, [predict()])
     for content in (path.read_bytes()[:-1], b"not records"):
         path.write_bytes(content)
         with pytest.raises(Refused, match="verify your warmup data is in TFRecord format") as refused:
@@ -205,16 +207,16 @@ def test_no_file_an_empty_file_and_records_of_other_calls_are_fine(
     path = bare / warmup.REQUESTS
     assert load(bare).name == "openvino"
     for found in ([], [predict(), classify()]):
-        records.write(path, found)
+        tfrecord.write(path, found)
         assert load(bare).name == "openvino"
     assert "record 2, is no Predict request: passed over" in capsys.readouterr().err
 
 
 def test_the_tensorflow_engine_replays_it_too(bare: Path) -> None:
-    open_engine = replaying(engines.chooser("tensorflow", engines.Options()))
+    open_engine = replaying(chooser("tensorflow", Options()))
     warmup.write(bare, CARD)
     open_engine(savedmodel.read(bare)).close()
-    records.write(bare / warmup.REQUESTS, [predict(shape=[0, 32, 32])])
+    tfrecord.write(bare / warmup.REQUESTS, [predict(shape=[0, 32, 32])])
     with pytest.raises(Refused, match="must have the shape"):
         open_engine(savedmodel.read(bare))
 
@@ -227,7 +229,7 @@ def states(server: ModelServer) -> list[tuple[int, int, int]]:
 
 def test_the_old_version_keeps_serving_until_the_requests_are_mended(bare: Path) -> None:
     broken = models.write(bare.parent / ".2", seed=2)
-    records.write(broken / warmup.REQUESTS, [predict(shape=[1, 16, 16, 3])])
+    tfrecord.write(broken / warmup.REQUESTS, [predict(shape=[1, 16, 16, 3])])
     with model_server(bare.parent.parent, "tires") as server:
         broken.rename(bare.parent / "2")
         failed = [(2, proto.END, INVALID.value[0]), (1, proto.AVAILABLE, 0)]
@@ -238,7 +240,7 @@ def test_the_old_version_keeps_serving_until_the_requests_are_mended(bare: Path)
 
 def test_a_batch_of_more_than_256_is_passed_over_with_a_line(bare: Path) -> None:
     batches = (LARGEST_BATCH, LARGEST_BATCH + 1, 5461)
-    records.write(bare / warmup.REQUESTS, [predict(shape=[batch, 32, 32, 3]) for batch in batches])
+    tfrecord.write(bare / warmup.REQUESTS, [predict(shape=[batch, 32, 32, 3]) for batch in batches])
     with model_server(bare.parent.parent, "tires") as server:
         lines = [line for line in server.stderr().splitlines() if "passed over" in line]
         assert [line.partition("requests, ")[2] for line in lines] == [
@@ -253,7 +255,7 @@ def slow_requests(folder: Path, turns: float) -> None:
     log = proto.PredictionLog()
     log.predict_log.request.CopyFrom(proto.predict_request("slow", {"turns": np.array([[turns]], np.float32)}))
     (folder / "assets.extra").mkdir()
-    records.write(folder / warmup.REQUESTS, [log.SerializeToString()] * MOST)
+    tfrecord.write(folder / warmup.REQUESTS, [log.SerializeToString()] * MOST)
 
 
 def test_what_is_left_when_warming_up_has_taken_long_is_passed_over(
@@ -277,7 +279,7 @@ def test_a_file_that_would_take_minutes_delays_a_version_by_half_a_minute(tmp_pa
 
 @pytest.mark.parametrize(("flag", "served"), [("--enable_model_warmup=false", True), ("--enable_model_warmup", False)])
 def test_the_flag_turns_it_off(bare: Path, flag: str, served: bool) -> None:
-    records.write(bare / warmup.REQUESTS, [predict(alias="picture")])
+    tfrecord.write(bare / warmup.REQUESTS, [predict(alias="picture")])
     with model_server(bare.parent.parent, "tires", flag, "--max_num_load_retries=0", ready=served) as server:
         if served:
             assert states(server) == [(1, proto.AVAILABLE, 0)]

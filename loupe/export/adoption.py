@@ -15,9 +15,9 @@ import keras
 import numpy as np
 from keras import activations, layers
 
-from loupe.explain import before
 from loupe.export.lean import flat, in_precision, rebuilt
 from loupe.export.scaling import Scaling
+from loupe.gradcam import before
 
 MEANS = (activations.softmax, activations.sigmoid, activations.linear)  # those that come before a label
 ODD = {kind: kind.__name__ for kind in (layers.ReLU, layers.LeakyReLU, layers.PReLU, layers.ELU)}

@@ -26,8 +26,8 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from loupe.card import Card
-from loupe.explain import forward, grad_cam, split
 from loupe.familiarity import FAINTEST, LEAST, Familiarity
+from loupe.gradcam import forward, grad_cam, split
 
 FEATURES = "pooled_features"  # what the graph calls the pooled features, for the parity gate
 
@@ -52,7 +52,7 @@ class Frozen:
 
 
 def network_of(model: keras.Model) -> Network:
-    """Of a flat Keras model from pixels of 0…255 to logits, with a head that explain.split knows."""
+    """Of a flat Keras model from pixels of 0…255 to logits, with a head that gradcam.split knows."""
     pool, head = split(model)
     feature_map_of = keras.Model(model.input, pool.input)
 
@@ -65,7 +65,7 @@ def network_of(model: keras.Model) -> Network:
 
 
 def plain(model: keras.Model) -> Network:
-    """Of one whose head explain.split does not know: without heat map."""
+    """Of one whose head gradcam.split does not know: without heat map."""
     call: Callable[..., Any] = model
     return lambda pixels: Parts(call(pixels, training=False))
 

@@ -17,7 +17,7 @@ import numpy as np
 from keras import layers
 
 from loupe.errors import UserError
-from loupe.explain import split
+from loupe.gradcam import split
 
 Weights = list[np.ndarray[Any, Any]]
 

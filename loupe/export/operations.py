@@ -13,8 +13,8 @@ from typing import Any
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 from tensorflow.python.framework import op_def_registry
 
+from loupe.cli import plain
 from loupe.errors import UserError
-from loupe.scripts import plain
 
 WITHOUT_STATE_BUT_REACHING_OUT = re.compile(  # files, processes, code of others
     r"ReadFile|MatchingFiles|ImmutableConst|PyFuncStateless|InitializeTableFromTextFile|GenerateVocabRemapping|Abort"

@@ -32,7 +32,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from loupe.card import Card
 from loupe.errors import UserError
-from loupe.explain import heatmaps, split
 from loupe.export import stages
 from loupe.export.compare import AT_ONCE, Answers, Array, Fault, NotTaken, Row, Skipped, Step, Steps, Wanted, judged
 from loupe.export.pictures import Pictures, readable
@@ -41,6 +40,7 @@ from loupe.export.service import Body, encoded, service
 from loupe.export.sources import Source
 from loupe.export.stages import in_batches
 from loupe.export.trained import trained
+from loupe.gradcam import heatmaps, split
 
 SMOOTH = 8  # random pictures
 EXPLAINED = 32  # pictures whose heat maps and familiarity are compared; each costs another pass of the model

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import proto
-from loupe import records
+from loupe import tfrecord
 from loupe.card import Card
+from loupe.cli import plain
 from loupe.errors import UserError
 from loupe.export import shelf
 from loupe.export.warmup import REQUESTS
-from loupe.scripts import plain
 
 CARD, INT8 = Path("assets.extra", "card.json"), Path("assets.extra", "openvino-int8")
 LONGEST, MOST = 80, 50  # characters of a name, entries of a list: the file is not ours, and may hold anything
@@ -169,10 +169,10 @@ def _parity(entry: Mapping[str, Any]) -> str:
 def _warmup(path: Path) -> str:
     batches = []
     try:
-        for record in islice(records.read(path), MOST_REQUESTS):
+        for record in islice(tfrecord.read(path), MOST_REQUESTS):
             shapes = [tensor.tensor_shape.dim for tensor in _inputs(record)]
             batches.append(str(shapes[0][0].size) if shapes and shapes[0] else "?")
-    except (records.Damaged, proto.WireError, OSError) as error:
+    except (tfrecord.Damaged, proto.WireError, OSError) as error:
         return f"damaged after {len(batches)}: {_plain(str(error), 300)}"
     return f"{len(batches)}, of batch {_join(batches)}" if batches else "none"
 

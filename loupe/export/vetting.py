@@ -15,9 +15,9 @@ from typing import Any
 
 import h5py
 
+from loupe.cli import plain
 from loupe.errors import UserError
 from loupe.export import known
-from loupe.scripts import plain
 
 WIDTHS = {"units", "filters", "depth_multiplier", "input_dim", "output_dim", "num_heads", "key_dim", "value_dim",
           "projection_dim"}  # a layer's, each of which is a side of one of its weights  # fmt: skip

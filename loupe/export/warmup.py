@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import proto
-from loupe import records
+from loupe import tfrecord
 from loupe.card import Card
 
 REQUESTS = Path("assets.extra", "tf_serving_warmup_requests")
@@ -25,7 +25,7 @@ def write(folder: Path, card: Card, batches: Sequence[int] = BATCHES) -> list[in
     """The sizes left out, because their pictures are too many and too large."""
     path = folder / REQUESTS
     path.parent.mkdir(exist_ok=True)
-    records.write(path, [_record(card, batch) for batch in batches if _spreadable(card, batch)])
+    tfrecord.write(path, [_record(card, batch) for batch in batches if _spreadable(card, batch)])
     return [batch for batch in batches if not _spreadable(card, batch)]
 
 

@@ -23,8 +23,8 @@ import threading
 import time
 from pathlib import Path
 
+from loupe.cli import Parser, run_script
 from loupe.errors import UserError
-from loupe.scripts import Parser, run_script
 
 MOST_BYTES = 1 << 20  # of the file
 CHECK_SECONDS = 1.0  # at most so often the file is looked at

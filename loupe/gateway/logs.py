@@ -22,8 +22,8 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
+from loupe.cli import plain
 from loupe.gateway.life import Entry, current
-from loupe.scripts import plain
 
 MOST_LINE = 4000  # bytes; a pipe takes 4,096 in one piece
 MOST_TEXT = 300  # characters of a path or the like

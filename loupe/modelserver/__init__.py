@@ -1,5 +1,5 @@
 """A model server that takes TensorFlow Serving's flags and answers as it does: `python -m loupe.modelserver --help`.
 
-flags → versions (polls the folder, loads and unloads) → savedmodel and an engine; service (gRPC) and rest (HTTP)
+flags → versions (polls the folder, loads and unloads) → warmup → loupe/engines; service (gRPC) and rest (HTTP)
 both ask answers.
 """

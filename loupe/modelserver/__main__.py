@@ -18,10 +18,12 @@ import threading
 from dataclasses import fields
 from types import FrameType
 
+from loupe.engines.choose import chooser
+from loupe.engines.engine import Options
+from loupe.engines.refused import say
 from loupe.errors import UserError
-from loupe.modelserver import engines, flags, rest, service, warmup
+from loupe.modelserver import flags, rest, service, warmup
 from loupe.modelserver.answers import Answers
-from loupe.modelserver.refused import say
 from loupe.modelserver.versions import Versions
 
 DRAIN = 10.0  # seconds
@@ -55,8 +57,8 @@ def serve(settings: flags.Flags) -> None:
         refuse_taken(settings.address, getattr(settings, name), name)
     streams = settings.tensorflow_inter_op_parallelism or settings.tensorflow_session_parallelism
     threads = settings.tensorflow_intra_op_parallelism or settings.tensorflow_session_parallelism
-    options = engines.Options(threads, streams, settings.mixed_precision)
-    open_engine = engines.chooser(settings.engine, options)
+    options = Options(threads, streams, settings.mixed_precision)
+    open_engine = chooser(settings.engine, options)
     if settings.enable_model_warmup:
         open_engine = warmup.replaying(open_engine)
     versions = Versions(settings, open_engine, settled=stop.woken.set)

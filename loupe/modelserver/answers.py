@@ -16,9 +16,9 @@ from typing import Any
 from grpc import StatusCode
 
 import proto
-from loupe.modelserver.engines import Engine
-from loupe.modelserver.refused import Refused, invalid
-from loupe.modelserver.savedmodel import Array, SavedModel
+from loupe.engines.engine import Engine
+from loupe.engines.refused import Refused, invalid
+from loupe.engines.savedmodel import Array, SavedModel
 from loupe.modelserver.versions import Versions, refuse_label
 
 TF_NAMES = {"float32": "float", "float64": "double", "float16": "half"}  # where they differ from numpy's

@@ -15,9 +15,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+from loupe.engines.choose import CHOICES
+from loupe.engines.refused import say
 from loupe.errors import UserError
-from loupe.modelserver.engines import CHOICES
-from loupe.modelserver.refused import say
 
 TRUE, FALSE = ("true", "t", "1", "yes", "y"), ("false", "f", "0", "no", "n")
 # Known to TensorFlow Serving, without effect here: switches, and those that take a value.

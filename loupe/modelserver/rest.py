@@ -16,10 +16,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import proto
+from loupe.engines.refused import BY_NUMBER, HTTP_STATUS, Refused, invalid
 from loupe.errors import UserError
 from loupe.modelserver.answers import METADATA_FIELD, TF_NAMES, Answers
 from loupe.modelserver.flags import Flags
-from loupe.modelserver.refused import BY_NUMBER, HTTP_STATUS, Refused, invalid
 
 MODEL = r"(?i:/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?"
 READ = re.compile(MODEL.replace("models/([^/:]+)", "models(?:/([^/:]+))?") + r"(/metadata)?)")

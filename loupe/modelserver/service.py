@@ -19,10 +19,10 @@ from typing import Any
 import grpc
 
 import proto
+from loupe.engines.refused import Refused, say
 from loupe.errors import UserError
 from loupe.modelserver.answers import Answers
 from loupe.modelserver.flags import Flags
-from loupe.modelserver.refused import Refused, say
 
 HEALTH, SERVING = "grpc.health.v1.Health", b"\x08\x01"  # HealthCheckResponse with status SERVING
 

@@ -25,10 +25,10 @@ from typing import Any
 from grpc import StatusCode
 
 import proto
-from loupe.modelserver import savedmodel
-from loupe.modelserver.engines import Engine, Opener
+from loupe.engines import savedmodel
+from loupe.engines.engine import Engine, Opener
+from loupe.engines.refused import Refused, invalid, say
 from loupe.modelserver.flags import Flags
-from loupe.modelserver.refused import Refused, invalid, say
 
 REMIND = 10.0  # seconds between two lines that say there is still nothing to serve
 

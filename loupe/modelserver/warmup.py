@@ -1,6 +1,6 @@
 """A model's own warm-up requests, replayed before it is served: TensorFlow Serving's file, rules and words.
 
-    open_engine = warmup.replaying(engines.chooser("auto", options))
+    open_engine = warmup.replaying(chooser("auto", options))
     engine = open_engine(model)         # has answered every request in assets.extra/tf_serving_warmup_requests
 
 Without the file nothing is done. A request that fails fails the load, and so do a damaged file and one of more than
@@ -18,11 +18,11 @@ from typing import Any
 from grpc import StatusCode
 
 import proto
-from loupe import records
+from loupe import tfrecord
+from loupe.engines.engine import Engine, Opener
+from loupe.engines.refused import Refused, invalid, say
+from loupe.engines.savedmodel import WARMUP, SavedModel
 from loupe.modelserver.answers import checked
-from loupe.modelserver.engines import Engine, Opener
-from loupe.modelserver.refused import Refused, invalid, say
-from loupe.modelserver.savedmodel import WARMUP, SavedModel
 
 MOST = 1000
 SECONDS = 30.0  # after which no other record is begun
@@ -46,7 +46,7 @@ def replaying(open_engine: Opener) -> Opener:
 def _replay(model: SavedModel, engine: Engine) -> None:
     path, end = model.folder / WARMUP, time.monotonic() + SECONDS
     try:
-        for count, record in enumerate(records.read(path), 1):
+        for count, record in enumerate(tfrecord.read(path), 1):
             if time.monotonic() > end:
                 say(f"{path}: warming up has taken {SECONDS:.0f} s; record {count} and what follows is passed over")
                 return
@@ -56,7 +56,7 @@ def _replay(model: SavedModel, engine: Engine) -> None:
                 _run(log.request, model, engine, f"{path}, record {count}")
     except FileNotFoundError:
         return
-    except records.Damaged as error:
+    except tfrecord.Damaged as error:
         text = f"{path}: {error}. Please verify your warmup data is in TFRecord format."
         raise Refused(StatusCode.DATA_LOSS, text) from error
     except OSError as error:

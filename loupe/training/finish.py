@@ -18,7 +18,7 @@ import numpy as np
 
 from loupe.card import Card
 from loupe.errors import ImageError, UserError
-from loupe.explain import heatmaps
+from loupe.gradcam import heatmaps
 from loupe.images.api import decode
 from loupe.training import kept, report
 from loupe.training.course import Course, backbone_of

@@ -1,6 +1,6 @@
-"""The two engines behind one interface, and which of them serves a model.
+"""Which of the two engines serves a model.
 
-    open_engine = engines.chooser("auto", engines.Options())
+    open_engine = chooser("auto", Options())
     engine = open_engine(savedmodel.read(folder))
     engine.run("serving_default", {"image": pixels}, ["probabilities"])
 
@@ -13,34 +13,15 @@ agree is checked when a model is exported, and by the tests.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Protocol
 
+from loupe.engines.engine import Engine, Opener, Options
+from loupe.engines.refused import Refused, say
+from loupe.engines.savedmodel import SavedModel
 from loupe.errors import UserError
-from loupe.modelserver.refused import Refused, say
-from loupe.modelserver.savedmodel import Array, SavedModel
 
-
-class Engine(Protocol):
-    name: str
-
-    def run(self, signature: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        """Refused if it cannot. Called by many threads at once."""
-
-    def close(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Options:
-    threads: int = 0  # for one operation; 0: as many as there are CPUs
-    streams: int = 0  # operations, or whole calls, at once; 0: the engine's own choice
-    mixed_precision: str = ""  # "bfloat16" or nothing
-
-
-Opener = Callable[[SavedModel], Engine]
 SYNC = {"openvino": "pipenv sync --categories modelserver", "tensorflow": "pipenv sync --categories training"}
 CHOICES = ("auto", *SYNC)
 
@@ -65,5 +46,5 @@ def _open_first(names: Sequence[str], model: SavedModel, options: Options) -> En
 
 def _open(name: str, model: SavedModel, options: Options) -> Engine:
     """Imported only here: a process with one engine never holds the other."""
-    engine: Engine = import_module(f"loupe.modelserver.engine_{name}").open_model(model, options)
+    engine: Engine = import_module(f"loupe.engines.{name}_engine").open_model(model, options)
     return engine

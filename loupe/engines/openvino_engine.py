@@ -24,9 +24,9 @@ from grpc import StatusCode
 
 import proto
 from loupe import files
-from loupe.modelserver.engines import Engine, Options
-from loupe.modelserver.refused import Refused, invalid, say
-from loupe.modelserver.savedmodel import CARD, DESCRIBE, Array, SavedModel, sample_batch
+from loupe.engines.engine import Engine, Options
+from loupe.engines.refused import Refused, invalid, say
+from loupe.engines.savedmodel import CARD, DESCRIBE, Array, SavedModel, sample_batch
 
 # `import openvino` alone reports the import to Google Analytics, unless its telemetry package cannot be imported.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]

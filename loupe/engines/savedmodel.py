@@ -20,7 +20,7 @@ from grpc import StatusCode
 
 import proto
 from loupe import files
-from loupe.modelserver.refused import Refused, invalid
+from loupe.engines.refused import Refused, invalid
 
 CARD = Path("assets.extra", "card.json")
 DESCRIBE = "describe"

@@ -2,7 +2,7 @@
 
     engine = open_model(savedmodel.read(folder), Options())
 
-The only module of the model server that imports TensorFlow.
+The only module that serving imports TensorFlow by.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 from grpc import StatusCode
 
 import proto
-from loupe.modelserver.engines import Engine, Options
-from loupe.modelserver.refused import BY_NUMBER, Refused
-from loupe.modelserver.savedmodel import Array, SavedModel, sample_batch
+from loupe.engines.engine import Engine, Options
+from loupe.engines.refused import BY_NUMBER, Refused
+from loupe.engines.savedmodel import Array, SavedModel, sample_batch
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its log is not one line an event
 import tensorflow as tf  # noqa: E402
