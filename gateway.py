@@ -17,13 +17,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from loupe.cli import Parser, run_script
-from loupe.gateway.ports import check_ports
+from loupe.gateway.access import keys
+from loupe.gateway.door.ports import check_ports
 from loupe.gateway.settings import Settings
 
 
 def main() -> None:
     Parser(__doc__).read()  # no flags: settings come from the environment, as they do under gunicorn
-    settings = Settings.from_environment(os.environ, starting=True)
+    settings = Settings.from_environment(os.environ, check_keys=keys.check)
     if not find_spec("gunicorn"):
         raise ModuleNotFoundError(name="gunicorn")
     check_ports(settings)
@@ -34,6 +35,6 @@ def main() -> None:
 if __name__ == "__main__":
     run_script(main)
 else:
-    from loupe.gateway.routes import create_app
+    from loupe.gateway.app import create_app
 
     app = create_app(Settings.from_environment(os.environ))

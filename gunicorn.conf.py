@@ -12,13 +12,14 @@ from typing import Any
 from gunicorn.glogging import Logger
 
 from loupe.errors import UserError
-from loupe.gateway import logs, metrics, tracing
-from loupe.gateway.ports import check_ports
+from loupe.gateway.access import keys
+from loupe.gateway.door.ports import check_ports
+from loupe.gateway.observe import logs, metrics, tracing
 from loupe.gateway.settings import Settings
 
 os.environ.pop("SCRIPT_NAME", None)  # of whatever started this, not a prefix of our addresses
 try:
-    _settings = Settings.from_environment(os.environ, starting=True)
+    _settings = Settings.from_environment(os.environ, check_keys=keys.check)
 except UserError as error:
     sys.exit(f"gateway: {error}")
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core writes past every log, in a form of its own
@@ -50,7 +51,7 @@ else:
 
 bind = [_address(port) for port in (_settings.port, _settings.metrics_port) if port]
 workers = _settings.workers
-worker_class = "loupe.gateway.worker.Worker"
+worker_class = "loupe.gateway.door.worker.Worker"
 threads = _settings.threads
 timeout = 60  # seconds without a sign of life from a worker before it is replaced
 graceful_timeout = math.ceil(_settings.grace)  # for requests in flight when asked to stop

@@ -29,7 +29,8 @@ from typing import Any
 
 from loupe.cli import Parser, run_script
 from loupe.errors import UserError
-from loupe.gateway.ports import check_ports
+from loupe.gateway.access import keys
+from loupe.gateway.door.ports import check_ports
 from loupe.gateway.settings import Settings
 
 ROOT = Path(__file__).resolve().parent
@@ -47,7 +48,7 @@ def main() -> int:
     _check_model(models / arguments.model_name, arguments.model_name)
     environment = {**os.environ, "LOUPE_PORT": arguments.port, "MODEL_NAME": arguments.model_name}
     environment["LOUPE_LOG_FORMAT"] = os.environ.get("LOUPE_LOG_FORMAT") or "text"
-    settings = Settings.from_environment(environment, starting=True)
+    settings = Settings.from_environment(environment, check_keys=keys.check)
     check_ports(settings, instead="choose another: make PORT=8080 up")
     for number in SIGNALS:
         signal.signal(number, _interrupt)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from loupe.gateway.arriving import MAX_CHUNKS, MAX_HEAD, Arriving
+from loupe.gateway.door.framing import MAX_CHUNKS, MAX_HEAD, Arriving
 
 LIMIT = 1000
 HEAD = b"POST /predict?top=1 HTTP/1.1\r\nHost: here\r\n"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from loupe.gateway.keys import digest_of
+from loupe.gateway.access.keys import digest_of
 from tests.gateways import Gateway, gateway
 from tests.servers import ROOT, ModelServer, model_server
 

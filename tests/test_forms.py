@@ -8,7 +8,7 @@ import pytest
 from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder
 
 from loupe.errors import BadRequest, TooLarge
-from loupe.gateway.forms import Part, parts
+from loupe.gateway.request.forms import Part, parts
 
 EDGE = "----WebKitFormBoundary7MA4YWxkTrZu0gW"
 KIND = f"multipart/form-data; boundary={EDGE}"

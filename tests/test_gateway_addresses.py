@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from loupe.errors import BadRequest, RefusedURL
-from loupe.gateway import addresses
-from loupe.gateway.addresses import MAX_LOOKUPS_A_SITE, is_public, look_up
-from loupe.gateway.fetch import fetch, fetch_all
+from loupe.gateway.request import addresses
+from loupe.gateway.request.addresses import MAX_LOOKUPS_A_SITE, is_public, look_up
+from loupe.gateway.request.fetch import fetch, fetch_all
 from loupe.gateway.settings import Settings
 from tests.servers import until
 

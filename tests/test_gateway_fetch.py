@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from loupe.gateway import fetch as fetching
+from loupe.gateway.request import fetch as fetching
 from loupe.gateway.settings import Settings
 from tests import models
 from tests.gateways import Gateway, gateway

@@ -19,7 +19,7 @@ from PIL import Image
 
 import proto
 from loupe.errors import ModelUnfit
-from loupe.gateway.foreign import foreign_card
+from loupe.gateway.model.cardless import foreign_card
 from loupe.gateway.settings import PREPROCESSORS
 from loupe.images.api import decode
 from tests import models

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from loupe.errors import UserError
-from loupe.gateway.keys import Keys, digest_of
+from loupe.gateway.access.keys import Keys, digest_of
 from tests.gateways import Answer, Gateway, gateway
 from tests.pictures import encoded
 from tests.servers import ROOT, ModelServer, until

@@ -23,8 +23,8 @@ import pytest
 from PIL import Image
 
 from loupe.card import Card
-from loupe.gateway.drift import MOST_LABELS, WINDOW, Windows, psi
-from loupe.gateway.keys import digest_of
+from loupe.gateway.access.keys import digest_of
+from loupe.gateway.observe.drift import MOST_LABELS, WINDOW, Windows, psi
 from tests import models
 from tests.backends import backend
 from tests.gateways import Answer, Gateway, gateway, internet

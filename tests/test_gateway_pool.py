@@ -9,7 +9,7 @@ from queue import SimpleQueue
 
 import pytest
 
-from loupe.gateway.pool import Pool
+from loupe.gateway.door.pool import Pool
 from tests.servers import ROOT, until
 
 PATIENCE = 10

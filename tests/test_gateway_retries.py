@@ -13,7 +13,7 @@ import pytest
 
 from loupe.card import Card
 from loupe.errors import ModelError, ModelTooSlow, ModelUnavailable, ModelUnfit
-from loupe.gateway.readiness import FAILING_SECONDS, Readiness
+from loupe.gateway.model.readiness import FAILING_SECONDS, Readiness
 from tests import models
 from tests.backends import Backend, backend
 from tests.gateways import Gateway, gateway

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from loupe.errors import Problem, RefusedURL
-from loupe.gateway import fetch as fetching
-from loupe.gateway.fetch import TOTAL, fetch, fetch_all
+from loupe.gateway.request import fetch as fetching
+from loupe.gateway.request.fetch import TOTAL, fetch, fetch_all
 from loupe.gateway.settings import Settings
 from tests.gateways import internet
 

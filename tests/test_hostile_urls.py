@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from loupe.errors import RefusedURL
-from loupe.gateway.fetch import fetch
+from loupe.gateway.request.fetch import fetch
 from loupe.gateway.settings import Settings
 from tests.gateways import Gateway, internet
 from tests.hostile import PICTURE, answered, defended, refused, unharmed

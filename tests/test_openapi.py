@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from schemathesis.engine import events, from_schema
 
 from loupe.errors import Problem
-from loupe.gateway.openapi import TIMEOUT, document, every_problem
+from loupe.gateway.docs.openapi import TIMEOUT, document, every_problem
 from loupe.gateway.problems import MEANINGS
 from loupe.gateway.settings import Settings
 from tests.gateways import Gateway, gateway

@@ -26,8 +26,8 @@ from PIL import Image
 
 from loupe.card import Card
 from loupe.errors import ImageError
-from loupe.gateway.bodies import Sent
 from loupe.gateway.predictions import Batch
+from loupe.gateway.request.body import Sent
 from loupe.gateway.settings import Settings
 from loupe.images import limits, resize
 from loupe.images.api import decode

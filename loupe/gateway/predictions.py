@@ -18,19 +18,19 @@ from PIL import Image
 
 from loupe.card import Card
 from loupe.errors import AllFailed, ImageError, OutOfTime, Problem, bare
-from loupe.gateway import deadlines
-from loupe.gateway.bodies import URL, Sent
-from loupe.gateway.client import Answer
-from loupe.gateway.fetch import fetch_all
-from loupe.gateway.foreign import picture
-from loupe.gateway.life import Prediction
+from loupe.gateway.model.cardless import picture
+from loupe.gateway.model.client import Answer
+from loupe.gateway.observe.record import Prediction
+from loupe.gateway.request.body import URL, Sent
+from loupe.gateway.request.deadline import NEVER, check_deadline
+from loupe.gateway.request.fetch import fetch_all
 from loupe.gateway.settings import Settings
 
 WARMTH = (255, 72, 0)  # the heat map's colour; how warm is in its alpha
 
 
 class Batch:
-    def __init__(self, sent: Sent, settings: Settings, until: float = deadlines.NEVER) -> None:
+    def __init__(self, sent: Sent, settings: Settings, until: float = NEVER) -> None:
         self._sent, self._settings, self._until = sent, settings, until
         self._pictures: list[bytes | Problem] = []
 
@@ -46,7 +46,7 @@ class Batch:
         for place, data in enumerate(self._pictures):
             if isinstance(data, Problem):
                 continue
-            deadlines.check(self._until)
+            check_deadline(self._until)
             try:
                 decoded.append(picture(card, data))
             except ImageError as problem:

@@ -2,8 +2,8 @@
 
     settings = Settings.from_environment(os.environ)      # UserError naming all that is wrong at once
 
-Whoever starts the gateway asks with starting=True and is told of a broken file of keys, too. Workers do not: one that
-takes another's place later must not fail by it.
+Whoever starts the gateway passes check_keys=keys.check, and is told of a broken file of keys, too. Workers do not: one
+that takes another's place later must not fail by it.
 
 README's table of settings is held to SETTINGS below by a test.
 """
@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from loupe.errors import UserError
-from loupe.gateway import keys
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -170,7 +169,9 @@ class Settings:
         return ANSWER_SECONDS + self.drain
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str], *, starting: bool = False) -> Settings:
+    def from_environment(
+        cls, environment: Mapping[str, str], *, check_keys: Callable[[str], None] | None = None
+    ) -> Settings:
         values: dict[str, Any] = {}
         wrong: list[str] = []
         for name, setting in SETTINGS.items():
@@ -185,9 +186,9 @@ class Settings:
                 wrong.append(f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else ""))
         if values.get("metrics_port") and values["metrics_port"] == values.get("port"):
             wrong.append("LOUPE_METRICS_PORT must be another than LOUPE_PORT")
-        if starting and "api_keys" in values:
+        if check_keys and "api_keys" in values:
             try:
-                keys.check(values["api_keys"])
+                check_keys(values["api_keys"])
             except UserError as error:
                 wrong.append(str(error).rstrip("."))
         if wrong:

@@ -3,8 +3,8 @@
     pixels = decode_here(data, height=224, width=224)      # uint8 [224, 224, 3]
 
 Formats are a list of what is allowed, judged by the bytes and never by a name or a label; HEIC is on it where the
-package pillow-heif is installed. The size is checked before any pixel is allocated. A JPEG is decoded (jpegs.py) at the
-smallest scale that is still 2.5 times the target; then it is made RGB, resized with antialiasing (resizing.py),
+package pillow-heif is installed. The size is checked before any pixel is allocated. A JPEG is decoded (jpeg.py) at the
+smallest scale that is still 2.5 times the target; then it is made RGB, resized with antialiasing (resize.py),
 stretched to the target, and turned upright (EXIF). Only the first frame counts.
 """
 
@@ -202,7 +202,7 @@ def _draft(image: Image.Image, side: int) -> Box | None:
 
 
 def _loaded(image: Image.Image, data: bytes, straight: bool) -> Image.Image:
-    """As RGB or RGBX. `straight`: by jpegs.py, if it can be."""
+    """As RGB or RGBX. `straight`: by jpeg.py, if it can be."""
     if isinstance(image, JpegImageFile):
         if straight and image.mode == "RGB":
             with suppress(ValueError):  # damaged or rare: what of that is borne is Pillow's to say

@@ -15,17 +15,18 @@ from flask import Flask, Response, render_template, request, send_from_directory
 from werkzeug.exceptions import HTTPException
 
 from loupe.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, Problem, Stopping, bare
-from loupe.gateway import deadlines, metrics, operate, tracing
-from loupe.gateway.bodies import read
-from loupe.gateway.client import ModelClient
-from loupe.gateway.docs import add_docs
-from loupe.gateway.guard import guard
-from loupe.gateway.life import in_hand, stopping
+from loupe.gateway.access.guard import guard
+from loupe.gateway.docs.page import add_docs
+from loupe.gateway.model.client import ModelClient
+from loupe.gateway.model.readiness import Readiness
+from loupe.gateway.observe import metrics, recorder, tracing
+from loupe.gateway.observe.record import in_hand, stopping
 from loupe.gateway.predictions import Batch, judge
 from loupe.gateway.problems import HEADERS, as_json, rendered
-from loupe.gateway.readiness import Readiness
+from loupe.gateway.request.body import read
+from loupe.gateway.request.deadline import HEADER, check_deadline, read_deadline
+from loupe.gateway.request.schema import query
 from loupe.gateway.settings import Settings
-from loupe.gateway.shapes import query
 
 SAMPLES = Path(__file__).resolve().parents[2] / "data" / "samples"
 SAMPLES_OF = "tires"  # the model that the sample pictures are for
@@ -54,8 +55,8 @@ def create_app(settings: Settings) -> Flask:
     @app.post("/predict")
     def predict() -> Response:
         started = time.monotonic()
-        until = deadlines.read(request.headers.get(deadlines.HEADER))
-        deadlines.check(until)  # spent while it waited for its turn?
+        until = read_deadline(request.headers.get(HEADER))
+        check_deadline(until)  # spent while it waited for its turn?
         asked = query(request.args)
         entry = in_hand()
         try:
@@ -77,7 +78,7 @@ def create_app(settings: Settings) -> Flask:
             "request_id": entry.request_id,
         }
         predictions = judge(answer)
-        operate.answered(entry, answer, predictions)
+        recorder.answered(entry, answer.version, answer.card, predictions)
         results = batch.results(answer, predictions, asked.top or None, asked.heatmap == 1)
         if not sent.many:
             return _json({**_plain(results[0]), **about})
@@ -111,7 +112,7 @@ def _add_records(app: Flask, settings: Settings) -> None:
     @app.before_request
     def begin() -> Response | None:
         asked = request._get_current_object()  # type: ignore[attr-defined]
-        entry = operate.begin(asked.method, asked.path, asked.remote_addr or "", asked.headers)
+        entry = recorder.begin(asked.method, asked.path, asked.remote_addr or "", asked.headers)
         if asked.environ["SERVER_PORT"] != str(settings.metrics_port):
             return None
         entry.counted = False
@@ -127,7 +128,7 @@ def _add_records(app: Flask, settings: Settings) -> None:
     def end(response: Response) -> Response:
         entry = in_hand()
         response.headers["X-Request-ID"] = entry.request_id
-        operate.end(entry, response.status_code)
+        recorder.end(entry, response.status_code)
         return response
 
 

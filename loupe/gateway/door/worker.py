@@ -1,6 +1,6 @@
 """gunicorn's threaded worker, behind a front that lets no client hold a thread (front.py).
 
-    worker_class = "loupe.gateway.worker.Worker"          # in gunicorn.conf.py
+    worker_class = "loupe.gateway.door.worker.Worker"          # in gunicorn.conf.py
 
 Each request is cut at one deadline for all of it, and so is each answer that is not taken. Told to stop, the worker is
 not ready from then on, goes on for a while, takes what knocked before it closed, and answers all it has.
@@ -12,12 +12,12 @@ import time
 from typing import Any
 
 from loupe.errors import Busy
-from loupe.gateway import memory
-from loupe.gateway.connection import CLOSED, LINGERING
-from loupe.gateway.front import Front
-from loupe.gateway.life import stopping
-from loupe.gateway.listeners import deafen, listen_again
-from loupe.gateway.parting import MANY
+from loupe.gateway.door import malloc
+from loupe.gateway.door.connection import CLOSED, LINGERING
+from loupe.gateway.door.front import Front
+from loupe.gateway.door.listeners import deafen, listen_again
+from loupe.gateway.door.parting import MANY
+from loupe.gateway.observe.record import stopping
 
 MOST_ARRIVING = 500  # connections; beyond it the one that has been arriving longest is cut
 SPARE_CONNECTIONS = 50  # of gunicorn's worker_connections: below them somebody has to go, for others to be let in
@@ -64,12 +64,12 @@ class Worker(Front):
             self._cut(self.arriving[0], Busy(MANY))
         while self.nr_conns > self.worker_connections - SPARE_CONNECTIONS and self._make_room():
             pass
-        if self.served_at and now >= self.served_at + memory.QUIET:
+        if self.served_at and now >= self.served_at + malloc.QUIET:
             self.served_at = 0.0
-            memory.give_back()
+            malloc.give_back()
         elif self.served_at and now >= self.give_back_at:
-            self.give_back_at = now + memory.EVERY
-            memory.give_back(memory.SPARE)
+            self.give_back_at = now + malloc.EVERY
+            malloc.give_back(malloc.SPARE)
         if not self.alive:
             self._leave(now)
 

@@ -5,7 +5,7 @@
     current.get()                 # the same, or None between requests
     entry.stage("fetch", began)   # it ended now
 
-An entry is what the log, the metrics and the trace are told of one request when it ends (loupe/gateway/operate.py).
+An entry is what the log, the metrics and the trace are told of one request when it ends (recorder.py).
 """
 
 from __future__ import annotations
@@ -27,6 +27,14 @@ class Trace(NamedTuple):
     parent_id: str  # of the caller's span; empty where the trace begins here
     sampled: bool
     state: str  # of other vendors, passed on as it came
+
+
+class Head(NamedTuple):
+    """What is told of a request that nobody has parsed."""
+
+    method: str
+    path: str  # the first of it
+    headers: dict[str, str]  # of X-Request-ID, traceparent and tracestate those that came, in small letters
 
 
 class Prediction(NamedTuple):

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from loupe.errors import BadRequest
-from loupe.gateway.fetch import MAX_URL
+from loupe.gateway.request.fetch import MAX_URL
 
 EXAMPLE = 'send {"url": "https://…"}, {"urls": [...]} or {"b64": "…"}'
 MAX_TOP = 99_999

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from loupe.errors import BadRequest, TooLarge, UnsupportedBody
-from loupe.gateway.forms import parts
+from loupe.gateway.request.forms import parts
+from loupe.gateway.request.schema import EXAMPLE, question_of
 from loupe.gateway.settings import Settings
-from loupe.gateway.shapes import EXAMPLE, question_of
 
 MAX_PARTS = 100  # of a form; more is not a folder of pictures but an attack
 

@@ -12,7 +12,8 @@ request.parts_of_it(); what follows stays for the next one.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+
+from loupe.gateway.observe.record import Head
 
 MAX_HEAD = 1 << 16
 MAX_CHUNK_LINE = 256
@@ -26,14 +27,6 @@ _CODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _LINE = re.compile(rb"[\r\n]*([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) ([^ ?\r\n]{1,300})")  # its query may hold secrets
 _NAMES_IT = re.compile(rb"\r\n(x-request-id|traceparent|tracestate):[ \t]*([^\r\n]*)", re.IGNORECASE)
 _EXPECT = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*(?=\r\n)", re.IGNORECASE)
-
-
-class Head(NamedTuple):
-    """What is told of a request that nobody has parsed."""
-
-    method: str
-    path: str  # the first of it
-    headers: dict[str, str]  # of X-Request-ID, traceparent and tracestate those that came, in small letters
 
 
 def head_of(data: bytes) -> Head:

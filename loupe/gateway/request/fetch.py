@@ -2,7 +2,7 @@
 
     data = fetch("https://example.org/tire.jpg", settings)
     several = fetch_all([one, two], settings)                # side by side; bytes or a Problem for each, in order
-    fetch_all([one, two], settings, until=deadline)          # nor longer than the caller waits (deadlines.py)
+    fetch_all([one, two], settings, until=deadline)          # nor longer than the caller waits (deadline.py)
 
 A name is looked up once, every address found is judged, and the connection goes to a judged address: a second lookup
 cannot give another. Each redirect is judged anew. One deadline and one number of bytes cover everything that a request
@@ -30,8 +30,8 @@ from typing import Self
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from loupe.errors import BadRequest, FetchFailed, Problem, RefusedURL
-from loupe.gateway import deadlines
-from loupe.gateway.addresses import is_public, look_up
+from loupe.gateway.request.addresses import is_public, look_up
+from loupe.gateway.request.deadline import NEVER, out_of_time
 from loupe.gateway.settings import Settings
 
 MAX_URL = 2048  # characters
@@ -61,14 +61,14 @@ def fetch(url: str, settings: Settings) -> bytes:
         return _fetch(url, settings, purse)
 
 
-def fetch_all(urls: Sequence[str], settings: Settings, until: float = deadlines.NEVER) -> list[bytes | Problem]:
+def fetch_all(urls: Sequence[str], settings: Settings, until: float = NEVER) -> list[bytes | Problem]:
     """One after the other they could take as many times the deadline as there are URLs."""
 
     def attempt(url: str) -> bytes | Problem:
         try:
             return _fetch(url, settings, purse)
         except Problem as problem:  # once the caller's time is over, that is the reason for whatever ended
-            return problem if time.monotonic() < until else deadlines.over()
+            return problem if time.monotonic() < until else out_of_time()
 
     if not urls:
         return []
@@ -82,7 +82,7 @@ def fetch_all(urls: Sequence[str], settings: Settings, until: float = deadlines.
 class _Purse:
     """What one request has to spend on all that it fetches: time and bytes. At the deadline its connections are cut."""
 
-    def __init__(self, settings: Settings, until: float = deadlines.NEVER) -> None:
+    def __init__(self, settings: Settings, until: float = NEVER) -> None:
         now = time.monotonic()
         self.deadline = min(now + settings.fetch_timeout, until)
         self._limit = self._left = TOTAL * settings.max_bytes

@@ -1,7 +1,7 @@
 """A connection whose requests were gathered before gunicorn parses them, and answers that no application is asked for.
 
 connection = Connection(cfg, sock, client, server, max_bytes)
-connection.request.take(data)                     # in the worker's loop, until it is whole (arriving.py)
+connection.request.take(data)                     # in the worker's loop, until it is whole (framing.py)
 connection.init()                                 # in a thread: its parser reads what was gathered
 connection.sock.unsent                            # what its client has not taken yet
 connection.sock.send(answer(problem, request_id))
@@ -19,8 +19,8 @@ from gunicorn import http
 from gunicorn.workers.gthread import TConn
 
 from loupe.errors import Problem
-from loupe.gateway.arriving import Arriving
-from loupe.gateway.life import handed
+from loupe.gateway.door.framing import Arriving
+from loupe.gateway.observe.record import handed
 from loupe.gateway.problems import HEADERS, rendered
 
 # What becomes of a connection, again and again: its request arrives, a thread has it in hand, its client takes what the

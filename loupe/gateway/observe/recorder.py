@@ -1,8 +1,8 @@
 """What is told of a request to the log, the metrics and the trace, when it ends.
 
-entry = operate.begin(method, path, client, headers)       # in the thread that answers it
-operate.end(entry, status)
-request_id = operate.refused(problem, …)                   # at the worker's front, without the application
+entry = recorder.begin(method, path, client, headers)       # in the thread that answers it
+recorder.end(entry, status)
+request_id = recorder.refused(problem, …)                   # at the worker's front, without the application
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from loupe.errors import Problem
-from loupe.gateway import logs, metrics, tracing
-from loupe.gateway.arriving import Head
-from loupe.gateway.life import Entry, Prediction, current, handed
+from loupe.gateway.observe import logs, metrics, tracing
+from loupe.gateway.observe.record import Entry, Head, Prediction, current, handed
 
-if TYPE_CHECKING:  # gunicorn's master, which imports this with the worker, asks no model
-    from loupe.gateway.client import Answer
+if TYPE_CHECKING:  # at run time it would bring numpy and Pillow into gunicorn's master
+    from loupe.card import Card
 
 QUIET = ("/healthz", "/readyz", "/metrics")  # not logged unless they fail
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
@@ -45,8 +44,8 @@ def _request_id(headers: tracing.Headers) -> str:
     return given if _REQUEST_ID.fullmatch(given) else tracing.new_id(16)
 
 
-def answered(entry: Entry, answer: Answer, predictions: list[Prediction]) -> None:
-    entry.version, entry.card, entry.predictions = answer.version, answer.card, predictions
+def answered(entry: Entry, version: int, card: Card, predictions: list[Prediction]) -> None:
+    entry.version, entry.card, entry.predictions = version, card, predictions
 
 
 def end(entry: Entry, status: int) -> None:

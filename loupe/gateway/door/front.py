@@ -27,12 +27,13 @@ from gunicorn.http.errors import InvalidResponseHeader, InvalidResponseHeaderNam
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER
 
 from loupe.errors import BadRequest, Busy, HeadTooLarge, Problem, TooLarge
-from loupe.gateway import memory, metrics, operate
-from loupe.gateway.arriving import head_of
-from loupe.gateway.connection import ARRIVING, IN_HAND, WAITING, Connection, answer
-from loupe.gateway.life import handed, stopping
-from loupe.gateway.parting import AT_ONCE, Parting
-from loupe.gateway.pool import Pool
+from loupe.gateway.door import malloc
+from loupe.gateway.door.connection import ARRIVING, IN_HAND, WAITING, Connection, answer
+from loupe.gateway.door.framing import head_of
+from loupe.gateway.door.parting import AT_ONCE, Parting
+from loupe.gateway.door.pool import Pool
+from loupe.gateway.observe import metrics, recorder
+from loupe.gateway.observe.record import handed, stopping
 
 ALIVE, PROBES = b"/healthz", (b"/healthz", b"/readyz")
 PROBE_THREADS = 2
@@ -54,7 +55,7 @@ class Front(Parting):
         self.finished: deque[tuple[Connection, bool]] = deque()  # and what becomes of its connection
 
     def init_process(self) -> None:
-        memory.settle()
+        malloc.settle()
         for name, setting in self.cfg.settings.items():  # gunicorn calls two functions for each, fifty times a request
             self.cfg.__dict__[name] = setting.get()
         self.alive_pool = Pool(1, "alive")  # whatever the model keeps waiting
@@ -219,6 +220,6 @@ class Front(Parting):
             super().handle_error(req, client, addr, exc)
             return
         head = head_of(handed.head)
-        request_id = operate.refused(problem, head, addr, handed.size, handed.at, arrived=True)
+        request_id = recorder.refused(problem, head, addr, handed.size, handed.at, arrived=True)
         with suppress(OSError):
             client.sendall(answer(problem, request_id))

@@ -20,7 +20,7 @@ import time
 from importlib.util import find_spec
 from typing import Any, Protocol
 
-from loupe.gateway.life import Entry, Trace
+from loupe.gateway.observe.record import Entry, Trace
 
 
 class Headers(Protocol):

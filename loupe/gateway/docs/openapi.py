@@ -1,8 +1,8 @@
 """/openapi.json: what can be asked here and how it is answered, in OpenAPI 3.1.
 
-    document(settings, samples=["cracked-1.jpg"])      # a dict; loupe/gateway/docs.py shows it to people
+    document(settings, samples=["cracked-1.jpg"])      # a dict; page.py shows it to people
 
-Made from what the gateway itself goes by: the types that check requests (shapes.py), the tree of errors (errors.py)
+Made from what the gateway itself goes by: the types that check requests (request/schema.py), the tree of errors
 and the settings. An error class that is new to it is an answer of /predict until told otherwise here.
 """
 
@@ -15,8 +15,8 @@ from typing import Any
 from loupe import errors
 from loupe.errors import Problem
 from loupe.gateway.problems import MEANINGS
+from loupe.gateway.request.schema import schemas
 from loupe.gateway.settings import Settings
-from loupe.gateway.shapes import schemas
 
 Object = dict[str, Any]
 

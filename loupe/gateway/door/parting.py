@@ -22,8 +22,8 @@ from typing import Any
 from gunicorn.workers.gthread import ThreadWorker
 
 from loupe.errors import BadRequest, Busy, Problem, TooSlow
-from loupe.gateway import operate
-from loupe.gateway.connection import CLOSED, LEAVING, LINGERING, Connection, answer
+from loupe.gateway.door.connection import CLOSED, LEAVING, LINGERING, Connection, answer
+from loupe.gateway.observe import recorder
 from loupe.gateway.settings import Settings
 
 SPARE_FILES = 100  # descriptors for all else
@@ -95,7 +95,7 @@ class Parting(ThreadWorker):  # type: ignore[misc]
 
     def _refuse(self, connection: Connection, problem: Problem) -> None:
         request, began = connection.request, connection.deadline - self.settings.read_timeout
-        request_id = operate.refused(
+        request_id = recorder.refused(
             problem, request.head, connection.client, len(request), began,
             counted=connection.server[1] != self.settings.metrics_port,
         )  # fmt: skip

@@ -12,8 +12,8 @@ from pathlib import Path
 from flask import Flask, Response, request
 
 from loupe.errors import Unauthorized
-from loupe.gateway.keys import Keys
-from loupe.gateway.life import in_hand
+from loupe.gateway.access.keys import Keys
+from loupe.gateway.observe.record import in_hand
 from loupe.gateway.settings import Settings
 
 LOCKED = ("predict", "card")  # endpoints: an address can be written in several ways

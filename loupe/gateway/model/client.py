@@ -2,7 +2,7 @@
 
     model = ModelClient(settings)
     answer = model.predict(prepare)           # prepare: card → uint8 or float32 [N, height, width, 3]
-    model.predict(prepare, until=deadline)    # nor longer than the caller waits (deadlines.py)
+    model.predict(prepare, until=deadline)    # nor longer than the caller waits (request/deadline.py)
 
 The card comes from the model itself (the signature `describe`), asked again each second; of a model that Loupe did not
 make, from its signature and the settings. When another version answers
@@ -28,8 +28,9 @@ import numpy as np
 import proto
 from loupe.card import Card
 from loupe.errors import ModelError, ModelGone, ModelTooSlow, ModelUnavailable, ModelUnfit, UserError
-from loupe.gateway import deadlines, life
-from loupe.gateway.foreign import ForeignCard, foreign_card, is_distribution, softmax
+from loupe.gateway.model.cardless import ForeignCard, foreign_card, is_distribution, softmax
+from loupe.gateway.observe import record
+from loupe.gateway.request.deadline import NEVER, check_deadline
 from loupe.gateway.settings import Settings
 
 Prepare = Callable[[Card], np.ndarray[Any, Any]]
@@ -115,11 +116,11 @@ class ModelClient:
         """The version served now and its card, asked anew."""
         return self._describe(time.monotonic() + min(PROBE_SECONDS, self._settings.model_timeout))
 
-    def predict(self, prepare: Prepare, *, heatmaps: bool = False, until: float = deadlines.NEVER) -> Answer:
+    def predict(self, prepare: Prepare, *, heatmaps: bool = False, until: float = NEVER) -> Answer:
         try:
             return self._predict(prepare, heatmaps, until)
         except ModelTooSlow:
-            deadlines.check(until - CLOSE)  # whose limit it was
+            check_deadline(until - CLOSE)  # whose limit it was
             raise
 
     def _predict(self, prepare: Prepare, heatmaps: bool, until: float) -> Answer:
@@ -132,10 +133,10 @@ class ModelClient:
                 pixels, asked = prepare(card), _question(card, heatmaps)
             finally:
                 prepared = time.monotonic()
-                life.stage("decode", started, prepared - started)
+                record.stage("decode", started, prepared - started)
             preparing += prepared - started
             deadline += prepared - started  # it is the model's time, and preparing is ours
-            deadlines.check(until)
+            check_deadline(until)
             limit = min(deadline, until)
             request = proto.packed_request(self._settings.model, {asked.image: pixels}, outputs=asked.outputs)
             try:
@@ -235,14 +236,14 @@ class ModelClient:
     def _ask(self, method: proto.Method, request: Any, deadline: float, stage: str = "card") -> Any:
         began = time.monotonic()
         try:
-            response = self._call(method)(request, timeout=max(0.001, deadline - began), metadata=life.metadata())
+            response = self._call(method)(request, timeout=max(0.001, deadline - began), metadata=record.metadata())
         except grpc.RpcError as error:
             problem = self._problem(error)
             if isinstance(problem, ModelUnavailable):
                 self._last = None
             raise problem from error
         finally:
-            life.stage(stage, began)
+            record.stage(stage, began)
         self.answered_at = time.monotonic()
         return response
 

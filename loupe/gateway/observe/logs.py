@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from loupe.cli import plain
-from loupe.gateway.life import Entry, current
+from loupe.gateway.observe.record import Entry, current
 
 MOST_LINE = 4000  # bytes; a pipe takes 4,096 in one piece
 MOST_TEXT = 300  # characters of a path or the like

@@ -18,8 +18,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from loupe.gateway.drift import Windows, psi
-from loupe.gateway.life import Entry
+from loupe.gateway.observe.drift import Windows, psi
+from loupe.gateway.observe.record import Entry
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 KIND = "text/plain; version=0.0.4; charset=utf-8"

@@ -14,7 +14,7 @@ import msgspec
 from flask import Flask, Response, render_template, request
 from markupsafe import Markup, escape
 
-from loupe.gateway.openapi import FRONT, HOST, document, every_problem
+from loupe.gateway.docs.openapi import FRONT, HOST, document, every_problem
 from loupe.gateway.problems import MEANINGS
 from loupe.gateway.settings import Settings
 
