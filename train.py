@@ -34,7 +34,7 @@ from loupe.errors import UserError
 from loupe.training.settings import Settings, add_flags
 
 if TYPE_CHECKING:
-    from loupe.training.dataset import Dataset
+    from loupe.training.data.dataset import Dataset
     from loupe.training.run import Run
 
 SAMPLE, SAMPLE_RECIPE = Path("data/tires"), "sample"
@@ -52,7 +52,7 @@ def main() -> int:
     if args.data == SAMPLE and not SAMPLE.exists():
         draw_sample()
 
-    from loupe.training.dataset import Source, read
+    from loupe.training.data.dataset import Source, read
 
     source = Source(
         args.data,
@@ -63,7 +63,7 @@ def main() -> int:
     )
     splits: dict[str, Any] = {"validation_share": settings.validation, "test_share": settings.test}
     if args.check:
-        from loupe.training.doctor import examine
+        from loupe.training.data.doctor import examine
 
         with tempfile.TemporaryDirectory() as spill:
             data = read(source, LOOK, LOOK, settings.seed, Path(spill), **splits, fewest=0)
@@ -98,7 +98,7 @@ def main() -> int:
 
 def train(run: Run, name: str, settings: Settings, data: Dataset, cache_at: Path, started: float) -> tuple[Path, bool]:
     """The run's folder, and whether training came to its end."""
-    from loupe.training.doctor import examine
+    from loupe.training.data.doctor import examine
 
     findings = examine(data)
     print(data.summary(name))
@@ -109,20 +109,20 @@ def train(run: Run, name: str, settings: Settings, data: Dataset, cache_at: Path
     # TensorFlow takes seconds to load and chats: only once the arguments and the pictures are right.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    from loupe.training.course import Course
-    from loupe.training.devices import prepare
-    from loupe.training.features import Cache
-    from loupe.training.finish import closing, write
-    from loupe.training.judge import judge
+    from loupe.training.artifacts import closing, write
+    from loupe.training.fit.feature_cache import Cache
+    from loupe.training.network.devices import prepare
+    from loupe.training.pipeline import Pipeline
 
-    course = Course(settings, data, prepare(settings.precision), run.state, Cache(cache_at, settings.cache_gb * 1e9))
-    course.seconds["reading"] = read_in
-    finished = course.train()
-    result = judge(course)
+    cache = Cache(cache_at, settings.cache_gb * 1e9)
+    pipeline = Pipeline(settings, data, prepare(settings.precision), run.state, cache)
+    pipeline.seconds["reading"] = read_in
+    finished = pipeline.train()
+    result = pipeline.evaluate()
     command = f"python train.py {shlex.join(sys.argv[1:])}".strip()
-    write(run.part, name, course, result, findings, command, time.monotonic() - started)
+    write(run.part, name, pipeline, result, findings, command, time.monotonic() - started)
     folder = run.keep() if finished else run.keep_interrupted()
-    print(closing(result, course, folder, time.monotonic() - started))
+    print(closing(result, pipeline, folder, time.monotonic() - started))
     return folder, finished
 
 

@@ -25,9 +25,9 @@ from PIL import Image
 
 from loupe.cli import Parser, run_script
 from loupe.errors import UserError
-from loupe.training.dataset import Dataset, Indices, Source, read
-from loupe.training.doctor import Findings, examine
-from loupe.training.labels import describe, label_errors, out_of_fold
+from loupe.training.data.dataset import Dataset, Indices, Source, read
+from loupe.training.data.doctor import Findings, examine
+from loupe.training.data.label_errors import describe, label_errors, out_of_fold
 
 EACH = 20
 MANY = 0.05  # share of all labels, in the second measurement of swapped ones

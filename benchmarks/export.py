@@ -38,7 +38,7 @@ from loupe.export import int8
 from loupe.export.graph import freeze, loaded, network_of, save
 from loupe.export.lean import flat, folded, in_precision
 from loupe.export.quiet import quiet
-from loupe.training.backbones import BACKBONES, build_trunk, with_head
+from loupe.training.network.backbones import BACKBONES, build_trunk, with_head
 
 KERAS, F32, BF16 = "Keras's own export", "float32 frozen", "bfloat16 frozen"
 HEAT = " + heat map"

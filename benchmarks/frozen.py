@@ -102,8 +102,8 @@ def usual_way(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from loupe.images.api import decode
-    from loupe.training.backbones import build_trunk, freeze, with_head
-    from loupe.training.dataset import Source, read
+    from loupe.training.data.dataset import Source, read
+    from loupe.training.network.backbones import build_trunk, freeze, with_head
     from loupe.training.settings import Settings
 
     given = {"backbone": arguments.backbone, "epochs": arguments.epochs, "lr": arguments.lr}

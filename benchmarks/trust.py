@@ -47,8 +47,8 @@ def main() -> None:
     import keras
 
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    from loupe.training.measure import ece, softmax
-    from loupe.training.outputs import outputs_of
+    from loupe.training.evaluate.evaluate import outputs_of
+    from loupe.training.evaluate.metrics import ece, softmax
 
     model = keras.saving.load_model(args.run / "model.keras", compile=False)
     known = outputs_of(model, pixels, np.arange(len(pixels)))

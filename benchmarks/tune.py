@@ -36,7 +36,7 @@ def main() -> None:
     args = parser.read()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    from loupe.training.tune import search
+    from loupe.training.tune.search import search
 
     x, y = features(int(args.pictures * (1 + VALIDATION)), args.features, args.seed)
     train, validation = (x[: args.pictures], y[: args.pictures]), (x[args.pictures :], y[args.pictures :])

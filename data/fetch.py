@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from loupe.cli import Parser, run_script
 from loupe.errors import UserError
-from loupe.training.download import download
-from loupe.training.unpack import Places, unpack
+from loupe.training.data.download import download
+from loupe.training.data.unpack import Places, unpack
 
 HOME = Path("data")
 KAGGLE = "https://www.kaggle.com/api/v1"

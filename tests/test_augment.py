@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from loupe.errors import UserError
-from loupe.training.augment import FILL, Augment, blend
-from loupe.training.augmentation import Augmentation
+from loupe.training.fit.augment import FILL, Augment, Augmentation, blend
 
 EVERYTHING = Augmentation("both", 20, (0.8, 1.5), 10, 0.1, (0.7, 1.3), 0.3, 0.2, 0.5, 0.2)
 
@@ -24,7 +23,7 @@ def pictures(count: int = 6, height: int = 32, width: int = 32) -> Any:
 
 
 def test_values_load_no_tensorflow() -> None:
-    program = "import loupe.training.augmentation, loupe.training.augment, sys; print('keras' in sys.modules)"
+    program = "import loupe.training.fit.augment, sys; print('keras' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "False"
 
 

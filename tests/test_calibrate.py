@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loupe.training.calibrate import FEWEST, Calibration, calibrate
-from loupe.training.measure import ece, softmax
+from loupe.training.evaluate.calibrate import FEWEST, Calibration, calibrate
+from loupe.training.evaluate.metrics import ece, softmax
 
 CLASSES = 5
 

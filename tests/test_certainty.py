@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from loupe.card import Card
-from loupe.training.calibrate import calibrate
+from loupe.training.evaluate.calibrate import calibrate
 from tests import models
 from tests.gateways import Gateway, gateway
 from tests.networks import export

@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 
 from loupe.errors import UserError
 from loupe.images.api import decode
-from loupe.training.dataset import CUT, Dataset, Source, read
+from loupe.training.data.dataset import CUT, Dataset, Source, read
 from tests.servers import ROOT
 
 
@@ -155,7 +155,7 @@ def test_more_pixels_than_fit_the_memory_go_to_a_file_and_are_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inside = take(paint(tmp_path, 10))
-    monkeypatch.setattr("loupe.training.dataset.IN_MEMORY", 1000)
+    monkeypatch.setattr("loupe.training.data.dataset.IN_MEMORY", 1000)
     outside = take(tmp_path)
     assert isinstance(outside.pixels, np.memmap)
     assert np.array_equal(inside.pixels, outside.pixels)
@@ -165,7 +165,7 @@ def test_a_full_disk_is_one_line_before_any_picture_is_read(tmp_path: Path) -> N
     paint(tmp_path, 10)
     code = (
         "import resource, sys; from pathlib import Path\n"
-        "from loupe.training import dataset; from loupe.scripts import run_script\n"
+        "from loupe.training.data import dataset; from loupe.cli import run_script\n"
         "dataset.IN_MEMORY = 1000; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
         "here = Path(sys.argv[1])\n"
         "run_script(lambda: dataset.read(dataset.Source(here), 64, 64, 42, here) and None)\n"

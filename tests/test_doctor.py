@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from loupe.training.dataset import Source, read
-from loupe.training.doctor import Finding, Findings, examine
-from loupe.training.labels import describe, label_errors, out_of_fold
+from loupe.training.data.dataset import Source, read
+from loupe.training.data.doctor import Finding, Findings, examine
+from loupe.training.data.label_errors import describe, label_errors, out_of_fold
 from tests.test_dataset import grain, paint, scene
 
 

@@ -24,7 +24,7 @@ from loupe.export.publish import versions
 from loupe.export.sources import Source, read_run
 from loupe.familiarity import Familiarity
 from loupe.gradcam import heatmaps
-from loupe.training.backbones import build_trunk, with_head
+from loupe.training.network.backbones import build_trunk, with_head
 from tests.networks import LABELS, coarse, export, finished_run, lively, network
 from tests.servers import ROOT
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from loupe.errors import UserError
-from loupe.training.features import Cache, Kept, Mapped
+from loupe.training.fit.feature_cache import Cache, Kept, Mapped
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (70, 8, 8, 3), dtype=np.uint8)
 IDS = [hashlib.sha256(picture.tobytes()).hexdigest() for picture in PIXELS]
@@ -160,7 +160,7 @@ def test_on_a_full_disk_features_that_are_not_kept_need_none(tmp_path: Path) -> 
 
 
 def test_rows_too_many_for_the_memory_stay_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loupe.training.features.IN_MEMORY", 100)
+    monkeypatch.setattr("loupe.training.fit.feature_cache.IN_MEMORY", 100)
     kept = keep(Cache(tmp_path, ROOM), ids=IDS)
     assert isinstance(kept.array, Mapped)
     np.testing.assert_allclose(kept.array[np.array([3, 60, 3])], wanted(front())[[3, 60, 3]], rtol=2e-3, atol=0.1)

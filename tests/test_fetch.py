@@ -20,7 +20,7 @@ import pytest
 from data import fetch as script
 from data.fetch import CARS, FOOD, SOURCES, Source, below, fetch
 from loupe.errors import UserError
-from loupe.training import download as downloading
+from loupe.training.data import download as downloading
 from tests.servers import ROOT, free_port, until
 
 ALL = below("")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from loupe.errors import UserError
-from loupe.training import fit as fitting
-from loupe.training.batches import Batches, balanced
-from loupe.training.fit import Outcome, Stage, fit
+from loupe.training.fit import stage as fitting
+from loupe.training.fit.batches import Batches, balanced
+from loupe.training.fit.stage import Outcome, Stage, fit
 
 RNG = np.random.default_rng(0)
 POINTS = RNG.normal(size=(120, 6)).astype(np.float32)

@@ -23,7 +23,7 @@ from loupe.export import formats
 from loupe.export.formats import FILES, write
 from loupe.export.lean import flat
 from loupe.export.sources import Source, read_run
-from loupe.training.backbones import BACKBONES, build_trunk, with_head
+from loupe.training.network.backbones import BACKBONES, build_trunk, with_head
 from tests.networks import LABELS, coarse, finished_run, network
 from tests.servers import ROOT
 

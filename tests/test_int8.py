@@ -215,7 +215,7 @@ import numpy as np
 from pathlib import Path
 from loupe.card import Card
 from loupe.export import int8
-from loupe.scripts import run_script
+from loupe.cli import run_script
 folder, pixels = Path({str(folder)!r}), np.random.default_rng(1).integers(0, 256, (300, {SIDE}, {SIDE}, 3), np.uint8)
 card = Card.read(folder / "assets.extra" / "card.json")
 int8._tools()

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from loupe.errors import UserError
-from loupe.training.files import below, shown, split_of
-from loupe.training.layouts import File, Layout, Source, find
+from loupe.training.data.layout import File, Layout, Source, find
+from loupe.training.data.names import below, shown, split_of
 
 
 def fill(root: Path, *names: str) -> Path:

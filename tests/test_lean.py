@@ -11,7 +11,7 @@ from keras import layers
 
 from loupe.export.lean import flat, folded, in_precision
 from loupe.gradcam import split
-from loupe.training.backbones import BACKBONES, build_trunk, with_head
+from loupe.training.network.backbones import BACKBONES, build_trunk, with_head
 from tests.networks import network
 
 PIXELS = np.random.default_rng(2).integers(0, 256, (4, 80, 75, 3)).astype(np.float32)

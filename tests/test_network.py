@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import pytest
 
-from loupe.training.backbones import build_trunk, with_head
-from loupe.training.network import NETWORKS, fuse_norms
+from loupe.training.network.backbones import build_trunk, with_head
+from loupe.training.network.plain import NETWORKS, fuse_norms
 
 
 def build(height: int, width: int, classes: int, name: str = "cnn") -> keras.Model:

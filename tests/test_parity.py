@@ -29,9 +29,10 @@ from loupe.export.parity import SMOOTH, gate
 from loupe.export.pictures import SAMPLES, for_calibration, for_replay, read, read_labelled
 from loupe.export.precision import network_in
 from loupe.export.sources import Source, read_run
-from loupe.training import dataset, kept
-from loupe.training.layouts import Source as Data
-from loupe.training.measure import Predictions
+from loupe.training.data import dataset
+from loupe.training.data.layout import Source as Data
+from loupe.training.evaluate import heldout
+from loupe.training.evaluate.metrics import Predictions
 from tests.networks import LABELS, coarse, finished_run, network
 from tests.servers import ROOT, until
 
@@ -423,7 +424,7 @@ def test_training_keeps_which_pictures_it_held_out_and_the_gate_finds_them(tmp_p
     rows = np.concatenate([data.validation, data.calibration])
     sure = np.linspace(0.6, 0.9, len(rows))
     answers = np.stack([sure, 1 - sure], axis=1)
-    kept.write(tmp_path / "pictures.json", data, Predictions(rows, answers, answers, answers, sure / 2))
+    heldout.write(tmp_path / "pictures.json", data, Predictions(rows, answers, answers, answers, sure / 2))
     held_out = {data.pictures[row].file.path for row in (*data.validation, *data.calibration)}
     chosen = for_replay(tmp_path, None, data.labels)
     assert chosen.what == "validation"

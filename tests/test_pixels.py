@@ -32,7 +32,7 @@ from loupe.gateway.settings import Settings
 from loupe.images import limits, resize
 from loupe.images.api import decode
 from loupe.images.resize import resized
-from loupe.training.dataset import File, decode_all
+from loupe.training.data.dataset import File, decode_all
 from tests.pictures import AWKWARD, LOSSLESS, encoded, exif, photograph
 from tests.servers import ROOT
 

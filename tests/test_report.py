@@ -18,15 +18,15 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
-from loupe.training import report_sections as sections
-from loupe.training.calibrate import Calibration
-from loupe.training.dataset import Dataset, Source, read
-from loupe.training.doctor import examine
-from loupe.training.measure import Predictions, softmax
-from loupe.training.report import Story, write
-from loupe.training.report_figures import curves, svg
-from loupe.training.report_numbers import Judged, wilson
-from loupe.training.report_words import breadth, clean, duration, number, percent, relative, shortened, told_apart
+from loupe.training.data.dataset import Dataset, Source, read
+from loupe.training.data.doctor import examine
+from loupe.training.evaluate.calibrate import Calibration
+from loupe.training.evaluate.metrics import Judged, Predictions, softmax, wilson
+from loupe.training.report import sections
+from loupe.training.report.figures import curves, svg
+from loupe.training.report.render import write
+from loupe.training.report.story import Story
+from loupe.training.report.text import breadth, clean, duration, number, percent, relative, shortened, told_apart
 from tests.pictures import picture
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 
 from loupe.errors import UserError
-from loupe.training import tune
-from loupe.training.trial import Trial
-from loupe.training.tune import Best, search
+from loupe.training.tune.search import Best, search
+from loupe.training.tune.trial import Trial
 from tests.servers import ROOT
 
 CLASSES = 4
@@ -164,7 +163,7 @@ def test_ctrl_c_before_any_trial_is_ctrl_c(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_diverges_is_counted_and_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune, "RATES", (1e-3, 1e30))
+    monkeypatch.setattr("loupe.training.tune.search.RATES", (1e-3, 1e30))
     best = run(tmp_path / "journal", 6)
     diverged = [trial for trial in best.trials if trial["state"] == "diverged"]
     assert diverged
@@ -179,7 +178,7 @@ def test_features_without_usable_numbers_end_in_one_clear_line(tmp_path: Path) -
 
 
 def test_a_winner_at_the_edge_of_the_range_is_said_to_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune, "RATES", (1e-6, 1e-5))  # all too small
+    monkeypatch.setattr("loupe.training.tune.search.RATES", (1e-6, 1e-5))  # all too small
     best = run(tmp_path / "journal", 1, first={**DEFAULT, "lr": 1e-5})
     assert any("upper edge" in note for note in best.notes)
 

@@ -177,7 +177,7 @@ def test_what_a_terminal_would_obey_is_not_printed(tmp_path: Path) -> None:
     )
     script = tmp_path / "script.py"
     script.write_text(
-        "from loupe.errors import UserError\nfrom loupe.scripts import run_script\n"
+        "from loupe.errors import UserError\nfrom loupe.cli import run_script\n"
         f"def main():\n    raise UserError({ESCAPE!r} + ' größer')\nrun_script(main)\n"
     )
     ended = subprocess.run(  # noqa: S603

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from loupe.errors import UserError
-from loupe.training.backbones import BACKBONES, build_trunk, cut, freeze, trunk_of, with_head
-from loupe.training.weights import copy
+from loupe.training.network.backbones import BACKBONES, build_trunk, cut, freeze, trunk_of, with_head
+from loupe.training.network.weights import copy
 from tests.servers import ROOT
 
 SIDE = 75  # px, the least that all of them take
@@ -83,7 +83,7 @@ def test_weights_that_are_not_there_are_told_in_one_line() -> None:
 def test_offline_the_file_to_place_is_named(tmp_path: Path) -> None:
     """The real download is tried, to a home of its own; the way out is a proxy that is not there."""
     code = (
-        "from loupe.errors import UserError\nfrom loupe.training.backbones import build_trunk\n"
+        "from loupe.errors import UserError\nfrom loupe.training.network.backbones import build_trunk\n"
         "try:\n    build_trunk('xception', 96, 96, weights='imagenet')\n"
         "except UserError as error:\n    print(error)"
     )

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from loupe.training.dataset import Dataset
-from loupe.training.measure import Predictions
-from loupe.training.splits import Indices
+from loupe.training.data.dataset import Dataset
+from loupe.training.data.splits import Indices
+from loupe.training.evaluate.metrics import Predictions
 
 VALIDATION, TRAINING = 2000, 300  # pictures, at most
 

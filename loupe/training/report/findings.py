@@ -6,18 +6,15 @@ told(story)      # labels that look wrong, findings, skipped files
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from loupe.training import pictures
-from loupe.training.pictures import Shown
-from loupe.training.report_words import clean, counted, percent, quoted, relative
-
-if TYPE_CHECKING:
-    from loupe.training.doctor import Finding
-    from loupe.training.layouts import File
-    from loupe.training.report import Story
+from loupe.training.data.doctor import Finding
+from loupe.training.data.layout import File
+from loupe.training.report import thumbnails
+from loupe.training.report.story import Story
+from loupe.training.report.text import clean, counted, percent, quoted, relative
+from loupe.training.report.thumbnails import Shown
 
 GROUPS = 12  # of a kind: sets of one picture, or single pictures
 BESIDE = 5  # pictures of one group
@@ -65,7 +62,7 @@ def _label_errors(story: Story) -> list[Told]:
     if not errors:
         return []
     worst = sorted(errors, key=lambda one: -one[2])[:SUSPECTS]
-    shown = pictures.thumbnails((data.pictures[row].file.path for row, _, _ in worst), SIDE)
+    shown = thumbnails.thumbnails((data.pictures[row].file.path for row, _, _ in worst), SIDE)
     groups = []
     for row, likelier, sure in worst:
         path = data.pictures[row].file.path
@@ -81,7 +78,7 @@ def _of(story: Story, finding: Finding) -> Told:
     sets = (finding.sets or [[row] for row in finding.rows])[:GROUPS]
     chosen = [rows[:BESIDE] for rows in sets]
     data = story.dataset
-    shown = pictures.thumbnails((data.pictures[row].file.path for rows in chosen for row in rows), SIDE)
+    shown = thumbnails.thumbnails((data.pictures[row].file.path for rows in chosen for row in rows), SIDE)
     groups = []
     for rows, whole in zip(chosen, sets, strict=True):
         files = [data.pictures[row].file for row in rows]

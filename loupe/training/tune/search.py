@@ -29,8 +29,8 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, Jou
 from optuna.trial import TrialState
 
 from loupe.errors import UserError
-from loupe.training.trial import Array, Bench, Examples, Trial, best_of
-from loupe.training.trial_table import Screen
+from loupe.training.tune.table import Screen
+from loupe.training.tune.trial import Array, Bench, Examples, Trial, best_of
 
 RATES = (1e-4, 5e-2)  # AdamW in steps this large and this few: below it no head arrives, above it few stay in place
 HEADS = (0, 64, 128, 256, 512)  # 0: straight to the classes; beyond 512 a head overfits before it helps

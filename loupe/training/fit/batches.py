@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from loupe.training.dataset import Indices
+from loupe.training.data.dataset import Indices
 
 Vary = Callable[[Any, Any, int], tuple[Any, Any]]  # pixels, labels, a number: other pixels, other labels
 

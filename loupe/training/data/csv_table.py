@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from loupe.errors import UserError
-from loupe.training.files import PICTURES, below, split_of, words
+from loupe.training.data.names import PICTURES, below, split_of, words
 
 ID_NAMES = ["id", "ids", "image", "images", "imageid", "imagename", "img", "imgid", "imgname", "file", "filename"]
 ID_NAMES += ["fname", "filepath", "imagepath", "imagefile", "path", "name", "picture", "photo", "uuid", "uid", "key"]

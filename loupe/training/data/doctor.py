@@ -6,7 +6,7 @@
     for finding in findings.groups: … # a page's material: finding.text, finding.rows, finding.sets, finding.paths
 
 Nothing is deleted and nothing ends a run. Dark, bright and blurred pictures are those far from the rest of their set:
-a set of X-rays is not all dark. Whether a label is wrong can be asked once something is trained: see labels.py.
+a set of X-rays is not all dark. Whether a label is wrong can be asked once something is trained: see label_errors.py.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from loupe.training.dataset import FEWEST, Dataset, Skipped
-from loupe.training.files import shown
-from loupe.training.splits import group
+from loupe.training.data.dataset import FEWEST, Dataset, Skipped
+from loupe.training.data.names import shown
+from loupe.training.data.splits import group
 
 Severity = Literal["error", "warning", "note"]
 

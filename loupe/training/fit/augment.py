@@ -13,20 +13,65 @@ one core, and this takes 44 ms, colours included; a training step of the larger 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from loupe.training.augmentation import Augmentation
+from loupe.errors import UserError
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
+FLIPS = ("none", "horizontal", "both")
 STRETCH = 1.25  # where zoom is on: up to this much more in one direction than in the other
 MIXED = 0.12  # where colour is on: standard deviation of a channel's share in another
 LUMA = (0.299, 0.587, 0.114)
 ERASED = (0.02, 0.25)  # share of the picture's area
 FILL = 120.0  # what an erased rectangle shows
 BLEND = 1  # a stream of draws of its own
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Each value is a limit; what a picture gets is drawn anew within it, every time the picture is seen."""
+
+    flip: str = "none"  # "both": mirrored and turned by quarters, for what has no upright position
+    rotation: float = 0.0  # degrees to either side
+    zoom: tuple[float, float] = (1.0, 1.0)  # magnification; above 1 a random part of the picture is seen
+    shear: float = 0.0  # degrees to either side
+    shift: float = 0.0  # share of the picture's side, in each direction
+    brightness: tuple[float, float] = (1.0, 1.0)  # factors of all values
+    contrast: float = 0.0  # share by which differences from the picture's mean grow or shrink
+    colour: float = 0.0  # share of pictures shown in grey; the others' channels are mixed a little as well
+    erasing: float = 0.0  # share of pictures that lose a rectangle to grey
+    mixup: float = 0.0  # alpha of the beta distribution by which two pictures and their labels are blended
+
+    def __post_init__(self) -> None:
+        if self.flip not in FLIPS:
+            raise UserError(f"flip is {self.flip!r}; it must be one of {', '.join(FLIPS)}.")
+        _within("rotation", self.rotation, 0, 180, "degrees")
+        _within("shear", self.shear, 0, 80, "degrees")
+        _within("shift", self.shift, 0, 0.5, "as a share of the picture's side")
+        _within("contrast", self.contrast, 0, 0.95, "as a share")
+        _within("colour", self.colour, 0, 1, "as a share")
+        _within("erasing", self.erasing, 0, 1, "as a share of the pictures")
+        _within("mixup", self.mixup, 0, 10, "as the alpha of a beta distribution")
+        _rising("zoom", self.zoom, 0.2, 5)
+        _rising("brightness", self.brightness, 0.1, 5)
+
+    @property
+    def is_none(self) -> bool:
+        return self == Augmentation()
+
+    @property
+    def moves(self) -> bool:
+        """Whether pixels change their places, and not only their values."""
+        return (self.flip, self.rotation, self.zoom, self.shear, self.shift) != ("none", 0, (1, 1), 0, 0)
+
+    @property
+    def colours(self) -> bool:
+        """Whether brightness, contrast or colour change."""
+        return (self.brightness, self.contrast, self.colour) != ((1, 1), 0, 0)
 
 
 class Augment:
@@ -131,3 +176,14 @@ def _turned(angle: Any) -> Any:
 
 def _slanted(angle: Any) -> Any:
     return np.moveaxis(np.array([[np.ones_like(angle), -np.sin(angle)], [0 * angle, np.cos(angle)]]), -1, 0)
+
+
+def _within(name: str, value: float, low: float, high: float, unit: str) -> None:
+    if not low <= value <= high:
+        raise UserError(f"{name} is {value:g}; give {low:g} to {high:g}, {unit}.")
+
+
+def _rising(name: str, span: tuple[float, float], low: float, high: float) -> None:
+    if not (len(span) == 2 and low <= span[0] <= span[1] <= high):
+        written = " ".join(f"{value:g}" for value in span)
+        raise UserError(f"{name} is {written}; give two factors, the lower first, from {low:g} to {high:g}.")

@@ -4,7 +4,7 @@
     data.pixels[data.train], data.classes[data.train], data.labels
     larger = data.resized(299, 299, spill=Path("runs"))        # the same pictures and splits
 
-`layouts.py` says which files there are, `splits.py` how they are split. Files that are no readable picture are left
+`layout.py` says which files there are, `splits.py` how they are split. Files that are no readable picture are left
 out and listed. One pass over the bytes gives pixels, checksum, fingerprint and what else `doctor.py` judges by.
 No TensorFlow in here.
 """
@@ -29,10 +29,10 @@ from loupe.errors import ImageError, TooManyPixels, UnsupportedImage, UserError
 from loupe.images.api import decode
 from loupe.images.decode import FORMATS, NAMES
 from loupe.images.resize import Pixels
-from loupe.training.duplicates import fingerprint, twins
-from loupe.training.layouts import File, Skipped, Source, Submission, find
+from loupe.training.data.duplicates import fingerprint, twins
+from loupe.training.data.layout import File, Skipped, Source, Submission, find
+from loupe.training.data.splits import Indices, split, trainable
 from loupe.training.progress import bar
-from loupe.training.splits import Indices, split, trainable
 
 __all__ = ["Dataset", "File", "Indices", "Picture", "Skipped", "Source", "decode_all", "read"]
 

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from loupe.training import pictures
-from loupe.training.pictures import Shown
-from loupe.training.report_numbers import Judged
-from loupe.training.report_words import relative
-
-if TYPE_CHECKING:
-    from loupe.training.report import Facts, Story
+from loupe.training.evaluate.metrics import Judged
+from loupe.training.report import thumbnails
+from loupe.training.report.story import Facts, Story
+from loupe.training.report.text import relative
+from loupe.training.report.thumbnails import Shown
 
 CASES = 24  # mistakes shown, and as many uncertain pictures
 SHEET_SIDE = 128  # px
@@ -54,7 +52,7 @@ def cases(story: Story, judged: Judged) -> Facts:
 
 def _looked_at(story: Story, judged: Judged, places: Sequence[Any]) -> list[Case]:
     data, rows = story.dataset, [int(judged.rows[place]) for place in places]
-    thumbnails = pictures.thumbnails(data.pictures[row].file.path for row in rows)
+    small = thumbnails.thumbnails(data.pictures[row].file.path for row in rows)
     heat = story.heat(np.stack([data.pixels[row] for row in rows])) if story.heat and rows else [()] * len(rows)
     found = []
     for place, row, warm in zip(places, rows, heat, strict=True):
@@ -66,8 +64,8 @@ def _looked_at(story: Story, judged: Judged, places: Sequence[Any]) -> list[Case
         found.append(
             Case(
                 relative(path, data.root),
-                thumbnails[path] or pictures.of_pixels(data.pixels[row]),
-                pictures.overlay(warm) if len(warm) else "",
+                small[path] or thumbnails.of_pixels(data.pixels[row]),
+                thumbnails.overlay(warm) if len(warm) else "",
                 data.labels[guess],
                 float(probabilities[guess]),
                 right,
@@ -82,4 +80,4 @@ def sheet(story: Story) -> list[list[Shown]]:
     if story.augmented is None:
         return []
     views = story.augmented[:SHEET_ROWS, :SHEET_VIEWS]
-    return [[pictures.of_pixels(view, SHEET_SIDE) for view in row] for row in views]
+    return [[thumbnails.of_pixels(view, SHEET_SIDE) for view in row] for row in views]

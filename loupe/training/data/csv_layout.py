@@ -13,7 +13,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from loupe.errors import UserError
-from loupe.training.files import (
+from loupe.training.data.csv_table import (
+    LOOKED_AT,
+    Finder,
+    Home,
+    Table,
+    columns,
+    read_table,
+    split_column,
+    without_one_hot,
+)
+from loupe.training.data.names import (
     FILLERS,
     PICTURES,
     File,
@@ -29,7 +39,6 @@ from loupe.training.files import (
     split_of,
     words,
 )
-from loupe.training.tables import LOOKED_AT, Finder, Home, Table, columns, read_table, split_column, without_one_hot
 
 MAIN_NAMES = ("labels", "annotations", "metadata", "images", "data", "index", "list")
 FOLDERS = {*FILLERS, "annotations", "annotation", "metadata", "meta", "csv", "csvs", "tables"}  # that may hold a CSV

@@ -5,8 +5,8 @@
     layout = find(Source(Path("."), csv=Path("labels.csv"), images=Path("scans"), label_column="diagnosis"))
 
 Either a folder a class; or training, validation and test folders (under any of their usual names) of a folder a class
-each; or pictures and a CSV (listed.py). A test folder without classes holds pictures to predict. One folder around all
-that is looked through. What does not fit is refused by name or listed in `skipped`; no picture is opened here.
+each; or pictures and a CSV (csv_layout.py). A test folder without classes holds pictures to predict. One folder around
+all that is looked through. What does not fit is refused by name or listed in `skipped`; no picture is opened here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loupe.errors import UserError
-from loupe.training.files import (
+from loupe.training.data.csv_layout import csvs, fits, from_csv, main_csv, measured, predictions
+from loupe.training.data.csv_table import read_table
+from loupe.training.data.names import (
     PICTURES,
     WRAPPERS,
     File,
@@ -31,8 +33,6 @@ from loupe.training.files import (
     split_of,
     split_words,
 )
-from loupe.training.listed import csvs, fits, from_csv, main_csv, measured, predictions
-from loupe.training.tables import read_table
 
 __all__ = ["File", "Layout", "Skipped", "Source", "Submission", "find"]
 

@@ -6,18 +6,14 @@ trust(story, judged).panels, confusion(judged)["pairs"]
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from markupsafe import Markup
 
-from loupe.training import report_figures as figures
-from loupe.training.measure import ece
-from loupe.training.report_numbers import Judged
-from loupe.training.report_words import breadth, clean, counted, duration, percent, quoted, told_apart, two
-
-if TYPE_CHECKING:
-    from loupe.training.report import Facts, Story
+from loupe.training.evaluate.metrics import Judged, ece
+from loupe.training.report import figures
+from loupe.training.report.story import Facts, Story
+from loupe.training.report.text import breadth, clean, counted, duration, percent, quoted, told_apart, two
 
 TRIALS = 30  # listed
 SEARCHED = ("lr", "head", "dropout", "decay")

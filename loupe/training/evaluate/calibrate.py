@@ -20,7 +20,7 @@ from scipy.special import log_softmax
 
 from loupe import familiarity
 from loupe.familiarity import Familiarity
-from loupe.training.measure import ece, softmax
+from loupe.training.evaluate.metrics import ece, softmax
 
 FEWEST = 20  # calibration pictures: with fewer, nothing is fitted
 TEMPERATURES = (0.2, 10.0)

@@ -24,7 +24,7 @@ import keras
 import numpy as np
 
 from loupe.errors import UserError
-from loupe.training.batches import Batches
+from loupe.training.fit.batches import Batches
 from loupe.training.progress import bar, clock
 
 PAUSE = 5.0  # seconds between two savings, at least

@@ -1,8 +1,9 @@
-"""The course of a training: features once, head, fine-tuning, what to trust, measured at the end.
+"""The order of a training: features once, head, fine-tuning, and at the end what it is worth.
 
-    course = Course(settings, data, devices, state=run.state, cache=Cache(…))
-    finished = course.train()               # False after Ctrl-C: what is best so far is there
-    course.model                            # from pixels to logits, in float32
+    pipeline = Pipeline(settings, data, devices, state=run.state, cache=Cache(…))
+    finished = pipeline.train()             # False after Ctrl-C: what is best so far is there
+    pipeline.model                          # from pixels to logits, in float32
+    result = pipeline.evaluate()            # calibrated, and measured on the test pictures
 
 While the backbone is frozen nothing is trained on pixels: its features are computed once and kept. A network that has
 learnt nothing before (a plain one, or one without weights that is to be trained whole) is trained in one stage.
@@ -25,22 +26,22 @@ import numpy as np
 
 from loupe.errors import UserError
 from loupe.images.decode import FIT, RESIZE
-from loupe.training.augment import Augment, blend
-from loupe.training.augmentation import Augmentation
-from loupe.training.backbones import build_trunk, cut, freeze, trunk_of, with_head
-from loupe.training.batches import Batches, balanced
-from loupe.training.dataset import Dataset
-from loupe.training.devices import POLICIES, Devices
-from loupe.training.features import Cache
-from loupe.training.fit import Outcome, Stage, fit
-from loupe.training.network import fuse_norms
+from loupe.training.data.dataset import Dataset
+from loupe.training.evaluate.evaluate import Result, Trained, evaluate
+from loupe.training.fit.augment import Augment, Augmentation, blend
+from loupe.training.fit.batches import Batches, balanced
+from loupe.training.fit.feature_cache import Cache
+from loupe.training.fit.stage import Outcome, Stage, fit
+from loupe.training.network.backbones import build_trunk, cut, freeze, trunk_of, with_head
+from loupe.training.network.devices import POLICIES, Devices
+from loupe.training.network.plain import fuse_norms
 from loupe.training.settings import ALL, Settings
 
 TRIAL_EPOCHS = 20
 TUNED = ("lr", "head", "dropout", "decay")
 
 
-class Course:
+class Pipeline:
     def __init__(self, settings: Settings, data: Dataset, devices: Devices, state: Path, cache: Cache) -> None:
         self.settings, self.data, self.devices, self.state, self.cache = settings.resolved, data, devices, state, cache
         self.history: list[dict[str, Any]] = []
@@ -64,6 +65,11 @@ class Course:
             finished = self._from_scratch(trunk) if self._learns_whole() else self._transfer(trunk)
             self.model = self._in_float32(height, width)
         return finished
+
+    def evaluate(self) -> Result:
+        served_features = self.features if self.devices.precision == "float32" else None
+        with self.timed("measuring"):
+            return evaluate(Trained(self.model, self.data, self.settings.seed, self.settings.certain, served_features))
 
     def _learns_whole(self) -> bool:
         return self.settings.fine_tune == ALL and self.settings.weights == "none"
@@ -146,7 +152,7 @@ class Course:
         print(f"tuned     {told}; its head learns for {TRIAL_EPOCHS} epochs in batches of {self.batch_size}")
 
     def _search(self) -> dict[str, Any]:
-        from loupe.training.tune import search
+        from loupe.training.tune.search import search
 
         chosen = self.settings
         side = chosen.tune_size or self.data.pixels.shape[1]
@@ -292,8 +298,8 @@ def augmentation(settings: Settings) -> Augmentation:
     )
 
 
-def backbone_of(course: Course) -> dict[str, Any]:
+def backbone_of(pipeline: Pipeline) -> dict[str, Any]:
     """As the card names it."""
-    chosen = course.settings
-    layers = min(course.tuned_layers, len(trunk_of(course.model)))
+    chosen = pipeline.settings
+    layers = min(pipeline.tuned_layers, len(trunk_of(pipeline.model)))
     return {"name": chosen.backbone, "weights": Path(chosen.weights).name, "fine_tuned_layers": layers}

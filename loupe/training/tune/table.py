@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from loupe.training.trial import Trial, best_of
+from loupe.training.tune.trial import Trial, best_of
 
 COLUMNS = ("trial", "lr", "head", "dropout", "decay", "val loss", "val accuracy", "state", "seconds")
 

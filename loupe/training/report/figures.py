@@ -24,8 +24,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import Formatter, FuncFormatter, MaxNLocator, NullFormatter
 
-from loupe.training.report_numbers import Judged, bins, merged
-from loupe.training.report_words import clean, number, told_apart
+from loupe.training.evaluate.metrics import Judged, bins, merged
+from loupe.training.report.text import clean, number, told_apart
 
 Draw = Callable[[Axes], None]
 Row = dict[str, Any]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from loupe.errors import UserError
-from loupe.training.download import CHUNK, Bar
+from loupe.training.data.download import CHUNK, Bar
 
 MOST_FILES = 200_000
 MOST_BYTES = 20_000_000_000

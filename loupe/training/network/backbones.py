@@ -18,9 +18,9 @@ from typing import Any
 import keras
 from keras import layers
 
-from loupe.training import network
+from loupe.training.network import plain
+from loupe.training.network.weights import copy, from_imagenet
 from loupe.training.settings import PLAIN
-from loupe.training.weights import copy, from_imagenet
 
 CAFFE_MEANS = (103.939, 116.779, 123.68)  # blue, green, red: what ResNet50's weights were trained with
 
@@ -71,7 +71,7 @@ def build_trunk(name: str, height: int, width: int, weights: str = "none") -> ke
     """From pixels to the last feature map. `weights`: imagenet, none, or a file or a run's folder."""
     image = layers.Input((height, width, 3), name="image")
     if name in PLAIN:
-        features = network.trunk(name, image)
+        features = plain.trunk(name, image)
     else:
         backbone = BACKBONES[name]
         pixels = backbone.scale(image)

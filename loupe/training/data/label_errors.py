@@ -27,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from loupe.images.resize import Pixels
-from loupe.training.splits import Indices
+from loupe.training.data.splits import Indices
 
 Features = np.ndarray[Any, np.dtype[np.float32]]
 Probabilities = np.ndarray[Any, np.dtype[np.float64]]
