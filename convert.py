@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 from loupe.card import check_name
 from loupe.cli import Parser, run_script
 from loupe.errors import UserError
-from loupe.export.runs import check_run
+from loupe.export.run_folder import check_run
 
 if TYPE_CHECKING:
-    from loupe.export.sources import Source
+    from loupe.export.source import Source
 
 PRECISIONS = ("float32", "bfloat16", "auto")
 FORMATS = ("onnx", "litert", "openvino")
@@ -39,11 +39,11 @@ ONLY_PUBLISHED = ("precision", "int8", "keep", "warm_up", "no_parity")
 def main() -> None:
     args = arguments()
     if args.show:
-        from loupe.export.show import show
+        from loupe.export.publish.show import show
 
         print(show(args.show))
     elif args.rollback:
-        from loupe.export.publish import rollback
+        from loupe.export.publish.publication import rollback
 
         done = rollback(args.models, args.rollback)
         print(f"out of service     version {done.withdrawn} of {args.rollback}, moved to {done.moved}")
@@ -60,13 +60,13 @@ def export(args: argparse.Namespace) -> None:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # its notices of deprecation, too
     source = read(args)
     if args.to:
-        from loupe.export import formats
+        from loupe.export.variants import formats
 
         folder = (args.out or EXPORTS) / f"{source.card.name}-{args.to}"
         print(f"written            {formats.write(source, args.to, folder, args.images)}")
         return
-    from loupe.export.conversion import Options, convert
-    from loupe.export.show import show
+    from loupe.export.convert import Options, convert
+    from loupe.export.publish.show import show
 
     chosen = Options(
         args.models, args.precision or "float32", args.int8, not args.no_parity, args.keep, args.images,
@@ -83,10 +83,10 @@ def read(args: argparse.Namespace) -> Source:
     if not path.is_file() and not (path / "saved_model.pb").exists():
         check_run(path)
         refuse(args, ONLY_FOREIGN, f"{path} is a run, whose card says that already")
-        from loupe.export.sources import read_run
+        from loupe.export.source import read_run
 
         return read_run(path, args.name)
-    from loupe.export.foreign import read_model
+    from loupe.export.foreign.read import read_model
 
     return read_model(
         path, labels=args.labels, preprocess=args.preprocess, size=args.size, name=args.name, output=args.ends_in

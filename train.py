@@ -129,8 +129,8 @@ def train(run: Run, name: str, settings: Settings, data: Dataset, cache_at: Path
 def publish(folder: Path, models: Path, name: str) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from loupe.card import Card
-    from loupe.export.conversion import publish
-    from loupe.export.publish import versions
+    from loupe.export.convert import publish
+    from loupe.export.publish.publication import versions
 
     home = models / name
     for version in reversed(versions(home) if home.is_dir() else []):

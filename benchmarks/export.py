@@ -34,10 +34,10 @@ import tensorflow as tf
 from loupe.card import Card
 from loupe.cli import Parser, run_script
 from loupe.errors import UserError
-from loupe.export import int8
-from loupe.export.graph import freeze, loaded, network_of, save
-from loupe.export.lean import flat, folded, in_precision
+from loupe.export.graph.savedmodel import freeze, loaded, network_of, save
+from loupe.export.graph.simplify import flat, folded, in_precision
 from loupe.export.quiet import quiet
+from loupe.export.variants import int8
 from loupe.training.network.backbones import BACKBONES, build_trunk, with_head
 
 KERAS, F32, BF16 = "Keras's own export", "float32 frozen", "bfloat16 frozen"

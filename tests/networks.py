@@ -15,8 +15,8 @@ import numpy as np
 
 from loupe import familiarity
 from loupe.card import Card
-from loupe.export.conversion import Options, convert
-from loupe.export.sources import read_run
+from loupe.export.convert import Options, convert
+from loupe.export.source import read_run
 from loupe.familiarity import Familiarity
 from loupe.gradcam import split
 

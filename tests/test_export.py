@@ -16,12 +16,12 @@ import tensorflow as tf
 
 from loupe.card import Card
 from loupe.errors import UserError
-from loupe.export.conversion import Options, publish
-from loupe.export.conversion import convert as converted
-from loupe.export.graph import Parts, run
-from loupe.export.precision import choose
-from loupe.export.publish import versions
-from loupe.export.sources import Source, read_run
+from loupe.export.convert import Options, publish
+from loupe.export.convert import convert as converted
+from loupe.export.graph.savedmodel import Parts, run
+from loupe.export.publish.publication import versions
+from loupe.export.source import Source, read_run
+from loupe.export.variants.precision import choose
 from loupe.familiarity import Familiarity
 from loupe.gradcam import heatmaps
 from loupe.training.network.backbones import build_trunk, with_head

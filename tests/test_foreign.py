@@ -15,10 +15,10 @@ import tensorflow as tf
 import tf_keras
 
 from loupe.errors import UserError
-from loupe.export.foreign import read_model
-from loupe.export.graph import freeze, loaded, save
-from loupe.export.precision import network_in
-from loupe.export.sources import Source, read_run
+from loupe.export.foreign.read import read_model
+from loupe.export.graph.savedmodel import freeze, loaded, save
+from loupe.export.source import Source, read_run
+from loupe.export.variants.precision import network_in
 from tests.networks import coarse, finished_run
 
 SHAPE = (24, 30, 3)

@@ -17,9 +17,9 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from loupe.export.foreign import size_of
-from loupe.export.labels import labels_of
-from loupe.export.sources import read_run
+from loupe.export.foreign.labels import labels_of
+from loupe.export.foreign.read import size_of
+from loupe.export.source import read_run
 from tests.networks import finished_run
 from tests.test_foreign import (
     PICTURES,

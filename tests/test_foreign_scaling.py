@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from loupe.export.scaling import MODES, scaling_of
+from loupe.export.foreign.scaling import MODES, scaling_of
 from tests.networks import coarse
 from tests.test_foreign import PICTURES, SHAPE, SIDES, assert_same, read, scaled, served
 

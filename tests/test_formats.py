@@ -19,10 +19,10 @@ import tensorflow as tf
 
 from loupe.card import Card
 from loupe.errors import UserError
-from loupe.export import formats
-from loupe.export.formats import FILES, write
-from loupe.export.lean import flat
-from loupe.export.sources import Source, read_run
+from loupe.export.graph.simplify import flat
+from loupe.export.source import Source, read_run
+from loupe.export.variants import formats
+from loupe.export.variants.formats import FILES, write
 from loupe.training.network.backbones import BACKBONES, build_trunk, with_head
 from tests.networks import LABELS, coarse, finished_run, network
 from tests.servers import ROOT
@@ -121,7 +121,7 @@ def test_what_cannot_be_written_is_one_line(source: Source, tmp_path: Path, monk
     refused("something else.*--out", source, "onnx", tmp_path / "mine")
     refused("something else.*--out", source, "onnx", tmp_path / "file")
     (tmp_path / "none").mkdir()
-    monkeypatch.setattr("loupe.export.pictures.SAMPLES", tmp_path / "none")
+    monkeypatch.setattr("loupe.export.replay_pictures.SAMPLES", tmp_path / "none")
     refused("--images", source, "onnx", tmp_path / "out")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnx" else name)
     refused("needs onnx: `pipenv sync --categories export`", source, "onnx", tmp_path / "out")

@@ -24,10 +24,10 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 from loupe import familiarity
 from loupe.card import Card
 from loupe.errors import UserError
-from loupe.export import int8
-from loupe.export.graph import freeze, network_of, save
-from loupe.export.int8 import FOLDER, Accuracy, Cost, Verdict, add, judged
-from loupe.export.lean import in_precision
+from loupe.export.graph.savedmodel import freeze, network_of, save
+from loupe.export.graph.simplify import in_precision
+from loupe.export.variants import int8
+from loupe.export.variants.int8 import FOLDER, Accuracy, Cost, Verdict, add, judged
 from tests.servers import ROOT, model_server
 
 SIDE, KINDS = 40, ("level", "rising", "falling")

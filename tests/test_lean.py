@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from loupe.export.lean import flat, folded, in_precision
+from loupe.export.graph.simplify import flat, folded, in_precision
 from loupe.gradcam import split
 from loupe.training.network.backbones import BACKBONES, build_trunk, with_head
 from tests.networks import network

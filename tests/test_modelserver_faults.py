@@ -16,7 +16,7 @@ import pytest
 
 import proto
 from loupe.engines import savedmodel
-from loupe.export.show import show
+from loupe.export.publish.show import show
 from tests import models
 from tests.servers import ModelServer, model_server, until
 

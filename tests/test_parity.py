@@ -23,12 +23,12 @@ from PIL import Image
 
 from loupe.card import Card
 from loupe.errors import UserError
-from loupe.export.compare import Answers, Wanted, judged
-from loupe.export.graph import Network, Parts, freeze, save
-from loupe.export.parity import SMOOTH, gate
-from loupe.export.pictures import SAMPLES, for_calibration, for_replay, read, read_labelled
-from loupe.export.precision import network_in
-from loupe.export.sources import Source, read_run
+from loupe.export.graph.savedmodel import Network, Parts, freeze, save
+from loupe.export.parity.gate import SMOOTH, gate
+from loupe.export.parity.tolerance import Answers, Wanted, judged
+from loupe.export.replay_pictures import SAMPLES, for_calibration, for_replay, read, read_labelled
+from loupe.export.source import Source, read_run
+from loupe.export.variants.precision import network_in
 from loupe.training.data import dataset
 from loupe.training.data.layout import Source as Data
 from loupe.training.evaluate import heldout

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from loupe.errors import UserError
-from loupe.export import shelf
-from loupe.export.publish import publication, rollback, versions
+from loupe.export.publish import model_folder
+from loupe.export.publish.publication import publication, rollback, versions
 from tests.publishing import child, names
 from tests.servers import ROOT
 
@@ -84,14 +84,14 @@ def test_a_ledger_that_is_torn_old_or_junk_is_made_the_best_of(
 
 
 def test_a_number_taken_meanwhile_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = shelf.record
+    record = model_folder.record
 
     def record_while_another_publishes(home: Path, ledger: int, number: int) -> None:
         record(home, ledger, number)
         if number == 1:
             write(home / "1", "theirs")
 
-    monkeypatch.setattr(shelf, "record", record_while_another_publishes)
+    monkeypatch.setattr(model_folder, "record", record_while_another_publishes)
     assert put(tmp_path, "ours").name == "2"
     assert (tmp_path / "toy" / "1" / "saved_model.pb").read_text() == "theirs"
 
@@ -155,7 +155,7 @@ def test_the_parts_of_the_dead_are_cleared_and_those_of_the_living_are_not(tmp_p
 
 def test_a_lock_held_for_long_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path)
-    monkeypatch.setattr(shelf, "PATIENCE", 0.2)
+    monkeypatch.setattr(model_folder, "PATIENCE", 0.2)
     with (tmp_path / "toy" / ".numbers").open() as ledger:
         fcntl.flock(ledger, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="Another publication has held"):

@@ -21,8 +21,8 @@ import openvino
 import pytest
 
 import proto
-from loupe.export import shelf
-from loupe.export.publish import publication, rollback, versions
+from loupe.export.publish import model_folder
+from loupe.export.publish.publication import publication, rollback, versions
 from tests import models
 from tests.networks import finished_run
 from tests.publishing import child, names
@@ -96,7 +96,7 @@ class Watch:
         }
 
     def look(self) -> None:
-        for number, entry in shelf.entries(self.home):
+        for number, entry in model_folder.entries(self.home):
             try:
                 inode = entry.stat().st_ino
                 found = {path.relative_to(entry): path.read_bytes() for path in files(entry)}
@@ -221,7 +221,7 @@ def _writing(home: Path, process: subprocess.Popen[bytes]) -> bool:
 
 @pytest.mark.slow
 def test_convert_killed_at_any_moment_leaves_no_half_version(tmp_path: Path) -> None:
-    from loupe.export.graph import loaded
+    from loupe.export.graph.savedmodel import loaded
 
     folder, home = finished_run(tmp_path / "run"), tmp_path / "models" / "toy"
     command = [sys.executable, "convert.py", str(folder), "--models", str(tmp_path / "models"), "--no-parity"]

@@ -20,8 +20,8 @@ from tensorflow.python.tools import saved_model_cli
 
 from loupe.card import Card
 from loupe.errors import UserError
-from loupe.export import warmup
-from loupe.export.show import LONGEST, MOST, show
+from loupe.export.graph import warmup
+from loupe.export.publish.show import LONGEST, MOST, show
 from tests import models
 from tests.networks import network
 from tests.servers import ROOT
@@ -221,7 +221,7 @@ def test_what_is_no_savedmodel_is_one_clear_line(made: Path, tmp_path: Path) -> 
 
 def test_tensorflow_is_not_loaded(made: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from loupe.export.show import show; show(Path(sys.argv[1]));"
+        "import sys; from pathlib import Path; from loupe.export.publish.show import show; show(Path(sys.argv[1]));"
         "print({name.split('.')[0] for name in sys.modules} & {'tensorflow', 'keras', 'openvino'})"
     )
     command: list[Any] = [sys.executable, "-c", code, made / "by_keras"]

@@ -14,11 +14,11 @@ import pytest
 
 from loupe.card import Card
 from loupe.errors import UserError
-from loupe.export.compare import Row
-from loupe.export.conversion import Options, convert
-from loupe.export.pictures import Answered, Picture
-from loupe.export.sources import read_run
-from loupe.export.trained import trained
+from loupe.export.convert import Options, convert
+from loupe.export.parity.tolerance import Row
+from loupe.export.parity.training_notes import trained
+from loupe.export.replay_pictures import Answered, Picture
+from loupe.export.source import read_run
 from tests.networks import LABELS, coarse, finished_run, known, lively, network
 
 CARD = Card("toy", LABELS, 48, 64)

@@ -20,9 +20,9 @@ import tensorflow as tf
 import tf_keras
 
 from loupe.errors import UserError
-from loupe.export import savedmodels
-from loupe.export.foreign import read_model
-from loupe.export.vetting import vetted
+from loupe.export.foreign import savedmodel
+from loupe.export.foreign.read import read_model
+from loupe.export.foreign.vet_keras import vetted
 
 ROOT = Path(__file__).parents[1]
 SHAPE = (16, 16, 3)
@@ -255,9 +255,9 @@ def test_a_table_from_a_text_file_an_unknown_operation_and_a_second_graph_are_re
     assert "InitializeTableFromTextFileV2" in refused(tmp_path / "table")
 
     save_module(tmp_path / "plain", lambda _: None)
-    savedmodels.vetted(tmp_path / "plain")
+    savedmodel.vetted(tmp_path / "plain")
     graph = tmp_path / "plain" / "saved_model.pb"
-    saved = savedmodels.vetted(tmp_path / "plain")
+    saved = savedmodel.vetted(tmp_path / "plain")
     saved.meta_graphs[0].graph_def.node.add(name="theirs", op="Theirs\x1b[31m")
     graph.write_bytes(saved.SerializeToString())
     assert "Theirs" in refused(tmp_path / "plain")
@@ -268,7 +268,7 @@ def test_a_table_from_a_text_file_an_unknown_operation_and_a_second_graph_are_re
 
 def test_what_restoring_runs_may_not_write(tmp_path: Path) -> None:
     save_module(tmp_path / "theirs", lambda _: None)
-    saved = savedmodels.vetted(tmp_path / "theirs")
+    saved = savedmodel.vetted(tmp_path / "theirs")
     meta = saved.meta_graphs[0]
     restore = next(node for node in meta.graph_def.node if node.name == meta.saver_def.restore_op_name)
     restore.input.append("^StatefulPartitionedCall_1")  # the saver's own saving

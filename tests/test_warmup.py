@@ -25,7 +25,7 @@ from loupe.engines import savedmodel
 from loupe.engines.choose import chooser
 from loupe.engines.engine import Engine, Options
 from loupe.engines.refused import Refused
-from loupe.export import warmup
+from loupe.export.graph import warmup
 from loupe.modelserver import warmup as replayed
 from loupe.modelserver.warmup import LARGEST_BATCH, MOST, replaying
 from tests import models

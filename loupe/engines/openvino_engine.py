@@ -41,13 +41,11 @@ MOST_CARDS = 1024  # a request of some bytes may ask for any number
 class OpenVinoEngine:
     name = "openvino"
 
-    def __init__(self, model: SavedModel, source: Path, settings: Mapping[str, str]) -> None:
+    def __init__(self, model: SavedModel, source: Path, precision: str, options: Options) -> None:
         """`source`: the SavedModel's folder, or what else gives its outputs."""
         self._card = model.card
         signature = model.signatures[proto.PREDICT_SIGNATURE]
-        core = openvino.Core()
-        core.set_property({"ENABLE_MMAP": False})  # a file cut short beneath a map ends the process
-        compiled = core.compile_model(core.read_model(str(source)), "CPU", settings)
+        compiled = compile_model(source, precision, options)
         self._inputs = _ports(compiled.inputs, signature.inputs)
         self._outputs = _ports(compiled.outputs, signature.outputs)
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -81,16 +79,29 @@ class OpenVinoEngine:
         """Nothing to do: its memory goes with it."""
 
 
+def compile_model(path: Path, precision: str = "float32", options: Options | None = None) -> Any:
+    """Compile a SavedModel's folder, or a file that OpenVINO reads, as it is served. RuntimeError if that fails."""
+    options = options or Options()
+    settings = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32", "PERFORMANCE_HINT": "LATENCY"}
+    if options.threads:
+        settings["INFERENCE_NUM_THREADS"] = str(options.threads)
+    if options.streams:
+        settings["NUM_STREAMS"] = str(options.streams)
+    core = openvino.Core()
+    core.set_property({"ENABLE_MMAP": False})  # a file cut short beneath a map ends the process
+    return core.compile_model(core.read_model(str(path)), "CPU", settings)
+
+
 def open_model(model: SavedModel, options: Options) -> Engine:
     if proto.PREDICT_SIGNATURE not in model.signatures:
         raise invalid(f"it has no signature {proto.PREDICT_SIGNATURE}, the one that openvino serves")
     if DESCRIBE in model.signatures and model.card is None:  # half copied, it may be
         raise invalid(f"it has the signature {DESCRIBE}, but no card in {CARD}")
-    half = "bfloat16" in (model.precision, options.mixed_precision)
+    precision = options.mixed_precision or model.precision
     if options.mixed_precision != "bfloat16" and (engine := _int8(model, options)):
         return engine
     try:
-        return OpenVinoEngine(model, model.folder, _settings(options, half))
+        return OpenVinoEngine(model, model.folder, precision, options)
     except RuntimeError as error:
         raise invalid(f"openvino cannot load it: {_reason(error)}") from error
 
@@ -101,7 +112,7 @@ def _int8(model: SavedModel, options: Options) -> OpenVinoEngine | None:
         return None
     try:
         _refuse_damaged(folder)
-        engine = OpenVinoEngine(model, folder / "model.xml", _settings(options, half=False))
+        engine = OpenVinoEngine(model, folder / "model.xml", "float32", options)
     except (Refused, RuntimeError, OSError) as error:
         reason = _reason(error) if isinstance(error, RuntimeError) else error
         say(f"the int8 variant {folder} cannot be used: {reason}; the SavedModel is served. Export again, or delete it")
@@ -119,15 +130,6 @@ def _refuse_damaged(folder: Path) -> None:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if f"{found}  {name}".encode() not in sums:
             raise invalid(f"{(folder / name).name} is not as it was exported")
-
-
-def _settings(options: Options, half: bool) -> dict[str, str]:
-    settings = {"INFERENCE_PRECISION_HINT": "bf16" if half else "f32", "PERFORMANCE_HINT": "LATENCY"}
-    if options.threads:
-        settings["INFERENCE_NUM_THREADS"] = str(options.threads)
-    if options.streams:
-        settings["NUM_STREAMS"] = str(options.streams)
-    return settings
 
 
 def _ports(ports: Sequence[Any], declared: Mapping[str, Any]) -> dict[str, int]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,10 +26,10 @@ import tensorflow as tf
 
 from loupe.card import Card
 from loupe.errors import UserError
-from loupe.export import pictures
-from loupe.export.compare import Answers, Wanted, judged
+from loupe.export import replay_pictures
+from loupe.export.parity.tolerance import Answers, Wanted, judged
 from loupe.export.quiet import quiet
-from loupe.export.sources import Source
+from loupe.export.source import Source
 
 FILES = {"onnx": "model.onnx", "litert": "model.tflite", "openvino": "model.xml"}
 NEEDED = {"onnx": ("tf2onnx", "onnx", "openvino"), "litert": (), "openvino": ("openvino",)}
@@ -101,8 +100,8 @@ def _export(model: keras.Model, card: Card, kind: str, file: Path) -> None:
 
 def _checked(source: Source, kind: str, file: Path, images: Path | None) -> Card:
     card = source.card
-    chosen = pictures.for_replay(source.run, images, card.labels, most=PICTURES)
-    pixels = pictures.read(chosen, card.height, card.width)
+    chosen = replay_pictures.for_replay(source.run, images, card.labels, most=PICTURES)
+    pixels = replay_pictures.read(chosen, card.height, card.width)
     if len(pixels) < 2:
         raise UserError("There are no pictures to check the export on: name a folder of some with --images.")
     try:
@@ -125,11 +124,9 @@ def _checked(source: Source, kind: str, file: Path, images: Path | None) -> Card
 
 
 def _openvino(file: Path) -> Callable[[Array], Array]:
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # it reports to its makers otherwise
-    import openvino
+    from loupe.engines.openvino_engine import compile_model
 
-    core = openvino.Core()
-    model = core.compile_model(core.read_model(str(file)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    model = compile_model(file)
     return lambda pixels: np.array(model({"image": pixels})["probabilities"])
 
 

@@ -18,8 +18,8 @@ from loupe import tfrecord
 from loupe.card import Card
 from loupe.cli import plain
 from loupe.errors import UserError
-from loupe.export import shelf
-from loupe.export.warmup import REQUESTS
+from loupe.export.graph.warmup import REQUESTS
+from loupe.export.publish import model_folder
 
 CARD, INT8 = Path("assets.extra", "card.json"), Path("assets.extra", "openvino-int8")
 LONGEST, MOST = 80, 50  # characters of a name, entries of a list: the file is not ours, and may hold anything
@@ -53,16 +53,18 @@ def _find(folder: Path) -> tuple[Path, list[str]]:
     """The SavedModel's folder, and a line on the versions beside it where only their folder was named."""
     if (folder / "saved_model.pb").exists():
         return folder, []
-    numbers = shelf.versions(folder)
+    numbers = model_folder.versions(folder)
     if numbers:
-        newest = dict(shelf.entries(folder))[numbers[-1]]  # of 007 and 7 the latter, as a server takes them
-        aside = sorted(entry.name for entry in shelf.listed(folder) if entry.name.startswith(shelf.WITHDRAWN))
+        newest = dict(model_folder.entries(folder))[numbers[-1]]  # of 007 and 7 the latter, as a server takes them
+        aside = sorted(
+            entry.name for entry in model_folder.listed(folder) if entry.name.startswith(model_folder.WITHDRAWN)
+        )
         also = f"; withdrawn: {_join(aside)}" if aside else ""
         older = ", ".join(map(str, reversed(numbers[:-1][-MOST:]))) or "none"
         return newest, [f"the newest version; others: {older}{also}"]
     if not folder.exists():
         raise UserError(f"There is nothing at {folder}. Name a SavedModel's folder, such as models/tires/1.")
-    models = sorted(entry.name for entry in shelf.listed(folder) if shelf.versions(entry))
+    models = sorted(entry.name for entry in model_folder.listed(folder) if model_folder.versions(entry))
     hint = f"Name one of the models in it: {_join(models)}" if models else "Name one that does, such as models/tires/1"
     raise UserError(f"{folder} holds no saved_model.pb and no numbered version. {hint}.")
 

@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 
 from loupe.card import Card
-from loupe.export.compare import AT_ONCE, Answers, Array, Fault, Skipped, Step
+from loupe.export.parity.tolerance import AT_ONCE, Answers, Array, Fault, Skipped, Step
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ("flask", "gunicorn", "grpc")

@@ -17,12 +17,14 @@ import numpy as np
 
 from loupe.card import Card
 from loupe.errors import UserError
-from loupe.export import parity, pictures, warmup
-from loupe.export.graph import Frozen, freeze, loaded, save
-from loupe.export.precision import choose, network_in
-from loupe.export.publish import publication
+from loupe.export import replay_pictures
+from loupe.export.graph import warmup
+from loupe.export.graph.savedmodel import Frozen, freeze, loaded, save
+from loupe.export.parity.gate import gate
+from loupe.export.publish.publication import publication
 from loupe.export.quiet import quiet
-from loupe.export.sources import Source, read_run
+from loupe.export.source import Source, read_run
+from loupe.export.variants.precision import choose, network_in
 
 SKIPPED = {"skipped": True}  # what the card says of parity where nobody looked
 
@@ -46,7 +48,7 @@ def convert(source: Source, options: Options) -> Path:
     for note in source.notes:
         print(f"note               {note}")
     with publication(options.models, source.card.name) as part:  # first: what cannot be written is said at once
-        replayed = pictures.for_replay(source.run, options.images, source.card.labels)
+        replayed = replay_pictures.for_replay(source.run, options.images, source.card.labels)
         source, frozen = _frozen(source, options.precision, replayed)
         with quiet():
             save(frozen, source.card, part.folder)
@@ -55,11 +57,11 @@ def convert(source: Source, options: Options) -> Path:
             print(f"note               no warm-up for {batch} pictures of this size at once: they are too many bytes")
         if options.int8:
             _add_int8(source, part.folder, options.images)
-        entry = parity.gate(part.folder, source, replayed) if options.parity else SKIPPED
+        entry = gate(part.folder, source, replayed) if options.parity else SKIPPED
         with quiet():
             _describe_anew(frozen, replace(source.card, parity=entry), part.folder)
         if options.int8:
-            from loupe.export import int8
+            from loupe.export.variants import int8
 
             int8.bind(part.folder)
         folder = part.publish(keep=options.keep)
@@ -67,12 +69,12 @@ def convert(source: Source, options: Options) -> Path:
     return folder
 
 
-def _frozen(source: Source, precision: str, replayed: pictures.Pictures) -> tuple[Source, Frozen]:
+def _frozen(source: Source, precision: str, replayed: replay_pictures.Pictures) -> tuple[Source, Frozen]:
     """The source with the card of what is exported, and its graph."""
     with quiet():
         if precision == "auto":
             size = (source.card.height, source.card.width)
-            precision, lines = choose(source, pictures.read(replayed, *size))
+            precision, lines = choose(source, replay_pictures.read(replayed, *size))
         else:
             lines = []
         card = replace(source.card, precision=precision)
@@ -83,13 +85,13 @@ def _frozen(source: Source, precision: str, replayed: pictures.Pictures) -> tupl
 
 
 def _add_int8(source: Source, folder: Path, images: Path | None) -> None:
-    from loupe.export import int8  # nncf and openvino: only where they are asked for
+    from loupe.export.variants import int8  # nncf and openvino: only where they are asked for
 
     card = source.card
     size = (card.height, card.width)
-    calibration = pictures.read(pictures.for_calibration(source.run, images, card.labels), *size)
-    judged = pictures.for_replay(source.run, images, card.labels, most=int8.JUDGED)
-    pixels, truth = pictures.read_labelled(judged, card.labels, *size)
+    calibration = replay_pictures.read(replay_pictures.for_calibration(source.run, images, card.labels), *size)
+    judged = replay_pictures.for_replay(source.run, images, card.labels, most=int8.JUDGED)
+    pixels, truth = replay_pictures.read_labelled(judged, card.labels, *size)
     with tempfile.TemporaryDirectory() as scratch:
         float32 = folder if card.precision == "float32" else Path(scratch) / "float32"
         if float32 != folder:  # only that can be quantised

@@ -13,8 +13,8 @@ from collections import Counter
 import numpy as np
 
 from loupe.card import Card
-from loupe.export.compare import Array, Row
-from loupe.export.pictures import Picture
+from loupe.export.parity.tolerance import Array, Row
+from loupe.export.replay_pictures import Picture
 
 STAGE = "training"
 # Training may compute in half precision, or from features that are kept so.

@@ -114,7 +114,7 @@ def add(
     float32: Path | None = None,
 ) -> Verdict:
     """`calibration` and `validation`: uint8 [N, H, W, 3]; `truth`: the validation pictures' classes, or None."""
-    openvino, _ = _tools()
+    _tools()
     if not len(calibration) or not len(validation):
         return Verdict(False, "there are no pictures to calibrate and check it on; name a folder with --images")
     variant, verdict = folder / FOLDER, None
@@ -124,7 +124,7 @@ def add(
             if impossible:
                 verdict = Verdict(False, impossible)
             else:
-                asks = _asks(openvino, folder, card.precision), _asks(openvino, variant / "model.xml", "float32")
+                asks = _asks(folder, card.precision), _asks(variant / "model.xml", "float32")
                 before, after = (_answers(ask, validation) for ask in asks)
                 accuracy = compared(before, after, truth, card.unfamiliar_below)
                 cost = Cost(_milliseconds(*asks, validation), (_megabytes(folder), _megabytes(variant)))
@@ -230,12 +230,11 @@ def _first_line(error: BaseException) -> str:
 # -------------------------------------------------------------------------------------------------------- measuring
 
 
-def _asks(openvino: Any, path: Path, precision: str) -> Ask:
+def _asks(path: Path, precision: str) -> Ask:
     """As the model server computes it."""
-    hint = "bf16" if precision == "bfloat16" else "f32"
-    settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
-    core = openvino.Core()
-    request = core.compile_model(core.read_model(str(path)), "CPU", settings).create_infer_request()
+    from loupe.engines.openvino_engine import compile_model
+
+    request = compile_model(path, precision).create_infer_request()
 
     def ask(pixels: Array) -> dict[str, Array]:
         return {name: value.copy() for port, value in request.infer({0: pixels}).items() for name in port.names}

@@ -13,10 +13,10 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from loupe.errors import UserError
-from loupe.export.endings import Ending, Inlined, draws_lots, ending_of, inlined
-from loupe.export.operations import refuse_reaching_out
-from loupe.export.original import Original, in_batches
-from loupe.export.sources import BATCH
+from loupe.export.foreign.original import Original, in_batches
+from loupe.export.foreign.output_kind import Ending, Inlined, draws_lots, ending_of, inlined
+from loupe.export.foreign.vet_savedmodel import refuse_reaching_out
+from loupe.export.source import BATCH
 
 REFERENCES = {"Variable", "VariableV2"}  # TensorFlow 1's own variables
 INSTEAD = "export it without its augmentation layers, or convert the .keras."

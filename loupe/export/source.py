@@ -1,4 +1,4 @@
-"""What is exported: a run of Loupe's own. Models made elsewhere are read by foreign.py, into the same.
+"""What is exported: a run of Loupe's own. Models made elsewhere are read by foreign/, into the same.
 
 source = read_run(Path("runs/tires"))
 source.reference(pixels)                  # what the trained model itself says: uint8 [N, H, W, 3] → [N, C]
@@ -16,9 +16,9 @@ import numpy as np
 
 from loupe.card import Card
 from loupe.errors import UserError
-from loupe.export.graph import Network, network_of
-from loupe.export.lean import flat, in_precision
-from loupe.export.runs import check_run, newer_under_way
+from loupe.export.graph.savedmodel import Network, network_of
+from loupe.export.graph.simplify import flat, in_precision
+from loupe.export.run_folder import check_run, newer_under_way
 from loupe.familiarity import Familiarity
 
 BATCH = 32

@@ -1,6 +1,6 @@
 """A model made elsewhere, as its own library answers: what Loupe's form of it is held to.
 
-original = Original(...)                  # read by foreign.py and savedmodels.py
+original = Original(...)                  # read by read.py and savedmodel.py
 original.predict(scaled)                  # float32 [N, H, W, 3], scaled as in its training → its own [N, C]
 probabilities(answers, "sigmoid")         # what those mean: [N, 1] → [N, 2]
 """
@@ -15,8 +15,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from loupe.export.endings import Ending
-from loupe.export.sources import Array, softmax
+from loupe.export.foreign.output_kind import Ending
+from loupe.export.source import Array, softmax
 
 LEAST = float(np.finfo(np.float32).tiny)  # what a probability is at least, before its logarithm is taken
 

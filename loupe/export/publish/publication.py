@@ -7,7 +7,7 @@
 
 part.folder is .part-<pid>/<name>/1 in the model's folder: hidden from servers that look there, and .part-<pid> is a
 models folder of its own, which a server can be started with for a check. Killed at any moment, a publication leaves a
-part and never half a version; the next one clears it away. loupe.export.shelf tells what else lies there.
+part and never half a version; the next one clears it away. model_folder.py tells what else lies there.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from loupe.errors import LoupeError, UserError
-from loupe.export import shelf
-from loupe.export.shelf import PART, REMOVED, WITHDRAWN, versions
+from loupe.export.publish import model_folder
+from loupe.export.publish.model_folder import PART, REMOVED, WITHDRAWN, versions
 
 __all__ = ["Publication", "Rollback", "publication", "rollback", "versions"]
 
@@ -51,8 +51,8 @@ class Publication:
         if keep is not None and keep < 1:
             raise UserError(f"At least one version must be kept, not {keep}.")
         for path in [*self.folder.rglob("*"), self.folder]:
-            shelf.sync(path)  # before it has its name: a rename may reach the disk sooner than the bytes do
-        with shelf.locked(self.home) as ledger:
+            model_folder.sync(path)  # before it has its name: a rename may reach the disk sooner than the bytes do
+        with model_folder.locked(self.home) as ledger:
             folder = self._rename(ledger)
             if keep:
                 self._thin_out(keep)
@@ -60,36 +60,36 @@ class Publication:
 
     def _rename(self, ledger: int) -> Path:
         while True:
-            folder = self.home / str(shelf.next_number(self.home, ledger))
+            folder = self.home / str(model_folder.next_number(self.home, ledger))
             try:
                 self.folder.rename(folder)
             except OSError:
                 if not os.path.lexists(folder):
                     raise
                 continue  # made meanwhile by somebody who takes no lock: the next number
-            shelf.sync(self.home)
+            model_folder.sync(self.home)
             return folder
 
     def _thin_out(self, keep: int) -> None:
         """Each is renamed before it is deleted, so that no server sees one with half its files. The new version is in
         service by now: what cannot be deleted is no reason to say that it is not."""
         kept = versions(self.home)[-keep:]
-        for number, entry in shelf.entries(self.home):
+        for number, entry in model_folder.entries(self.home):
             if number not in kept:
                 try:
-                    shelf.delete(entry.rename(shelf.free(self.home, f"{REMOVED}{number}")))
+                    model_folder.delete(entry.rename(model_folder.free(self.home, f"{REMOVED}{number}")))
                 except OSError as error:
                     self.notes.append(f"{entry} could not be deleted: {error.strerror or error}")
 
 
 @contextmanager
 def publication(models: Path, name: str) -> Iterator[Publication]:
-    home = shelf.home(models, name)
+    home = model_folder.home(models, name)
     part = None
     try:
-        shelf.make(home)
-        with shelf.locked(home) as ledger:
-            shelf.catch_up(home, ledger)
+        model_folder.make(home)
+        with model_folder.locked(home) as ledger:
+            model_folder.catch_up(home, ledger)
             _clear(home)
             part, lock = _begin(home)
         try:
@@ -118,11 +118,11 @@ def _fault(home: Path, error: Exception, begun: bool) -> OSError | None:
 
 def _begin(home: Path) -> tuple[Path, int]:
     """A folder to write in, and its lock. Another container may have a process of the same id, hence `free`."""
-    part = shelf.free(home, f"{PART}{os.getpid()}")
+    part = model_folder.free(home, f"{PART}{os.getpid()}")
     try:
         (part / home.name).mkdir(parents=True)
         lock = os.open(part / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        shelf.take(lock)
+        model_folder.take(lock)
     except OSError:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -131,10 +131,10 @@ def _begin(home: Path) -> tuple[Path, int]:
 
 def _clear(home: Path) -> None:
     """With the folder's lock held, under which parts are begun: one whose own lock is free is nobody's."""
-    for entry in shelf.listed(home):
+    for entry in model_folder.listed(home):
         if entry.name.startswith(REMOVED) or (entry.name.startswith(PART) and not _alive(entry)):
             with suppress(OSError):
-                shelf.delete(entry)
+                model_folder.delete(entry)
 
 
 def _alive(part: Path) -> bool:
@@ -144,19 +144,19 @@ def _alive(part: Path) -> bool:
         return False
     except PermissionError:  # another user's
         return True
-    taken = shelf.take(lock)
+    taken = model_folder.take(lock)
     os.close(lock)
     return not taken
 
 
 def rollback(models: Path, name: str) -> Rollback:
     """Take the newest version out of service: moved aside, not deleted. Renamed back, it is in service again."""
-    home = shelf.home(models, name)
+    home = model_folder.home(models, name)
     if not versions(home):
-        known = ", ".join(sorted(entry.name for entry in shelf.listed(models) if versions(entry)))
+        known = ", ".join(sorted(entry.name for entry in model_folder.listed(models) if versions(entry)))
         raise UserError(f"There is no model {name} in {models}{f'; there are: {known}' if known else ', nor another'}.")
     try:
-        with shelf.locked(home) as ledger:
+        with model_folder.locked(home) as ledger:
             return _withdraw(home, ledger)
     except OSError as error:
         raise UserError(f"Cannot take a version out of {home}: {_reason(home, error)}.") from error
@@ -166,10 +166,10 @@ def _withdraw(home: Path, ledger: int) -> Rollback:
     *older, newest = versions(home)
     if not older:
         raise UserError(f"{home} has no version but {newest}: nothing to fall back to. Publish another one first.")
-    shelf.record(home, ledger, newest)
-    for entry in [entry for number, entry in shelf.entries(home) if number == newest]:
-        moved = entry.rename(shelf.free(home, f"{WITHDRAWN}{newest}"))
-    shelf.sync(home)
+    model_folder.record(home, ledger, newest)
+    for entry in [entry for number, entry in model_folder.entries(home) if number == newest]:
+        moved = entry.rename(model_folder.free(home, f"{WITHDRAWN}{newest}"))
+    model_folder.sync(home)
     return Rollback(newest, older[-1], moved)
 
 

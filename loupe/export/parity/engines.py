@@ -9,7 +9,6 @@ others came with it, since servers put callers' pictures into batches as they co
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -18,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from loupe.card import Card
-from loupe.export.compare import AT_ONCE, BOUNDS, Answers, Array, Fault, NotTaken, Skipped, Step
-from loupe.export.graph import FEATURES, loaded
+from loupe.export.graph.savedmodel import FEATURES, loaded
+from loupe.export.parity.tolerance import AT_ONCE, BOUNDS, Answers, Array, Fault, NotTaken, Skipped, Step
 from loupe.familiarity import Familiarity
 
 OUTPUTS = ("probabilities", "heatmap", "familiarity")
@@ -42,16 +41,12 @@ def session(folder: Path, card: Card, pixels: Array, familiarity: Familiarity | 
 
 
 def openvino(folder: Path, card: Card, pixels: Array, step: Step) -> Answers:
-    """Set as loupe/modelserver sets it."""
     if not find_spec("openvino"):
         raise Skipped("openvino is not installed")
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # it would report to its makers
-    import openvino as vino
+    from loupe.engines.openvino_engine import compile_model
 
-    hint = "bf16" if card.precision == "bfloat16" else "f32"
-    settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
     try:
-        compiled = vino.Core().compile_model(str(folder), "CPU", settings)
+        compiled = compile_model(folder, card.precision)
     except RuntimeError as error:
         raise NotTaken(str(error)) from error
     names = {name: port for port in compiled.outputs for name in port.names if name in OUTPUTS}

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from loupe.errors import UserError
-from loupe.export.graph import Network, freeze, loaded, network_of, plain, save
-from loupe.export.lean import folded, in_precision
-from loupe.export.sources import Source
+from loupe.export.graph.savedmodel import Network, freeze, loaded, network_of, plain, save
+from loupe.export.graph.simplify import folded, in_precision
+from loupe.export.source import Source
 
 PRECISIONS = ("float32", "bfloat16", "auto")
 FASTER = 1.05  # by which bfloat16 must beat float32, at both sizes: less is noise

@@ -19,14 +19,14 @@ import tensorflow as tf
 
 from loupe.card import LARGEST, Card
 from loupe.errors import UserError
-from loupe.export import adoption, endings, legacy, savedmodels
-from loupe.export.endings import Ending
-from loupe.export.graph import Network, Parts, network_of, plain
-from loupe.export.labels import labels_of
-from loupe.export.original import Original, in_batches, logits, probabilities
-from loupe.export.scaling import Scaling, scaling_of
-from loupe.export.sources import BATCH, Array, Source
-from loupe.export.vetting import vetted
+from loupe.export.foreign import adopt, keras2, output_kind, savedmodel
+from loupe.export.foreign.labels import labels_of
+from loupe.export.foreign.original import Original, in_batches, logits, probabilities
+from loupe.export.foreign.output_kind import Ending
+from loupe.export.foreign.scaling import Scaling, scaling_of
+from loupe.export.foreign.vet_keras import vetted
+from loupe.export.graph.savedmodel import Network, Parts, network_of, plain
+from loupe.export.source import BATCH, Array, Source
 
 PROBES = 4  # pictures, of smooth random colours, that a model of Loupe's form is held to its original with
 AGREES = 1e-4  # of a probability, in float32: what another order of adding up may change
@@ -43,11 +43,11 @@ def read_model(
 ) -> Source:
     if not path.exists():
         raise UserError(f"There is no model at {path}.")
-    _ = savedmodels.vetted(path) if path.is_dir() else vetted(path)  # first: what it is, and then what it needs
+    _ = savedmodel.vetted(path) if path.is_dir() else vetted(path)  # first: what it is, and then what it needs
     if not labels:
         raise UserError(f"{path} does not say what its outputs mean: name them in order, --labels cup,fork,spoon.")
     scaling, named, asked = scaling_of(preprocess), labels_of(labels), size_of(size)
-    original = savedmodels.read(path) if path.is_dir() else _read_keras(path)
+    original = savedmodel.read(path) if path.is_dir() else _read_keras(path)
     height, width = _size(path, original, asked)
     card = Card(
         name or _slug(path), named, height, width, backbone={"name": scaling.name, "source": path.name}
@@ -57,7 +57,7 @@ def read_model(
     pixels = _probes(height, width)
     answers = _answers(path, original, scaling, pixels)
     flat = _flattened(original, scaling, height, width)
-    kind, how = endings.kind(path, output, _ending(path, original, flat, height, width), answers)
+    kind, how = output_kind.kind(path, output, _ending(path, original, flat, height, width), answers)
     _check_outputs(path, answers, kind, named)
 
     def reference(pixels: Array) -> Array:
@@ -89,19 +89,19 @@ def _read_keras(path: Path) -> Original:
     """By Keras 3; if it cannot, by tf_keras, and its layers made anew in Keras 3."""
     notes: tuple[str, ...] = ()
     try:
-        model = now = legacy.load_now(path)
+        model = now = keras2.load_now(path)
     except Exception:  # of many kinds: whatever an old configuration leads to
-        model, now = legacy.load(path), None
+        model, now = keras2.load(path), None
         notes = ("loaded by tf_keras, the legacy Keras 2: Keras 3 cannot load this file",)
     _check_ends(path, model)
     ends = (getattr(model, name, None) for name in ("input", "output"))  # a Sequential may have neither
     if any(isinstance(end, (dict, list)) for end in ends):  # of one
-        library = keras if now is not None else legacy.library()
+        library = keras if now is not None else keras2.library()
         model = library.Model(model.inputs[0], model.outputs[0])
         now = now and model
     if now is None:
         try:
-            now = legacy.rebuilt(model)
+            now = keras2.rebuilt(model)
         except Exception as error:  # layers and arguments that Keras 3 does not have fail in ways of their own
             notes = (*notes, f"no heat map: Keras 3 has no such network ({_line(error)})")
     batch = model.inputs[0].shape[0] or BATCH
@@ -183,17 +183,17 @@ def _check_outputs(path: Path, answers: Array, kind: str, labels: tuple[str, ...
 
 def _ending(path: Path, original: Original, flat: keras.Model | None, height: int, width: int) -> Ending:
     """By its last layer; where that does not tell, by its last operation."""
-    told = adoption.ending_of(flat) if flat else None
+    told = adopt.ending_of(flat) if flat else None
     if told or original.ending:
         return Ending(told, "layer") if told else original.ending or Ending()
     try:
         spec = tf.TensorSpec([None, height, width, 3], tf.float32)
-        frozen = endings.inlined(tf.function(original.call).get_concrete_function(spec))
+        frozen = output_kind.inlined(tf.function(original.call).get_concrete_function(spec))
     except Exception as error:  # of whatever is in it
         raise UserError(f"{path} cannot be frozen, its variables made constants: {_line(error)}") from error
-    if endings.draws_lots(frozen):
+    if output_kind.draws_lots(frozen):
         raise UserError(f"{path} answers at random, as in training: save it without what is random in it.")
-    return Ending(endings.ending_of(frozen.graph, frozen.answer))
+    return Ending(output_kind.ending_of(frozen.graph, frozen.answer))
 
 
 def _as_it_is(original: Original, scaling: Scaling, kind: str, outputs: int) -> Network:
@@ -208,7 +208,7 @@ def _flattened(original: Original, scaling: Scaling, height: int, width: int) ->
     if original.keras is None:
         return None
     try:
-        return adoption.flattened(original.keras, scaling, height, width)
+        return adopt.flattened(original.keras, scaling, height, width)
     except Exception:  # a network in a form that the copying does not know: it is exported as it is
         return None
 
@@ -216,7 +216,7 @@ def _flattened(original: Original, scaling: Scaling, height: int, width: int) ->
 def _adopted(source: Source, flat: keras.Model, kind: str, pixels: Array) -> Source:
     """The source in Loupe's own form, if its answers there are the original's."""
     try:
-        model = adoption.with_logits(flat, kind)
+        model = adopt.with_logits(flat, kind)
     except ValueError as error:
         return _without_heatmap(source, str(error))
     network, why = _network(model)

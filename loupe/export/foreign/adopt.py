@@ -15,8 +15,8 @@ import keras
 import numpy as np
 from keras import activations, layers
 
-from loupe.export.lean import flat, in_precision, rebuilt
-from loupe.export.scaling import Scaling
+from loupe.export.foreign.scaling import Scaling
+from loupe.export.graph.simplify import flat, in_precision, rebuilt
 from loupe.gradcam import before
 
 MEANS = (activations.softmax, activations.sigmoid, activations.linear)  # those that come before a label

@@ -16,7 +16,7 @@ import numpy as np
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from loupe.errors import UserError
-from loupe.export.sources import Array
+from loupe.export.source import Array
 
 PASSING = {"Identity", "Cast", "Squeeze", "Reshape", "ExpandDims", "StopGradient", "EnsureShape", "Enter", "Snapshot"}
 LINEAR = {"MatMul", "BiasAdd", "Conv2D"}

@@ -32,14 +32,26 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from loupe.card import Card
 from loupe.errors import UserError
-from loupe.export import stages
-from loupe.export.compare import AT_ONCE, Answers, Array, Fault, NotTaken, Row, Skipped, Step, Steps, Wanted, judged
-from loupe.export.pictures import Pictures, readable
+from loupe.export.parity import engines
+from loupe.export.parity.engines import in_batches
+from loupe.export.parity.service import Body, encoded, service
+from loupe.export.parity.tolerance import (
+    AT_ONCE,
+    Answers,
+    Array,
+    Fault,
+    NotTaken,
+    Row,
+    Skipped,
+    Step,
+    Steps,
+    Wanted,
+    judged,
+)
+from loupe.export.parity.training_notes import trained
 from loupe.export.quiet import quiet
-from loupe.export.service import Body, encoded, service
-from loupe.export.sources import Source
-from loupe.export.stages import in_batches
-from loupe.export.trained import trained
+from loupe.export.replay_pictures import Pictures, readable
+from loupe.export.source import Source
 from loupe.gradcam import heatmaps, split
 
 SMOOTH = 8  # random pictures
@@ -140,8 +152,8 @@ def _rows(folder: Path, source: Source, replay: Replay) -> Iterator[Row]:
         yield Row("keras", len(pixels), ms=reference.ms, note="the reference")
         served = "int8" if served_in_int8(folder) else card.precision
         for stage, precision, answer in (
-            ("session", card.precision, partial(stages.session, folder, card, pixels, familiarity)),
-            ("openvino", card.precision, partial(stages.openvino, folder, card, pixels)),
+            ("session", card.precision, partial(engines.session, folder, card, pixels, familiarity)),
+            ("openvino", card.precision, partial(engines.openvino, folder, card, pixels)),
             ("service", served, partial(service, folder, card, replay.bodies)),
         ):
             try:
