@@ -13,8 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from loupe.cli import Parser, run_script
-from tests.gateways import gateway
-from tests.servers import ROOT, model_server, until
+from tests.support.gateways import gateway
+from tests.support.servers import ROOT, model_server, until
 
 PICTURE = (ROOT / "data" / "samples" / "cracked-1.jpg").read_bytes()
 

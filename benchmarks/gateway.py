@@ -45,8 +45,8 @@ from PIL import Image
 from loupe.cli import Parser, run_script
 from loupe.errors import UserError
 from loupe.images.api import decode
-from tests.gateways import Gateway, gateway, running
-from tests.servers import PATIENCE, ROOT, free_port, model_server
+from tests.support.gateways import Gateway, gateway, running
+from tests.support.servers import PATIENCE, ROOT, free_port, model_server
 
 SIDE = 299  # Xception's, which the tutorials use and train.py starts with
 UPLOAD, CAMERA = (400, 533), (3024, 4032)  # width, height
@@ -209,7 +209,7 @@ def write_models(folder: Path) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
-    from tests.models import card
+    from tests.support.models import card
 
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     sign = tf.compat.v1.saved_model.signature_def_utils.predict_signature_def

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.gateways import Gateway
-from tests.servers import ROOT, ModelServer, model_server
+from tests.support.gateways import Gateway
+from tests.support.servers import ROOT, ModelServer, model_server
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it puts in the background: so would our
     signal.signal(signal.SIGINT, signal.default_int_handler)  # children, and Ctrl-C could not be tried on them
@@ -31,7 +31,7 @@ def sample_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
     """With a network of a few numbers, for tests that leave it as it is; what does more to it has its own."""
-    from tests import models  # TensorFlow: seconds that not every run should cost
+    from tests.support import models  # TensorFlow: seconds that not every run should cost
 
     folder = tmp_path_factory.mktemp("models")
     models.write(folder / "tires" / "1", seed=1)
@@ -42,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
 @pytest.fixture(scope="session")
 def fortress(sample_models: Path) -> Iterator[Gateway]:
     """For those who attack it one by one: each finds it as it was."""
-    from tests.hostile import defended
+    from tests.support.hostile import defended
 
     with defended(sample_models, LOUPE_THREADS="4") as running:
         yield running

@@ -1,0 +1,283 @@
+"""Many at once, slow ones, malformed ones, and SIGTERM meanwhile: a gateway under gunicorn, raw sockets against it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.gateways import Gateway, gateway, internet
+from tests.support.pictures import encoded
+from tests.support.servers import ModelServer, until
+
+PICTURE = encoded()
+SLOW_SECONDS = 1.5
+READ_TIMEOUT = 3
+
+
+@pytest.fixture(scope="module")
+def here(server: ModelServer) -> Iterator[Gateway]:
+    with gateway(
+        f"localhost:{server.port}", LOUPE_FETCH_ALLOW="127.0.0.1", LOUPE_THREADS="2", LOUPE_QUEUE="2",
+        LOUPE_READ_TIMEOUT=str(READ_TIMEOUT),
+    ) as running:  # fmt: skip
+        yield running
+
+
+@pytest.fixture(scope="module")
+def slow_origin() -> Iterator[str]:
+    def site(path: str, write: Any) -> None:
+        time.sleep(SLOW_SECONDS)
+        write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(PICTURE) + PICTURE)
+
+    with internet(site) as port:
+        yield f"http://127.0.0.1:{port}/tire.jpg"
+
+
+@pytest.fixture(autouse=True)
+def the_worker_lives(here: Gateway) -> Iterator[None]:
+    before = here.workers()
+    yield
+    assert here.workers() == before
+    assert here.get("/healthz").status == 200
+
+
+def connect(here: Gateway, data: bytes = b"") -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", here.port), timeout=20)
+    connection.sendall(data)
+    return connection
+
+
+def everything(connection: socket.socket) -> bytes:
+    """What comes until the other side closes."""
+    parts = []
+    with suppress(ConnectionResetError):
+        while part := connection.recv(65536):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def problem(response: bytes) -> tuple[int, dict[str, Any]]:
+    head, _, body = response.partition(b"\r\n\r\n")
+    assert b"application/problem+json" in head, response[:300]
+    found = json.loads(body)
+    assert found["detail"] and found["code"] and found["request_id"]
+    return int(head.split()[1]), found
+
+
+def post(length: int, *headers: str) -> bytes:
+    lines = ["POST /predict HTTP/1.1", "Host: here", "Content-Type: image/jpeg", f"Content-Length: {length}", *headers]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def test_senders_byte_by_byte_are_cut_and_hold_up_nobody(here: Gateway) -> None:
+    """Hostile inputs 9a: with plain threads, two such clients on two threads would block everything."""
+    started = time.monotonic()
+    with ExitStack() as stack:
+        starts = [b"POST /pre", b"POST /predict HTTP/1.1\r\nHost: h", post(1000) + b"\xff\xd8"]
+        slow = [stack.enter_context(connect(here, starts[n % 3])) for n in range(90)]
+        silent = [stack.enter_context(connect(here)) for _ in range(10)]
+        ends = threading.Event()
+
+        def drip() -> None:
+            while not ends.wait(0.3):
+                for connection in slow:
+                    with suppress(OSError):
+                        connection.send(b"x")
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        try:
+            took = []
+            while time.monotonic() - started < READ_TIMEOUT - 0.5:
+                asked = time.monotonic()
+                assert here.get("/readyz").status == 200
+                assert here.post("/predict", PICTURE, "image/jpeg").status == 200
+                took.append(time.monotonic() - asked)
+            assert len(took) >= 5 and sorted(took)[len(took) // 2] < 0.5
+            answers = [everything(connection) for connection in slow]
+        finally:
+            ends.set()
+            dripping.join()
+        assert time.monotonic() - started < READ_TIMEOUT + 5
+        assert Counter(problem(answer)[0] for answer in answers) == {408: 90}
+        assert [everything(connection) for connection in silent] == [b""] * 10
+
+
+def test_the_surplus_is_told_so_at_once_and_probes_are_answered(here: Gateway, slow_origin: str) -> None:
+    """Two threads and two places to wait: ten times more than that at once."""
+    bodies = json.dumps({"url": slow_origin})
+
+    def ask(_: int) -> tuple[int, float, dict[str, str], Any]:
+        started = time.monotonic()
+        answer = here.post("/predict", bodies, "application/json")
+        return answer.status, time.monotonic() - started, answer.headers, answer.json()
+
+    with ThreadPoolExecutor(40) as pool:
+        asked = [pool.submit(ask, n) for n in range(40)]
+        time.sleep(0.3)
+        started = time.monotonic()
+        assert here.get("/healthz").status == 200
+        assert here.get("/readyz").status == 200
+        probes = time.monotonic() - started
+        answers = [future.result() for future in asked]
+    counts = Counter(status for status, *_ in answers)
+    assert set(counts) == {200, 503} and 4 <= counts[200] <= 8, counts
+    refused = [answer for answer in answers if answer[0] == 503]
+    assert all(headers["Retry-After"] and body["code"] == "busy" for _, _, headers, body in refused)
+    assert sorted(took for _, took, *_ in refused)[len(refused) // 2] < 0.5
+    assert max(took for status, took, *_ in answers if status == 200) < 4 * SLOW_SECONDS + 2
+    assert probes < SLOW_SECONDS
+
+
+def test_a_refusal_comes_before_the_body_is_sent(here: Gateway, slow_origin: str) -> None:
+    bodies = json.dumps({"url": slow_origin})
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(4):
+            pool.submit(here.post, "/predict", bodies, "application/json")
+        time.sleep(0.4)
+        with connect(here, post(9_000_000)) as connection:  # and not a byte of it
+            status, found = problem(everything_half_closed(connection))
+    assert (status, found["code"]) == (503, "busy")
+
+
+def everything_half_closed(connection: socket.socket) -> bytes:
+    parts = []
+    while part := connection.recv(65536):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def test_a_hundred_largest_bodies_at_once_leave_memory_bounded(here: Gateway) -> None:
+    body = PICTURE + bytes(9_900_000)
+
+    def ask(_: int) -> int:
+        with suppress(OSError):
+            return here.post("/predict", body, "image/jpeg").status
+        return 0  # cut while it was sending
+
+    with ThreadPoolExecutor(100) as pool:
+        peak = 0
+        asked = [pool.submit(ask, n) for n in range(100)]
+        while not all(future.done() for future in asked):
+            peak = max(peak, resident(here))
+            time.sleep(0.02)
+    counts = Counter(future.result() for future in asked)
+    assert counts[200] >= 4 and set(counts) <= {0, 200, 408, 503}, counts  # 408: three seconds are short for a GB
+    assert peak < 700e6, (peak, counts)
+
+
+def resident(here: Gateway) -> int:
+    pages = Path(f"/proc/{here.workers()[0]}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_requests_sent_one_after_another_without_waiting_are_answered_in_order(here: Gateway) -> None:
+    requests = [post(len(PICTURE), f"X-Request-ID: n{n}") + PICTURE for n in range(3)]
+    last = b"GET /healthz HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n"
+    with connect(here, b"".join(requests) + last) as connection:
+        response = everything(connection)
+    assert response.count(b"HTTP/1.1 200") == 4
+    assert [response.index(f"X-Request-ID: n{n}".encode()) for n in range(3)] == sorted(
+        response.index(f"X-Request-ID: n{n}".encode()) for n in range(3)
+    )
+
+
+def test_a_client_that_asks_first_is_told_to_go_on_or_not_to(here: Gateway) -> None:
+    with connect(here, post(len(PICTURE), "Expect: 100-continue", "Connection: close")) as connection:
+        assert connection.recv(100).startswith(b"HTTP/1.1 100")
+        connection.sendall(PICTURE)
+        assert everything(connection).startswith(b"HTTP/1.1 200")
+    with connect(here, post(10_000_001, "Expect: 100-continue")) as connection:
+        assert problem(everything(connection))[0] == 413
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),  # TLS to a port that speaks none
+        (b"HELLO\r\n\r\n", 400),
+        (b"POST /predict HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!", 400),
+        (b"POST /predict HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST /predict HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 422),
+        (b"POST /predict HTTP/1.1\r\nHost: h\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: h\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: h\r\nA: " + b"a" * 9000 + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: h\r\n" + b"A: b\r\n" * 1000 + b"\r\n", 431),
+        (b"GET / HTTP/1.1\r\nA: " + b"a" * 70000, 431),
+    ],
+)
+def test_what_is_no_http_is_refused_in_the_form_of_every_error(
+    here: Gateway, request_bytes: bytes, status: int
+) -> None:
+    started = time.monotonic()
+    with connect(here, request_bytes) as connection:
+        assert problem(everything(connection))[0] == status
+    assert time.monotonic() - started < 2
+
+
+def test_a_client_that_does_not_close_its_end_holds_up_nobody(here: Gateway) -> None:
+    with ExitStack() as stack:
+        for _ in range(8):
+            stack.enter_context(connect(here, b"GET /healthz HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"))
+        started = time.monotonic()
+        assert here.get("/healthz").status == 200
+        assert time.monotonic() - started < 1
+
+
+def test_nothing_moves_the_service_to_another_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither what it was started from nor a header: gunicorn takes SCRIPT_NAME from both, and answers 500."""
+    monkeypatch.setenv("SCRIPT_NAME", "/elsewhere")
+    with gateway("localhost:1") as going:
+        assert going.get("/healthz").status == 200
+        assert going.get("/healthz", SCRIPT_NAME="/elsewhere").status == 200
+
+
+@pytest.mark.parametrize("drain", ["0", "1.5"])
+def test_told_to_stop_under_load_it_drops_nothing(server: ModelServer, drain: str) -> None:
+    """Sent, answered, refused before anything was sent; and lost, which is what must not be."""
+    counts: Counter[str] = Counter()
+    ends = threading.Event()
+    with gateway(f"localhost:{server.port}", LOUPE_DRAIN=drain) as going:
+
+        def load() -> None:
+            while not ends.is_set():
+                try:
+                    connection = socket.create_connection(("127.0.0.1", going.port), timeout=20)
+                except ConnectionRefusedError:
+                    counts["refused"] += 1
+                    return
+                with connection:
+                    connection.sendall(post(len(PICTURE), "Connection: close") + PICTURE)
+                    answer = everything(connection)
+                    counts["answered" if answer.startswith(b"HTTP/1.1 200") else "lost"] += 1
+
+        threads = [threading.Thread(target=load) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        until(lambda: counts["answered"] > 20, "some answers")
+        before = counts["answered"]
+        going.process.send_signal(signal.SIGTERM)
+        if drain != "0":
+            until(lambda: going.get("/readyz").status == 503, "not ready", 1)
+            assert going.get("/readyz").json()["code"] == "stopping"
+            assert going.get("/healthz").status == 200
+        for thread in threads:
+            thread.join(20)
+        ends.set()
+        assert going.process.wait(10) == 0
+    assert counts["lost"] == 0, counts
+    assert counts["refused"] == 4
+    if drain != "0":
+        assert counts["answered"] > before

@@ -1,0 +1,396 @@
+"""Prometheus metrics of a gateway with two workers, read over their own port; a gRPC server stands in as the model."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from loupe.card import Card
+from loupe.gateway.access.keys import digest_of
+from loupe.gateway.observe.drift import MOST_LABELS, WINDOW, Windows, psi
+from tests.support import models
+from tests.support.backends import backend
+from tests.support.gateways import Answer, Gateway, gateway, internet
+from tests.support.pictures import encoded
+from tests.support.servers import ROOT, free_port, model_server, until
+
+PICTURE = encoded()
+TRAINED = {"cracked": 327, "normal": 376, "worn": 297}
+CARD = models.card(certain_at=0.9, training={"images": TRAINED})
+Series = dict[str, float]
+
+
+def series(text: str) -> Series:
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    found = {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+    assert len(found) == len(lines), "a series is given twice"
+    return found
+
+
+def at(port: int, method: str, path: str) -> Answer:
+    return Gateway(None, port, None).ask(method, path, None, {})  # type: ignore[arg-type]
+
+
+def scrape(port: int) -> Series:
+    answer = at(port, "GET", "/metrics")
+    assert answer.status == 200 and answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    return series(answer.body.decode())
+
+
+@pytest.fixture(scope="module")
+def slow() -> Iterator[threading.Event]:
+    """While it is clear, the model does not answer."""
+    event = threading.Event()
+    event.set()
+    yield event
+    event.set()
+
+
+@pytest.fixture(scope="module")
+def target(slow: threading.Event) -> Iterator[str]:
+    with backend(lambda _, context: slow.wait(20), CARD) as behind:
+        yield f"localhost:{behind.port}"
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture
+def here(target: str, port: int, tmp_path: Path) -> Iterator[Gateway]:
+    (tmp_path / "tmp").mkdir()
+    with gateway(
+        target, LOUPE_METRICS_PORT=str(port), LOUPE_WORKERS="2", LOUPE_THREADS="2", LOUPE_QUEUE="2",
+        LOUPE_READ_TIMEOUT="2", TMPDIR=str(tmp_path / "tmp"),
+    ) as running:  # fmt: skip
+        yield running
+
+
+def post(here: Gateway, _: int = 0) -> int:
+    return here.post("/predict", PICTURE, "image/jpeg").status
+
+
+def test_what_two_workers_counted_sums_to_what_was_sent_whichever_is_asked(here: Gateway, port: int) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(lambda n: post(here, n), range(60))) == {200}
+    assert here.post_files("/predict", PICTURE, PICTURE, PICTURE).status == 200
+    assert [here.post("/predict", b"no picture", "image/jpeg").status for _ in range(5)] == [422] * 5
+    assert [here.get("/predict").status for _ in range(4)] == [405] * 4
+    paths = ['/a"b', "/x%0Ay", "/%C3%BCnbekannt", "/metrics", "/samples/none.jpg"]
+    assert [here.get(path).status for path in paths] == [404] * 5
+    answered = set(re.findall(r'"process": (\d+), "trace_id"', here.log.read_text()))
+    assert answered == {str(worker) for worker in here.workers()}
+    for _ in range(8):
+        found = scrape(port)
+        requests = {name: value for name, value in found.items() if name.startswith("loupe_requests_total")}
+        requests.pop('loupe_requests_total{endpoint="/healthz",status="200"}')
+        assert requests == {
+            'loupe_requests_total{endpoint="/predict",status="200"}': 61,
+            'loupe_requests_total{endpoint="/predict",status="422"}': 5,
+            'loupe_requests_total{endpoint="/predict",status="405"}': 4,
+            'loupe_requests_total{endpoint="other",status="404"}': 4,
+            'loupe_requests_total{endpoint="/samples",status="404"}': 1,
+        }
+        assert {name: value for name, value in found.items() if name.startswith("loupe_errors_total")} == {
+            'loupe_errors_total{code="broken_image"}': 5,
+            'loupe_errors_total{code="method_not_allowed"}': 4,
+            'loupe_errors_total{code="not_found"}': 5,
+        }
+        assert found["loupe_pictures_total"] == 68
+        assert found['loupe_predictions_total{label="cracked",version="1"}'] == 63
+        assert found['loupe_uncertain_total{reason="below_threshold"}'] == 63
+        assert found["loupe_confidence_ratio_count"] == found['loupe_confidence_ratio_bucket{le="0.4"}'] == 63
+        assert found['loupe_confidence_ratio_bucket{le="0.3"}'] == 0
+        assert found['loupe_stage_duration_seconds_count{stage="model"}'] == 61
+        assert found['loupe_stage_duration_seconds_count{stage="whole"}'] == 70
+        assert found["loupe_model_version"] == 1
+        assert (found["loupe_requests_in_flight"], found["loupe_requests_in_flight_limit"]) == (0, 8)
+
+
+def test_the_drift_of_all_workers_is_the_index_computed_by_hand(here: Gateway, port: int) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(lambda _: here.post_files("/predict", *[PICTURE] * 9).status, range(11))) == [200] * 11
+        assert not [name for name in scrape(port) if name.startswith("loupe_drift_psi")], "99 are too few"
+        assert list(pool.map(lambda _: here.post_files("/predict", *[PICTURE] * 9).status, range(9))) == [200] * 9
+    found = scrape(port)
+    assert found['loupe_drift_window_predictions{label="cracked",version="1"}'] == 180
+    assert found['loupe_drift_training_images{label="normal",version="1"}'] == 376
+    # All were cracked: (1 − .327) ln(1 / .327), and with .0001 for none (.0001 − e) ln(.0001 / e) for the other two.
+    assert found['loupe_drift_psi{version="1"}'] == pytest.approx(0.752277 + 3.094538 + 2.374109, abs=1e-4)
+
+
+def test_a_killed_worker_takes_nothing_back_and_leaves_nothing_in_flight(
+    here: Gateway, port: int, slow: threading.Event
+) -> None:
+    assert [post(here) for _ in range(20)] == [200] * 20
+    before = scrape(port)
+    slow.clear()
+    with ThreadPoolExecutor(4) as pool:
+
+        def lost(_: int) -> None:
+            with suppress(OSError, Exception):
+                post(here)
+
+        waiting = [pool.submit(lost, n) for n in range(4)]
+        until(lambda: scrape(port)["loupe_requests_in_flight"] == 4, "four in flight")
+        killed = here.workers()
+        for worker in killed:
+            os.kill(worker, signal.SIGKILL)
+        slow.set()
+        for one in waiting:
+            one.result()
+    until(lambda: len(here.workers()) == 2 and not set(here.workers()) & set(killed), "two new workers")
+    until(lambda: scrape(port)["loupe_requests_in_flight_limit"] == 8, "both to answer")
+    after = scrape(port)
+    assert after["loupe_requests_in_flight"] == 0
+    for name, value in before.items():
+        if "_total" in name or "_count" in name or "_bucket" in name:
+            assert after[name] >= value, name
+    assert after['loupe_requests_total{endpoint="/predict",status="200"}'] == 20
+    assert not [name for name in after if name.startswith("loupe_drift_window")], "its window went with it"
+    assert post(here) == 200
+    assert scrape(port)['loupe_requests_total{endpoint="/predict",status="200"}'] == 21
+
+
+def test_what_the_front_refuses_is_counted_and_metrics_are_answered_while_all_is_busy(
+    here: Gateway, port: int, slow: threading.Event
+) -> None:
+    def send(data: bytes, *, end: bool = False) -> bytes:
+        with socket.create_connection(("127.0.0.1", here.port), timeout=20) as connection:
+            connection.sendall(data)
+            if end:
+                connection.shutdown(socket.SHUT_WR)
+            return connection.recv(65536)
+
+    head = b"POST /predict HTTP/1.1\r\nHost: a\r\n"
+    assert b" 413 " in send(head + b"Content-Length: 99999999\r\n\r\n")
+    assert b" 431 " in send(b"GET /" + b"x" * 70_000)
+    assert b" 400 " in send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
+    assert b" 400 " in send(head + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n")
+    assert b" 400 " in send(head + b"Content-Length: 9\r\n\r\n123", end=True)
+    assert b" 408 " in send(head + b"Content-Length: 9\r\n\r\n123")
+    waiting: list[Future[int]] = []
+
+    def held() -> float:
+        waiting.append(pool.submit(post, here))  # the system chooses the worker: one more, until both are full
+        return scrape(port)["loupe_requests_in_flight"]
+
+    slow.clear()
+    with ThreadPoolExecutor(24) as pool:
+        try:
+            until(lambda: held() == 8, "both workers to be full")
+            waiting += [pool.submit(post, here) for _ in range(8)]
+            until(lambda: sum(not one.done() for one in waiting) == 8, "all but eight to be refused")
+            asked = time.monotonic()
+            found = scrape(port)
+            assert time.monotonic() - asked < 1
+        finally:
+            slow.set()
+        busy = len(waiting) - 8
+        assert Counter(one.result() for one in waiting) == {200: 8, 503: busy}
+    assert found["loupe_requests_in_flight"] == 8
+    assert found['loupe_requests_total{endpoint="/predict",status="503"}'] == busy
+    codes = {name.split('"')[1]: value for name, value in scrape(port).items() if name.startswith("loupe_errors_total")}
+    assert codes == {"too_large": 1, "head_too_large": 1, "bad_request": 3, "request_timeout": 1, "busy": busy}
+    found = scrape(port)
+    assert found['loupe_requests_total{endpoint="/predict",status="400"}'] == 2
+    answered_or_parsed = found['loupe_stage_duration_seconds_count{stage="whole"}']
+    assert answered_or_parsed == 8 + 1, "what got no thread says nothing of how long an answer takes"
+    assert not [name for name in found if 'stage="arriving"' in name]
+
+
+def test_stages_that_failed_took_their_time_too(target: str, port: int) -> None:
+    def silent(path: str, write: Callable[[bytes], None]) -> None:
+        time.sleep(5)
+
+    with (
+        internet(silent) as origin,
+        gateway(target, LOUPE_METRICS_PORT=str(port), LOUPE_FETCH_TIMEOUT="1", LOUPE_FETCH_ALLOW="127.0.0.1") as here,
+    ):
+        failed = here.post_json("/predict", {"url": f"http://127.0.0.1:{origin}/a.jpg"})
+        assert (failed.status, failed.json()["code"]) == (422, "fetch_failed")
+        assert here.post("/predict", b"no picture", "image/jpeg").status == 422
+        found = {name.removeprefix("loupe_stage_duration_seconds"): value for name, value in scrape(port).items()}
+        assert found['_count{stage="fetch"}'] == 2 and 0.9 < found['_sum{stage="fetch"}'] < 3
+        assert found['_count{stage="decode"}'] == 1
+        assert '_count{stage="model"}' not in found
+        lines = [json.loads(line) for line in here.log.read_text().splitlines()]
+        first, second = (line["ms"] for line in lines if line["message"] == "request")
+        assert 900 < first["fetch"] <= first["whole"] and "decode" not in first
+        assert {"wait", "fetch", "decode", "whole"} <= set(second)
+
+
+def test_seconds_are_seconds_and_each_stage_is_its_own(port: int) -> None:
+    with (
+        backend(lambda *_: time.sleep(0.2), CARD) as behind,
+        gateway(f"localhost:{behind.port}", LOUPE_METRICS_PORT=str(port)) as here,
+    ):
+        assert post(here) == 200
+        found = scrape(port)
+    sums = {
+        name: found[f'loupe_stage_duration_seconds_sum{{stage="{name}"}}']
+        for name in ("wait", "fetch", "decode", "model", "card", "whole")
+    }
+    assert 0.2 <= sums["model"] < 1
+    assert sums["model"] <= sums["whole"] < 2
+    assert sum(sums[name] for name in ("wait", "fetch", "decode", "model", "card")) <= sums["whole"] + 0.001
+    assert all(sums[name] > 0 for name in sums)
+    assert found["loupe_confidence_ratio_sum"] == pytest.approx(1 / 3)
+
+
+def test_familiarity_and_confidence_are_what_the_model_said(port: int, tmp_path: Path) -> None:
+    models.write(tmp_path / "tires" / "1", text=models.card(unfamiliar_below=0.5), familiarity=True)
+    grey = [encoded(Image.new("RGB", (40, 40), (level,) * 3), "PNG") for level in (51, 153, 204)]  # 0.2, 0.6 and 0.8
+    with (
+        model_server(tmp_path, "tires") as server,
+        gateway(f"localhost:{server.port}", LOUPE_METRICS_PORT=str(port)) as here,
+    ):
+        said = here.post_files("/predict", *grey).json()["predictions"]
+        found = scrape(port)
+    assert [one["reason"] for one in said] == ["unfamiliar", None, None]
+    assert found["loupe_familiarity_ratio_count"] == 3
+    assert found["loupe_familiarity_ratio_sum"] == pytest.approx(0.2 + 0.6 + 0.8, abs=1e-4)
+    assert found["loupe_confidence_ratio_sum"] == pytest.approx(sum(one["confidence"] for one in said), abs=1e-4)
+    assert found['loupe_uncertain_total{reason="unfamiliar"}'] == 1
+
+
+def test_what_the_page_is_made_of_has_a_name_of_its_own(here: Gateway, port: int) -> None:
+    pages = here.get("/").body + here.get("/docs").body
+    files = set(re.findall(r'(?:href|src)="(/[^"]+\.(?:css|js|svg))"', pages.decode()))
+    assert len(files) >= 3
+    assert {here.get(file).status for file in files} == {200}
+    found = scrape(port)
+    assert found['loupe_requests_total{endpoint="/page",status="200"}'] == len(files)
+    assert not [name for name in found if 'endpoint="other"' in name]
+
+
+def test_each_port_answers_its_own_and_no_other(here: Gateway, port: int) -> None:
+    answer = here.get("/metrics")
+    assert answer.status == 404 and answer.json()["code"] == "not_found"
+    assert at(port, "GET", "/healthz").status == 200
+    assert at(port, "HEAD", "/metrics").status == 200
+    for path in ("/", "/predict", "/model", "/readyz", "/docs", "/static/page.css", "/metrics/"):
+        answer = at(port, "GET", path)
+        assert (answer.status, answer.headers["Content-Type"]) == (404, "application/problem+json"), path
+    assert [at(port, method, "/metrics").status for method in ("POST", "DELETE", "OPTIONS")] == [405] * 3
+    assert sum(value for name, value in scrape(port).items() if name.startswith("loupe_requests_total")) >= 1
+    assert not [name for name in scrape(port) if 'endpoint="/metrics"' in name]
+
+
+def test_metrics_need_no_key_and_the_log_names_whose_it_was(target: str, port: int, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f"carla:{digest_of('the-key')}\n")
+    with gateway(target, LOUPE_METRICS_PORT=str(port), LOUPE_API_KEYS=str(tmp_path / "keys")) as here:
+        assert post(here) == 401
+        assert here.post("/predict", PICTURE, "image/jpeg", **{"X-API-Key": "the-key"}).status == 200
+        found = scrape(port)
+        until(lambda: '"key": "carla"' in here.log.read_text(), "the request's line")
+        assert "the-key" not in here.log.read_text()
+    assert found['loupe_requests_total{endpoint="/predict",status="401"}'] == 1
+    assert found['loupe_errors_total{code="unauthorized"}'] == 1
+
+
+def test_told_to_stop_it_closes_this_port_too_and_leaves_no_files(here: Gateway, port: int, tmp_path: Path) -> None:
+    assert len(list((tmp_path / "tmp").glob("loupe-metrics-*/*.db"))) >= 4
+    here.process.terminate()
+    assert here.process.wait(20) == 0
+    for closed in (port, here.port):
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", closed))
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_hangup_reads_the_settings_again_and_keeps_the_counts(here: Gateway, port: int) -> None:
+    assert post(here) == 200
+    before = here.workers()
+    here.process.send_signal(signal.SIGHUP)
+    until(lambda: len(here.workers()) == 2 and not set(here.workers()) & set(before), "two new workers")
+    until(lambda: scrape(port)["loupe_requests_in_flight_limit"] == 8, "both to answer")
+    assert post(here) == 200
+    assert scrape(port)['loupe_requests_total{endpoint="/predict",status="200"}'] == 2
+
+
+def test_a_port_that_is_taken_is_said_in_one_line_at_start(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        taken = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+        environment = {"LOUPE_PORT": str(free_port()), "LOUPE_METRICS_PORT": str(taken), "TMPDIR": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-m", "gunicorn", "gateway:app"],
+            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30,
+        )  # fmt: skip
+    assert done.returncode != 0 and done.stderr.count("\n") == 1
+    assert f"Port {taken} of LOUPE_METRICS_PORT cannot be used (Address already in use)" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_port_for_them_there_are_none(target: str, tmp_path: Path) -> None:
+    with gateway(target, TMPDIR=str(tmp_path), PROMETHEUS_MULTIPROC_DIR="/nowhere") as here:
+        assert post(here) == 200
+        assert here.get("/metrics").status == 404
+        assert not list(tmp_path.glob("loupe-metrics-*"))
+        maps = Path(f"/proc/{here.workers()[0]}/maps").read_text()
+    assert "counter_" not in maps
+
+
+# ------------------------------------------------------------------------------------------------------------ drift
+
+
+def test_the_index_is_none_for_too_few_and_known_for_a_shift() -> None:
+    assert psi({"a": 50, "b": 49}, {"a": 75, "b": 25}) is None
+    assert psi({"a": 100}, {}) is None
+    assert psi({"a": 75, "b": 25}, {"a": 300, "b": 100}) == pytest.approx(0)
+    assert psi({"a": 50, "b": 50}, {"a": 75, "b": 25}) == pytest.approx(0.25 * math.log(1.5) + 0.25 * math.log(2))
+
+
+def shown(count: int, **entries: Any) -> tuple[Windows, dict[Any, float], dict[Any, float], Card]:
+    window: dict[Any, float] = {}
+    training: dict[Any, float] = {}
+    windows = Windows(
+        lambda label, version, count: window.__setitem__((label, version), count),
+        lambda label, version, count: training.__setitem__((label, version), count),
+    )
+    return windows, window, training, Card("many", tuple(f"{n:03}" for n in range(count)), 32, 32, **entries)
+
+
+def test_the_window_forgets_what_is_older_than_its_length() -> None:
+    windows, window, _, card = shown(2)
+    windows.add(1, card, ["000"] * WINDOW)
+    windows.add(1, card, ["001"] * 10)
+    assert window == {("000", "1"): WINDOW - 10, ("001", "1"): 10}
+
+
+def test_a_card_of_many_labels_makes_few_series_and_counts_that_are_none_are_left_out() -> None:
+    counts = {f"{n:03}": 1 for n in range(500)} | {"000": -1, "001": "many", "002": math.nan, "stranger": 5}
+    windows, window, training, card = shown(500, training={"images": counts})
+    labels = [f"{n:03}" for n in range(500)]
+    told = windows.add(1, card, labels)
+    assert len(window) == len(set(told)) == MOST_LABELS + 1
+    assert window["other", "1"] == training["other", "1"] == 400
+    assert sum(training.values()) == 497
+
+
+def test_versions_that_come_and_go_leave_no_window_behind() -> None:
+    windows, window, _, card = shown(2)
+    for version in range(90):
+        windows.add(version, card, ["000"])
+    assert sum(window.values()) == 3
+    for version in range(300):
+        windows.add(version, card, ["000"])
+    assert len({version for _, version in window}) == 101

@@ -1,0 +1,233 @@
+"""The doctor on data sets with faults, each caused here, and on healthy ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from loupe.training.data.dataset import Source, read
+from loupe.training.data.doctor import Finding, Findings, examine
+from loupe.training.data.label_errors import describe, label_errors, out_of_fold
+from tests.training.test_dataset import grain, paint, scene
+
+
+def ask(root: Path, size: int = 64) -> Findings:
+    return examine(read(Source(root), size, size, 42, root, fewest=0))
+
+
+def told(findings: Findings) -> dict[str, Finding]:
+    return {finding.kind: finding for finding in findings.groups}
+
+
+def names(findings: Findings, kind: str) -> list[str]:
+    return [findings.names[row] for row in told(findings)[kind].rows]
+
+
+def test_a_healthy_data_set_has_no_findings(tmp_path: Path) -> None:
+    findings = ask(paint(tmp_path, 30))
+    assert findings.groups == []
+    assert "nothing found" in findings.table()
+    assert findings.to_dict()["splits"]["train"] == {"blue": 22, "red": 22}
+
+
+def test_bad_files_are_told_by_what_they_are(tmp_path: Path) -> None:
+    paint(tmp_path, 30)
+    (tmp_path / "red" / "empty.jpg").touch()
+    (tmp_path / "red" / "text [1].jpg").write_text("no picture")
+    whole = (tmp_path / "red" / "000.png").read_bytes()
+    for number in range(4):
+        (tmp_path / "blue" / f"cut-{number}.png").write_bytes(whole[: len(whole) // (number + 2)])
+    findings = ask(tmp_path)
+    found = told(findings)
+    assert [path.name for path in found["empty"].paths] == ["empty.jpg"]
+    assert [path.name for path in found["no picture"].paths] == ["text [1].jpg"]
+    assert len(found["damaged"].paths) == 4
+    assert {finding.severity for finding in findings.groups} == {"error"}
+    table = findings.table()
+    assert "blue/cut-0.png" in table and "red/text [1].jpg" in table and "and 2 more" in table
+    files = next(one["files"] for one in findings.to_dict()["findings"] if one["kind"] == "damaged")
+    assert files[0] == {"file": "blue/cut-0.png", "why": "damaged or cut short"}
+    assert json.loads(json.dumps(findings.to_dict())) == findings.to_dict()
+
+
+def test_the_same_picture_twice_is_told_by_where_it_stands(tmp_path: Path) -> None:
+    paint(tmp_path / "train", 30)
+    paint(tmp_path / "test", 5, start=100)
+    red, blue = tmp_path / "train" / "red", tmp_path / "train" / "blue"
+    shutil.copy(tmp_path / "test/red/100.png", red / "leak.png")
+    Image.open(tmp_path / "test/red/101.png").resize((100, 75)).save(red / "near-leak.jpg", quality=70)
+    shutil.copy(red / "001.png", red / "copy.png")
+    Image.open(red / "002.png").save(red / "near-copy.jpg", quality=60)
+    Image.open(red / "003.png").save(blue / "contradiction.jpg", quality=90)
+    findings = ask(tmp_path)
+    expected = {
+        "leakage": ["test/red/100.png", "train/red/leak.png"],
+        "near leakage": ["test/red/101.png", "train/red/near-leak.jpg"],
+        "copies": ["train/red/001.png", "train/red/copy.png"],
+        "near copies": ["train/red/002.png", "train/red/near-copy.jpg"],
+        "two labels": ["train/blue/contradiction.jpg", "train/red/003.png"],
+    }
+    assert {kind: sorted(names(findings, kind)) for kind in told(findings)} == expected
+    assert [len(finding.sets) for finding in findings.groups] == [1] * 5
+    sets = next(one["sets"] for one in findings.to_dict()["findings"] if one["kind"] == "leakage")
+    assert {"file": "train/red/leak.png", "label": "red"} in sets[0]
+
+
+def test_small_and_uneven_and_unmeasured_classes_are_told(tmp_path: Path) -> None:
+    paint(tmp_path / "train", 70, ("blue",))
+    paint(tmp_path / "train", 9, ("red",))
+    paint(tmp_path / "test", 4, ("blue",), start=100)
+    found = told(ask(tmp_path))
+    assert found["few"].severity == "warning" and "'red' 9" in found["few"].text
+    assert "'blue' has 8 times" in found["imbalance"].text
+    assert "no test pictures of 'red'" in found["unmeasured"].text
+
+
+def test_a_class_too_small_to_be_trained_is_an_error(tmp_path: Path) -> None:
+    paint(tmp_path, 30)
+    paint(tmp_path, 3, ("green",))
+    assert told(ask(tmp_path))["few"].severity == "error"
+
+
+def test_of_many_small_classes_the_smallest_are_named(tmp_path: Path) -> None:
+    for number in range(8):
+        paint(tmp_path / "train", 9 + number, (f"class {number}",))
+    paint(tmp_path / "test", 4, ("class 0",), start=100)
+    found = told(ask(tmp_path))
+    named = ", ".join(f"'class {number}' {9 + number}" for number in range(5))
+    assert found["few"].text.endswith(f"{named}, … and 3 more")
+    assert "'class 5', … and 2 more" in found["unmeasured"].text
+
+
+def test_a_class_whose_one_validation_picture_calibrates_is_measured(tmp_path: Path) -> None:
+    labels = tuple(f"class {number}" for number in range(4))
+    paint(tmp_path / "train", 20, labels)
+    for name, start in (("val", 50), ("test", 60)):
+        paint(tmp_path / name, 1, labels, start=start)
+    assert "unmeasured" not in told(ask(tmp_path))
+
+
+def test_small_is_judged_by_the_size_that_training_reads_at(tmp_path: Path) -> None:
+    data = read(Source(paint(tmp_path, 12)), 64, 64, 42, tmp_path)
+    assert not [one for one in examine(data).groups if one.kind == "small"]
+    small = next(one for one in examine(data, 299).groups if one.kind == "small")
+    assert len(small.rows) == 24 and "299×299" in small.text
+    assert "to be read at 299×299" in data.summary("mine", 299) and "64" not in data.summary("mine", 299)
+
+
+def test_a_picture_in_validation_and_test_is_told_to_be_left_out_of_validation(tmp_path: Path) -> None:
+    paint(tmp_path / "train", 12)
+    paint(tmp_path / "val", 4, start=100)
+    paint(tmp_path / "test", 4, start=200)
+    shutil.copy(tmp_path / "test/red/200.png", tmp_path / "val/red/again.png")
+    found = told(ask(tmp_path))
+    assert "left out of validation" in found["measured twice"].text and "leakage" not in found
+
+
+def test_every_file_is_recorded_with_its_split_and_what_was_left_out(tmp_path: Path) -> None:
+    paint(tmp_path, 12)
+    shutil.copy(tmp_path / "red/001.png", tmp_path / "red/copy.png")
+    (tmp_path / "red" / "text.jpg").write_text("no picture")
+    shutil.copy(tmp_path / "red/001.png", tmp_path / "loose.png")
+    findings = ask(tmp_path)
+    record = findings.to_dict()
+    splits = {one["file"]: one["split"] for one in record["files"]}
+    assert len(splits) == 25 and splits["red/copy.png"] == "left out"
+    assert {split: list(splits.values()).count(split) for split in findings.splits} == {
+        split: sum(counts.values()) for split, counts in findings.splits.items()
+    }
+    assert [one["file"] for one in record["skipped"]] == ["loose.png", "red/text.jpg"]
+    assert "1 file left out: in no class's folder" in told(findings)["unused"].text
+
+
+def test_odd_sizes_shapes_and_modes_are_told(tmp_path: Path) -> None:
+    paint(tmp_path, 30)
+    scene(1).resize((24, 18)).save(tmp_path / "red" / "small.png")
+    scene(2, 400, 90).save(tmp_path / "red" / "wide.png")
+    scene(3).convert("L").save(tmp_path / "blue" / "grey.png")
+    scene(4).convert("RGBA").save(tmp_path / "blue" / "clear.png")
+    findings = ask(tmp_path)
+    assert names(findings, "small") == ["red/small.png"]
+    assert names(findings, "shape") == ["red/wide.png"]
+    modes = {finding.text: [findings.names[row] for row in finding.rows] for finding in findings.groups}
+    assert modes["1 picture grey, unlike most"] == ["blue/grey.png"]
+    assert modes["1 picture with transparency, unlike most"] == ["blue/clear.png"]
+
+
+def test_dark_bright_and_blurred_pictures_are_told_and_no_others(tmp_path: Path) -> None:
+    for label, seed in (("blue", 0), ("red", 100)):
+        (tmp_path / label).mkdir()
+        for number in range(30):
+            picture = Image.blend(scene(seed + number, 160, 120), grain(160, 120), 0.4)
+            picture.save(tmp_path / label / f"{number:02}.png")
+    one = Image.open(tmp_path / "red" / "07.png").rotate(180)
+    one.point(lambda value: value // 12).save(tmp_path / "red" / "dark.png")
+    one.transpose(Image.Transpose.FLIP_LEFT_RIGHT).point(lambda value: 243 + value // 24).save(
+        tmp_path / "red/light.png"
+    )
+    Image.open(tmp_path / "blue" / "03.png").rotate(180).filter(ImageFilter.GaussianBlur(6)).save(
+        tmp_path / "blue/blur.png"
+    )
+    findings = ask(tmp_path)
+    assert {finding.kind: names(findings, finding.kind) for finding in findings.groups} == {
+        "dark": ["red/dark.png"],
+        "bright": ["red/light.png"],
+        "blurred": ["blue/blur.png"],
+    }
+
+
+def test_a_set_that_is_dark_throughout_is_not_suspicious(tmp_path: Path) -> None:
+    paint(tmp_path, 30)
+    for path in tmp_path.rglob("*.png"):
+        Image.open(path).point(lambda value: value // 8).save(path)
+    assert ask(tmp_path).groups == []
+
+
+def test_a_class_that_its_format_gives_away_is_told(tmp_path: Path) -> None:
+    paint(tmp_path, 30)
+    for path in (tmp_path / "red").glob("*.png"):
+        Image.open(path).save(path.with_suffix(".jpg"), quality=95)
+        path.unlink()
+    findings = ask(tmp_path)
+    assert {finding.kind for finding in findings.groups} == {"giveaway"}
+    assert "'red' can be told by its files' format alone (JPEG)" in findings.groups[1].text
+
+
+def test_rows_of_a_csv_that_fit_no_picture_are_told(tmp_path: Path) -> None:
+    paint(tmp_path / "images", 12, ("mixed",))
+    rows = "".join(f"{number:03},{'even' if number % 2 == 0 else 'odd'}\n" for number in range(12))
+    (tmp_path / "train.csv").write_text(f"id,label\n{rows}000,odd\n999,odd\n")
+    found = told(ask(tmp_path))
+    assert [path.name for path in found["missing"].paths] == ["999"]
+    assert [path.name for path in found["contradiction"].paths] == ["000.png"]
+
+
+@pytest.fixture(scope="module")
+def shapes() -> tuple[np.ndarray, np.ndarray]:
+    """Pictures of two classes that anyone can tell apart: stripes across and stripes down."""
+    rng = np.random.default_rng(0)
+    classes = np.arange(120) % 2
+    wave = np.sin(np.arange(64) / 3)[:, np.newaxis] * np.ones(64)
+    pictures = [128 + 80 * (wave.T if number else wave) + rng.normal(0, 20, (64, 64)) for number in classes]
+    return np.repeat(np.clip(pictures, 0, 255).astype(np.uint8)[..., np.newaxis], 3, axis=-1), classes.astype(np.int64)
+
+
+def test_swapped_labels_are_found_by_a_model_that_never_saw_them(shapes: tuple[np.ndarray, np.ndarray]) -> None:
+    pixels, classes = shapes
+    swapped = np.array([3, 40, 77])
+    given = classes.copy()
+    given[swapped] = 1 - given[swapped]
+    doubts = label_errors(out_of_fold(describe(pixels), given, seed=42), given)
+    assert {doubt.row for doubt in doubts[:3]} == set(swapped.tolist())
+    assert all(doubt.suggested == classes[doubt.row] != doubt.given and doubt.likely for doubt in doubts[:3])
+    assert [doubt.score for doubt in doubts] == sorted(doubt.score for doubt in doubts)
+
+
+def test_no_label_is_doubted_that_every_picture_like_it_bears(shapes: tuple[np.ndarray, np.ndarray]) -> None:
+    pixels, classes = shapes
+    assert label_errors(out_of_fold(describe(pixels), classes, seed=42), classes) == []

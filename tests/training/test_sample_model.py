@@ -1,0 +1,54 @@
+"""The committed sample model is what training makes: made again from nothing, it is as good."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from loupe.card import Card
+from tests.support.servers import ROOT
+
+SAMPLE = ROOT / "models" / "tires" / "1"
+
+
+def test_the_sample_model_is_small_and_says_it_is_accurate() -> None:
+    assert sum(path.stat().st_size for path in SAMPLE.rglob("*") if path.is_file()) <= 3_000_000
+    card = Card.read(SAMPLE / "assets.extra" / "card.json")
+    assert card.labels == ("cracked", "normal")
+    assert card.metrics["accuracy"] >= 0.95
+
+
+@pytest.mark.slow  # two minutes; the recipe tires goes the same way in the daily run
+def test_training_from_nothing_gives_a_model_as_accurate_as_the_committed_one(tmp_path: Path) -> None:
+    """In an empty folder: draws, trains, exports, publishes version 1, and the benchmark measures both claims on it."""
+    for name in ("train.py", "proto.py", "loupe", "benchmarks"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "tires.py").symlink_to(ROOT / "data" / "tires.py")
+    trained = run(tmp_path, "train.py")
+    assert "published          models/tires/1" in trained
+    made = Card.read(tmp_path / "models" / "tires" / "1" / "assets.extra" / "card.json")
+    committed = Card.read(SAMPLE / "assets.extra" / "card.json")
+    assert made.metrics["accuracy"] >= 0.95
+    assert abs(made.metrics["accuracy"] - committed.metrics["accuracy"]) <= 0.025, "3 of 120 pictures"
+    assert made.training["images"] == committed.training["images"] == {"cracked": 170, "normal": 170}
+    history = (tmp_path / "runs" / "tires" / "history.csv").read_text().splitlines()
+    assert len(history) == 1 + 18
+    assert (
+        json.loads((tmp_path / "runs" / "tires" / "metrics.json").read_text())["accuracy"] == made.metrics["accuracy"]
+    )
+
+    thumbnails, model = map(float, re.findall(r"(\d+\.\d)%", run(tmp_path, "benchmarks/sample.py")))
+    assert thumbnails <= 75
+    assert model == round(made.metrics["accuracy"] * 100, 1)
+
+
+def run(folder: Path, script: str) -> str:
+    done = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

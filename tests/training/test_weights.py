@@ -1,0 +1,127 @@
+"""Backbones, and weights that come from files as people have them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from loupe.errors import UserError
+from loupe.training.network.backbones import BACKBONES, build_trunk, cut, freeze, trunk_of, with_head
+from loupe.training.network.weights import copy
+from tests.support.servers import ROOT
+
+SIDE = 75  # px, the least that all of them take
+PIXELS = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def learnt() -> keras.Model:
+    """A small backbone with a head, as an earlier run has it, its weights unlike any fresh one's."""
+    keras.utils.set_random_seed(5)
+    return with_head(build_trunk("mobilenetv2", SIDE, SIDE), 3, 16, 0.2)
+
+
+def same(trunk: keras.Model, model: keras.Model) -> bool:
+    mine = [weight for layer in trunk.layers for weight in layer.get_weights()]
+    theirs = [weight for layer in trunk_of(model) for weight in layer.get_weights()]
+    return len(mine) == len(theirs) and all(np.array_equal(one, other) for one, other in zip(mine, theirs, strict=True))
+
+
+@pytest.mark.parametrize("file", ["model.keras", "model.h5", "model.weights.h5"])
+def test_weights_are_taken_from_every_kind_of_file(learnt: keras.Model, tmp_path: Path, file: str) -> None:
+    save = learnt.save_weights if file.endswith("weights.h5") else learnt.save
+    save(tmp_path / file)
+    trunk = build_trunk("mobilenetv2", SIDE, SIDE)
+    assert not same(trunk, learnt)
+    copy(str(tmp_path / file), trunk)
+    assert same(trunk, learnt)
+
+
+def test_an_earlier_run_is_named_by_its_folder(learnt: keras.Model, tmp_path: Path) -> None:
+    learnt.save(tmp_path / "model.keras")
+    assert same(build_trunk("mobilenetv2", SIDE, SIDE, weights=str(tmp_path)), learnt)
+
+
+@pytest.mark.parametrize("file", ["nested.keras", "nested.h5", "nested.weights.h5"])
+def test_a_backbone_nested_in_its_model_is_found(tmp_path: Path, file: str) -> None:
+    """The usual way of transfer learning, made elsewhere, keeps the backbone as one layer."""
+    base = keras.applications.MobileNetV2(weights=None, include_top=False, input_shape=(SIDE, SIDE, 3))
+    image = keras.Input((SIDE, SIDE, 3))
+    nested = keras.Model(image, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(base(image))))
+    save = nested.save_weights if file.endswith("weights.h5") else nested.save
+    save(tmp_path / file)
+    trunk = build_trunk("mobilenetv2", SIDE, SIDE, weights=str(tmp_path / file))
+    mine = [weight for layer in trunk.layers for weight in layer.get_weights()]
+    theirs = [weight for layer in base.layers for weight in layer.get_weights()]
+    assert all(np.array_equal(one, other) for one, other in zip(mine, theirs, strict=True))
+
+
+def test_weights_of_another_network_are_refused(learnt: keras.Model, tmp_path: Path) -> None:
+    learnt.save(tmp_path / "model.keras")
+    with pytest.raises(UserError, match="--backbone"):
+        build_trunk("resnet50", SIDE, SIDE, weights=str(tmp_path))
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights at all", b"PK\x03\x04 cut short"])
+def test_a_file_that_holds_no_weights_is_told_in_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.h5").write_bytes(content)
+    with pytest.raises(UserError, match="x.h5"):
+        build_trunk("mobilenetv2", SIDE, SIDE, weights=str(tmp_path / "x.h5"))
+
+
+def test_weights_that_are_not_there_are_told_in_one_line() -> None:
+    with pytest.raises(UserError, match="nowhere.keras"):
+        build_trunk("mobilenetv2", SIDE, SIDE, weights="nowhere.keras")
+
+
+def test_offline_the_file_to_place_is_named(tmp_path: Path) -> None:
+    """The real download is tried, to a home of its own; the way out is a proxy that is not there."""
+    code = (
+        "from loupe.errors import UserError\nfrom loupe.training.network.backbones import build_trunk\n"
+        "try:\n    build_trunk('xception', 96, 96, weights='imagenet')\n"
+        "except UserError as error:\n    print(error)"
+    )
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    environment = {"KERAS_HOME": str(tmp_path), "PATH": "/usr/bin:/bin", **nowhere}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+    )
+    said = done.stdout.strip().splitlines()[-1]
+    assert "xception_weights_tf_dim_ordering_tf_kernels_notop.h5" in said, done.stderr[-2000:]
+    assert str(tmp_path) in said and "--weights none" in said
+
+
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_every_backbone_is_flat_and_can_be_cut_anywhere_without_changing_its_answer(name: str) -> None:
+    keras.utils.set_random_seed(1)
+    model = with_head(build_trunk(name, SIDE, SIDE), 3, 8, 0.2)
+    assert not any(isinstance(layer, keras.Model) for layer in model.layers)
+    answer = np.asarray(model(PIXELS, training=False))
+    for last in (0, 15, 60):
+        front, back = cut(model, last)
+        np.testing.assert_allclose(np.asarray(back(front(PIXELS, training=False), training=False)), answer, atol=1e-5)
+        kept = {id(layer) for layer in front.layers}
+        assert not any(id(layer) in kept for layer in trunk_of(model)[len(trunk_of(model)) - last :])
+
+
+def test_unfreezing_leaves_batch_normalisation_as_it_was_learnt(learnt: keras.Model) -> None:
+    freeze(learnt, 15)
+    learning = [layer for layer in trunk_of(learnt) if layer.trainable]
+    assert 0 < len(learning) < 15
+    assert not any(isinstance(layer, keras.layers.BatchNormalization) for layer in learning)
+    before = norms(learnt)
+    learnt.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    learnt.fit(PIXELS, np.array([0, 1]), verbose=0)
+    for one, other in zip(before, norms(learnt), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def norms(model: keras.Model) -> list[Any]:
+    kind = keras.layers.BatchNormalization
+    return [weight for layer in trunk_of(model) if isinstance(layer, kind) for weight in layer.get_weights()]
