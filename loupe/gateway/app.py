@@ -1,4 +1,4 @@
-"""The gateway's addresses (contract 2), and how its errors look.
+"""The gateway's addresses (docs/architecture.md, contract 2), and how its errors look.
 
 app = create_app(Settings.from_environment(os.environ))
 """

@@ -1,5 +1,7 @@
 """A model server that takes TensorFlow Serving's flags and answers as it does: `python -m loupe.modelserver --help`.
 
-flags → versions (polls the folder, loads and unloads) → warmup → loupe/engines; service (gRPC) and rest (HTTP)
-both ask answers.
+In: calls over gRPC and HTTP, and a folder of versions that is polled. Out: TensorFlow Serving's answers, in its words.
+
+flags → versions (polls the folder, loads and unloads) → warmup (replays a version's own requests) → loupe/engines;
+service (gRPC) and rest (HTTP) both ask answers.
 """

@@ -1,4 +1,4 @@
-"""README and the project say the same."""
+"""README, the other documents and the project say the same."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tests.support.servers import ROOT, model_server
 
 README = (ROOT / "README.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "tests" / "README.md"]
 COMMANDS = [
     line.split("  #")[0].strip()
     for text in (README, CONTRIBUTING)
@@ -32,10 +33,39 @@ def test_every_file_in_the_tree_is_there() -> None:
         assert (ROOT / path).exists(), path
 
 
-def test_every_link_leads_somewhere() -> None:
-    for text in (README, CONTRIBUTING):
-        for target in re.findall(r"\]\(([^)]+)\)", text):
-            assert (ROOT / target.partition("#")[0]).exists(), target
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_leads_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", document.read_text()):
+        if not target.startswith("https://"):
+            assert (document.parent / target.partition("#")[0]).exists(), target
+
+
+def test_every_path_and_function_that_the_architecture_names_is_there() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text().split("```")[-1]
+    paths = [name for name in re.findall(r"`([\w./-]+)`", text) if re.match(r"(loupe|tests|docs)/", name)]
+    assert len(paths) > 50
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    functions = re.findall(r"`([\w./]+\.py)`(?:, `[\w./]+`)* `(\w+)\(\)`", text)
+    assert len(functions) > 15
+    for path, function in functions:
+        assert f"def {function}(" in (ROOT / path).read_text(), f"{path} {function}()"
+
+
+def test_the_map_of_the_tests_names_every_file() -> None:
+    parts = re.split(r"^\| \*\*.*\| `(\w+)/` \|$", (ROOT / "tests" / "README.md").read_text(), flags=re.MULTILINE)
+    named = {f"{folder}/{name}" for folder, rows in zip(parts[1::2], parts[2::2], strict=True)
+             for name in re.findall(r"`(test_\w+\.py)`", rows)}  # fmt: skip
+    assert named == {str(path.relative_to(ROOT / "tests")) for path in (ROOT / "tests").rglob("test_*.py")}
+
+
+def test_no_file_cites_what_is_not_in_the_repository() -> None:
+    """Issues and notes lie elsewhere, and may be gone."""
+    pattern = r"\bissues? [0-9]|\.\./[s]hared|docs/design"
+    done = subprocess.run(
+        ["git", "grep", "-nIE", pattern, "--", ".", ":!Pipfile.lock", ":!.ci/run"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert [line for line in done.stdout.splitlines() if "pattern = r" not in line] == []
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("make")])

@@ -1,4 +1,4 @@
-"""Small SavedModels for the tests, frozen and written the TF1 way, as Contract 1 says (docs/design, *the model*).
+"""Small SavedModels for the tests, frozen and written the TF1 way, as Contract 1 says (docs/architecture.md).
 
     models.write(folder / "tires" / "1", seed=1)
 

@@ -1,4 +1,4 @@
-"""The serving graph: a flat, frozen SavedModel that explains itself (contract 1).
+"""The serving graph: a flat, frozen SavedModel that explains itself (docs/architecture.md, contract 1).
 
     frozen = freeze(network_of(model), card, familiarity)
     save(frozen, card, folder)

@@ -1,4 +1,6 @@
 """The gateway described to programs and to people.
 
-openapi (the document, made from the types that check requests and the tree of errors) → page (/openapi.json and /docs).
+In: the types that check requests, the tree of errors, and the settings. Out: /openapi.json and /docs.
+
+openapi (the document) → page (the two addresses).
 """
