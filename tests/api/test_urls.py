@@ -11,7 +11,7 @@ import pytest
 
 from loupe.errors import Problem, RefusedURL
 from loupe.gateway.request import fetch as fetching
-from loupe.gateway.request.fetch import TOTAL, fetch, fetch_all
+from loupe.gateway.request.fetch import TOTAL_FACTOR, fetch, fetch_all
 from loupe.gateway.settings import Settings
 from tests.support.gateways import internet
 
@@ -76,7 +76,7 @@ def test_silent_servers_keep_no_picture_waiting_that_stands_behind_them(base: st
 
 
 def test_more_than_go_side_by_side_still_end_at_the_one_deadline(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetching, "SIDE_BY_SIDE", 2)
+    monkeypatch.setattr(fetching, "MAX_PARALLEL", 2)
     started = time.monotonic()
     answers = fetch_all([f"{base}/silent/{n}" for n in range(10)], SETTINGS)
     assert time.monotonic() - started < 2.2
@@ -84,19 +84,19 @@ def test_more_than_go_side_by_side_still_end_at_the_one_deadline(base: str, monk
 
 
 def test_together_they_bring_no_more_than_the_total(base: str) -> None:
-    answers = fetch_all([f"{base}/full/{n}" for n in range(TOTAL)], SETTINGS)
-    assert sum(isinstance(answer, bytes) for answer in answers) == TOTAL
-    answers = fetch_all([f"{base}/full/{n}" for n in range(3 * TOTAL)], SETTINGS)
+    answers = fetch_all([f"{base}/full/{n}" for n in range(TOTAL_FACTOR)], SETTINGS)
+    assert sum(isinstance(answer, bytes) for answer in answers) == TOTAL_FACTOR
+    answers = fetch_all([f"{base}/full/{n}" for n in range(3 * TOTAL_FACTOR)], SETTINGS)
     brought = [answer for answer in answers if isinstance(answer, bytes)]
-    assert len(brought) <= TOTAL
-    assert sum(map(len, brought)) <= TOTAL * MAX_BYTES
+    assert len(brought) <= TOTAL_FACTOR
+    assert sum(map(len, brought)) <= TOTAL_FACTOR * MAX_BYTES
     refused = [answer for answer in answers if not isinstance(answer, bytes)]
     assert all("400,000 bytes together" in str(answer) for answer in refused)
 
 
 def test_a_picture_that_says_it_is_too_large_takes_nothing_from_the_others(base: str) -> None:
-    urls = [f"{base}/said-too-large/"] * 3 * TOTAL + [f"{base}/full/{n}" for n in range(TOTAL)]
-    assert sum(isinstance(answer, bytes) for answer in fetch_all(urls, SETTINGS)) == TOTAL
+    urls = [f"{base}/said-too-large/"] * 3 * TOTAL_FACTOR + [f"{base}/full/{n}" for n in range(TOTAL_FACTOR)]
+    assert sum(isinstance(answer, bytes) for answer in fetch_all(urls, SETTINGS)) == TOTAL_FACTOR
 
 
 def test_no_thread_is_left_when_all_is_answered(base: str) -> None:

@@ -283,14 +283,14 @@ def test_a_second_look_up_that_leads_inside_is_never_made_and_tls_and_host_bear_
         connection.sendall(WHOLE)
 
     monkeypatch.setenv("SSL_CERT_FILE", str(authority / "ca.crt"))
-    fetching._tls.cache_clear()
+    fetching._tls_context.cache_clear()
     try:
         with origin(note, authority / "elsewhere.crt", names.append) as port:
             monkeypatch.setattr(socket, "getaddrinfo", rebinding)
             settings = Settings.from_environment({"LOUPE_FETCH_ALLOW": "127.0.0.1"})
             assert fetching.fetch(f"https://Elsewhere.test.:{port}/a?b#c", settings) == PICTURE
     finally:
-        fetching._tls.cache_clear()
+        fetching._tls_context.cache_clear()
     assert asked == ["elsewhere.test"]
     assert heads[0].startswith("GET /a?b HTTP/1.1\r\n")
     assert f"\r\nHost: elsewhere.test:{port}\r\n" in heads[0]

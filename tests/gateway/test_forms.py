@@ -8,7 +8,7 @@ import pytest
 from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder
 
 from loupe.errors import BadRequest, TooLarge
-from loupe.gateway.request.forms import Part, parts
+from loupe.gateway.request.forms import Part, read_parts
 
 EDGE = "----WebKitFormBoundary7MA4YWxkTrZu0gW"
 KIND = f"multipart/form-data; boundary={EDGE}"
@@ -52,7 +52,7 @@ def test_a_well_formed_form_is_read_as_werkzeug_reads_it(seed: int) -> None:
         sent.append(disposition(name, filename, "image/jpeg" if filename else None) + data)
     preamble = chance.choice([b"", b"\r\n", b"nothing to see\r\n"])
     body = preamble + form(*sent) + chance.choice([b"", b"epilogue"])
-    assert list(parts(body, KIND, 100)) == by_werkzeug(body)
+    assert list(read_parts(body, KIND, 100)) == by_werkzeug(body)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_well_formed_form_is_read_as_werkzeug_reads_it(seed: int) -> None:
     ],
 )
 def test_a_file_is_what_has_a_file_name_or_the_type_of_a_picture(sent: bytes, is_file: bool) -> None:
-    [part] = parts(form(sent + b"data"), KIND, 100)
+    [part] = read_parts(form(sent + b"data"), KIND, 100)
     assert (part.is_file, part.data) == (is_file, b"data")
 
 
@@ -76,7 +76,7 @@ def test_a_file_is_what_has_a_file_name_or_the_type_of_a_picture(sent: bytes, is
 )
 def test_the_boundary_is_found_as_clients_write_it(boundary: str) -> None:
     body = form(disposition("file", "x.jpg") + b"data")
-    assert [part.data for part in parts(body, f"multipart/form-data; boundary={boundary}", 100)] == [b"data"]
+    assert [part.data for part in read_parts(body, f"multipart/form-data; boundary={boundary}", 100)] == [b"data"]
 
 
 @pytest.mark.parametrize(
@@ -95,21 +95,21 @@ def test_the_boundary_is_found_as_clients_write_it(boundary: str) -> None:
 )
 def test_a_malformed_form_is_an_error_and_never_half_a_picture(body: bytes) -> None:
     with pytest.raises(BadRequest, match="curl: -F"):
-        list(parts(body, KIND, 100))
+        list(read_parts(body, KIND, 100))
 
 
 def test_a_form_may_have_no_part() -> None:
-    assert list(parts(form(), KIND, 100)) == []
+    assert list(read_parts(form(), KIND, 100)) == []
 
 
 @pytest.mark.parametrize("kind", ["multipart/form-data", "multipart/form-data; boundary=", f"{KIND}{'x' * 70}"])
 def test_without_a_boundary_nothing_is_read(kind: str) -> None:
     with pytest.raises(BadRequest, match="boundary"):
-        list(parts(form(disposition("file", "x") + b"data"), kind, 100))
+        list(read_parts(form(disposition("file", "x") + b"data"), kind, 100))
 
 
 def test_a_hundred_parts_are_read_and_one_more_is_too_many() -> None:
     one = disposition("file", "x.jpg") + b"data"
-    assert len(list(parts(form(*[one] * 100), KIND, 100))) == 100
+    assert len(list(read_parts(form(*[one] * 100), KIND, 100))) == 100
     with pytest.raises(TooLarge):
-        list(parts(form(*[one] * 101), KIND, 100))
+        list(read_parts(form(*[one] * 101), KIND, 100))

@@ -24,7 +24,7 @@ from PIL import Image
 
 from loupe.card import Card
 from loupe.gateway.access.keys import digest_of
-from loupe.gateway.observe.drift import MOST_LABELS, WINDOW, Windows, psi
+from loupe.gateway.observe.drift import MAX_LABELS, WINDOW, Windows, psi
 from tests.support import models
 from tests.support.backends import backend
 from tests.support.gateways import Answer, Gateway, gateway, internet
@@ -381,7 +381,7 @@ def test_a_card_of_many_labels_makes_few_series_and_counts_that_are_none_are_lef
     windows, window, training, card = shown(500, training={"images": counts})
     labels = [f"{n:03}" for n in range(500)]
     told = windows.add(1, card, labels)
-    assert len(window) == len(set(told)) == MOST_LABELS + 1
+    assert len(window) == len(set(told)) == MAX_LABELS + 1
     assert window["other", "1"] == training["other", "1"] == 400
     assert sum(training.values()) == 497
 

@@ -1,4 +1,4 @@
-"""The gateway described to programs and to people.
+"""Describe the gateway to programs and to people.
 
-openapi (the document, made from the types that check requests and the tree of errors) → page (/openapi.json and /docs).
+openapi (makes the document from the types that check requests and the tree of errors) → page (/openapi.json and /docs).
 """
