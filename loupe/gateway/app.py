@@ -113,6 +113,7 @@ def _add_headers(wsgi: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _add_recording(app: Flask, settings: Settings) -> None:
+    # Before a request: begin its entry. On the metrics port, answer it here.
     @app.before_request
     def begin() -> Response | None:
         current = request._get_current_object()  # type: ignore[attr-defined]
@@ -128,6 +129,7 @@ def _add_recording(app: Flask, settings: Settings) -> None:
             raise MethodNotAllowed(f"{current.method} is not answered here; GET /metrics.")
         return Response(metrics.scrape(), content_type=metrics.CONTENT_TYPE)
 
+    # After it: end the entry, and name its id.
     @app.after_request
     def end(response: Response) -> Response:
         entry = current_entry()
@@ -169,6 +171,7 @@ def _add_page(app: Flask, settings: Settings) -> None:
 
 
 def _add_errors(app: Flask) -> None:
+    # The gateway's own problems.
     @app.errorhandler(Problem)
     def answer_problem(problem: Problem) -> Response:
         entry = current_entry()
@@ -179,6 +182,7 @@ def _add_errors(app: Flask) -> None:
         response.headers.update(headers)
         return response
 
+    # Flask's and Werkzeug's errors.
     @app.errorhandler(HTTPException)
     def answer_http(error: HTTPException) -> Response:
         response = answer_problem(_to_problem(bare(error)))  # bare: the request holds on to this error
@@ -187,6 +191,7 @@ def _add_errors(app: Flask) -> None:
                 response.headers[name] = value
         return response
 
+    # Anything else is a fault of the gateway.
     @app.errorhandler(Exception)
     def answer_unexpected(error: Exception) -> Response:
         app.logger.exception("request %s failed", current_entry().request_id)

@@ -89,7 +89,7 @@ def _result(answer: Answer, row: int, prediction: Prediction, top: int | None, h
 
 
 def decide(answer: Answer) -> list[Prediction]:
-    """Return label, confidence and reason for each picture. Of two reasons "unfamiliar" is given."""
+    """Decide label, confidence and reason for each picture. If it is unfamiliar, the confidence says nothing."""
     card, familiarity = answer.card, answer.familiarity
     unfamiliar = None if familiarity is None or card.unfamiliar_below is None else familiarity < card.unfamiliar_below
     predictions = []

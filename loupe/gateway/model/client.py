@@ -88,7 +88,7 @@ class Answer:
 
 
 class _Question(NamedTuple):
-    """What a version takes and is asked for. Versions with equal questions can share prepared pictures."""
+    """A version's input, and the outputs asked for. Versions with equal questions take the same prepared pictures."""
 
     image: str
     dtype: str
@@ -172,6 +172,7 @@ class ModelClient:
     def _read_answer(
         self, version: int, card: Card, response: Any, count: int, prepare_seconds: float, model_seconds: float
     ) -> Answer:
+        # The arrays, each of the expected shape.
         try:
             arrays = {name: proto.to_array(tensor) for name, tensor in response.outputs.items()}
         except ValueError as error:
@@ -185,6 +186,7 @@ class ModelClient:
         familiarity = arrays.get("familiarity")
         if familiarity is not None and familiarity.shape != (count,):
             raise ModelUnfit("The model's familiarity is not one number a picture; export it again.")
+        # The numbers: finite, and probabilities.
         if not np.isfinite(probabilities).all():
             raise ModelUnfit("The model's answer is no number at all; train it again with a lower rate.")
         if isinstance(card, ForeignCard):

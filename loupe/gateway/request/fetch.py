@@ -1,4 +1,4 @@
-"""Fetch pictures from URLs that callers send, and only from public hosts.
+"""Fetch pictures from URLs that callers send, from public hosts only (or those of LOUPE_FETCH_ALLOW).
 
     data = fetch("https://example.org/tire.jpg", settings)
     results = fetch_all([url, url], settings)                # in parallel; bytes or a Problem for each, in order
@@ -36,7 +36,7 @@ from loupe.gateway.settings import Settings
 
 MAX_URL = 2048  # characters
 MAX_REDIRECTS = 3
-MAX_PARALLEL = 32  # URLs of one request at a time; LOUPE_MAX_IMAGES by default, so that slow URLs delay no other
+MAX_PARALLEL = 32  # URLs of one request at a time; as many as LOUPE_MAX_IMAGES is by default, so that none waits
 TOTAL_FACTOR = 4  # times LOUPE_MAX_BYTES: the limit for all pictures of one request together
 CHUNK_SIZE = 1 << 16  # bytes
 PORTS = {"http": 80, "https": 443}
