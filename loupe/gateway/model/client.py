@@ -87,8 +87,8 @@ class Answer:
     model_seconds: float
 
 
-class _Question(NamedTuple):
-    """A version's input, and the outputs asked for. Versions with equal questions take the same prepared pictures."""
+class _Interface(NamedTuple):
+    """A version's input, and the outputs asked for. Versions with equal ones take the same prepared pictures."""
 
     image: str
     dtype: str
@@ -106,7 +106,7 @@ class ModelClient:
         self._settings = settings
         self._lock = threading.Lock()
         self._stubs: dict[str, Callable[..., Any]] = {}  # method name → gRPC stub, all on one channel
-        self._channel_process = 0  # its process id: a channel does not work after a fork
+        self._channel_process = 0  # the process that made the channel, which does not work after a fork
         self._last_card: tuple[int, Card, float] | None = None  # version, its card, and when it was asked
         self._logits_model: tuple[int, Card] | None = None  # the model without a card that last answered in logits
         self.answered_at = -math.inf  # in time.monotonic(), the model server's last answer
@@ -132,7 +132,7 @@ class ModelClient:
             version, card = self._current_card(min(deadline, caller_deadline))
             started = time.monotonic()
             try:
-                pixels, question = prepare(card), _question_for(card, heatmaps)
+                pixels, interface = prepare(card), _interface(card, heatmaps)
             finally:
                 prepared = time.monotonic()
                 record.add_stage("decode", started, prepared - started)
@@ -141,7 +141,7 @@ class ModelClient:
             check_deadline(caller_deadline)
             # Send them.
             limit = min(deadline, caller_deadline)
-            request = proto.packed_request(self._settings.model, {question.image: pixels}, outputs=question.outputs)
+            request = proto.packed_request(self._settings.model, {interface.image: pixels}, outputs=interface.outputs)
             try:
                 response = self._call_model(proto.PREDICT, request, limit, stage="model")
             except ModelUnfit:  # perhaps a new version with another input size
@@ -149,7 +149,7 @@ class ModelClient:
                     raise
                 continue
             model_seconds += time.monotonic() - prepared
-            # If another version answered, its question must be the same; else prepare again.
+            # If another version answered, its interface must be the same; else prepare again.
             answering_version = response.model_spec.version.value
             if answering_version != version:
                 try:
@@ -157,7 +157,7 @@ class ModelClient:
                 except ModelGone:  # it was replaced just now
                     self._last_card = None
                     continue
-                if question != _question_for(card, heatmaps):
+                if interface != _interface(card, heatmaps):
                     continue
             return self._read_answer(version, card, response, len(pixels), prepare_seconds, model_seconds)
         raise ModelUnavailable(CHANGING)
@@ -282,10 +282,10 @@ class ModelClient:
             return self._stubs[method.name]
 
 
-def _question_for(card: Card, heatmaps: bool) -> _Question:
+def _interface(card: Card, heatmaps: bool) -> _Interface:
     if isinstance(card, ForeignCard):
-        return _Question(card.image, card.dtype, card.height, card.width, [card.output])
-    return _Question("image", "uint8", card.height, card.width, _outputs(card, heatmaps))
+        return _Interface(card.image, card.dtype, card.height, card.width, [card.output])
+    return _Interface("image", "uint8", card.height, card.width, _outputs(card, heatmaps))
 
 
 def _outputs(card: Card, heatmaps: bool) -> list[str]:
