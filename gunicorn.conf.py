@@ -1,4 +1,4 @@
-"""How gunicorn runs the gateway; read by `gunicorn gateway:app` from the folder it is started in."""
+"""gunicorn's configuration for the gateway. `gunicorn gateway:app` reads it from the folder it is started in."""
 
 import atexit
 import math
@@ -17,12 +17,12 @@ from loupe.gateway.door.ports import check_ports
 from loupe.gateway.observe import logs, metrics, tracing
 from loupe.gateway.settings import Settings
 
-os.environ.pop("SCRIPT_NAME", None)  # of whatever started this, not a prefix of our addresses
+os.environ.pop("SCRIPT_NAME", None)  # set by the starting shell script, but gunicorn takes it for a prefix of our paths
 try:
     _settings = Settings.from_environment(os.environ, check_keys=keys.check)
 except UserError as error:
     sys.exit(f"gateway: {error}")
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core writes past every log, in a form of its own
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's C core writes to stderr directly, in its own format
 
 
 def _address(port: int) -> str:
@@ -30,7 +30,7 @@ def _address(port: int) -> str:
 
 
 def _share_metrics() -> None:
-    """A folder for the numbers of all workers, before one of them imports prometheus_client; read again on SIGHUP."""
+    """Make the folder for the metrics of all workers, before prometheus_client is imported. On SIGHUP it is kept."""
     mine = f"loupe-metrics-{os.getpid()}-"
     if Path(os.environ.get(metrics.FOLDER, "")).name.startswith(mine):
         return
@@ -43,7 +43,7 @@ def _remove(folder: str, owner: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-os.environ.pop("prometheus_multiproc_dir", None)  # its old name
+os.environ.pop("prometheus_multiproc_dir", None)  # the variable's old name
 if _settings.metrics_port:
     _share_metrics()
 else:
@@ -53,20 +53,22 @@ bind = [_address(port) for port in (_settings.port, _settings.metrics_port) if p
 workers = _settings.workers
 worker_class = "loupe.gateway.door.worker.Worker"
 threads = _settings.threads
-timeout = 60  # seconds without a sign of life from a worker before it is replaced
-graceful_timeout = math.ceil(_settings.grace)  # for requests in flight when asked to stop
+timeout = 60  # seconds after which a worker that shows no sign of life is replaced
+graceful_timeout = math.ceil(_settings.grace)  # seconds for requests still being answered after SIGTERM
 keepalive = 5
-forwarder_headers = ""  # no header moves this service to another path
-control_socket_disable = True  # it would lie in the home folder, one for all gateways of a user
+forwarder_headers = ""  # no request header may move this service to another path
+control_socket_disable = True  # it would be in the home folder, shared by all gateways of a user
 
 
 class _Logger(Logger):  # type: ignore[misc]
-    """Requests are logged by the gateway itself, which knows more of them; gunicorn's own lines in the same form."""
+    """A logger that writes gunicorn's lines in the gateway's format. Requests are logged by the gateway itself."""
 
     def __init__(self, cfg: Any) -> None:
-        """Made once, when gunicorn knows where it will listen and before its first line; this file is read again on
-        SIGHUP, when the ports are taken by ourselves."""
-        if cfg.bind == bind:  # there is --bind, too
+        """Check the ports first. This runs once, before gunicorn listens.
+
+        This file itself is read again on SIGHUP, when the ports are taken by the gateway's own workers.
+        """
+        if cfg.bind == bind:  # unless --bind says otherwise
             try:
                 check_ports(_settings)
             except UserError as error:
@@ -85,7 +87,7 @@ logger_class = _Logger
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    """What a worker held goes with it, however it ended; what it counted stays."""
+    """Remove the gauges of a worker that ended. Its counters stay."""
     if _settings.metrics_port:
         from prometheus_client.multiprocess import mark_process_dead
 

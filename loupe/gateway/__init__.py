@@ -1,10 +1,10 @@
-"""The HTTP service: takes pictures, prepares them, asks the model server. Nothing here imports TensorFlow.
+"""The HTTP service: takes pictures, prepares them, asks the model server. It does not import TensorFlow.
 
-In: an HTTP request with pictures or their addresses. Out: labels, how sure, and why not; or a problem in JSON.
+In: an HTTP request with pictures or their URLs. Out: labels with their confidence, or a problem in JSON.
 
 door/ (sockets, threads) → app (the addresses) → access/ (may this caller ask?) → request/ (read it, fetch its URLs)
-→ predictions (a request's pictures, from bytes to answers) → model/ (ask the model server).
-observe/ is told of every request and writes the log, the metrics and the trace; docs/ is /openapi.json and /docs.
-settings holds every setting, problems what an error looks like; page/ and templates/ are the page at /.
+→ predictions (a request's pictures, from bytes to results) → model/ (ask the model server).
+observe/ records every request in the log, the metrics and the trace; docs/ serves /openapi.json and /docs.
+settings reads all settings, problems turns errors into answers; page/ and templates/ are the page at /.
 keys is `python -m loupe.gateway.keys`, which makes an API key.
 """

@@ -1,4 +1,4 @@
-"""The gateway's addresses (docs/architecture.md, contract 2), and how its errors look.
+"""The Flask application: the gateway's addresses (docs/architecture.md, contract 2) and its error handlers.
 
 app = create_app(Settings.from_environment(os.environ))
 """
@@ -15,60 +15,64 @@ from flask import Flask, Response, render_template, request, send_from_directory
 from werkzeug.exceptions import HTTPException
 
 from loupe.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, Problem, Stopping, bare
-from loupe.gateway.access.guard import guard
+from loupe.gateway.access.guard import add_access_checks
 from loupe.gateway.docs.page import add_docs
 from loupe.gateway.model.client import ModelClient
 from loupe.gateway.model.readiness import Readiness
 from loupe.gateway.observe import metrics, recorder, tracing
-from loupe.gateway.observe.record import in_hand, stopping
-from loupe.gateway.predictions import Batch, judge
-from loupe.gateway.problems import HEADERS, as_json, rendered
-from loupe.gateway.request.body import read
+from loupe.gateway.observe.record import current_entry, stopping
+from loupe.gateway.predictions import Batch, decide
+from loupe.gateway.problems import HEADERS, render, to_json
+from loupe.gateway.request.body import read_pictures
 from loupe.gateway.request.deadline import HEADER, check_deadline, read_deadline
-from loupe.gateway.request.schema import query
+from loupe.gateway.request.schema import read_query
 from loupe.gateway.settings import Settings
 
 SAMPLES = Path(__file__).resolve().parents[2] / "data" / "samples"
-SAMPLES_OF = "tires"  # the model that the sample pictures are for
+SAMPLES_MODEL = "tires"  # the only model whose page offers the sample pictures
 
-_encoded = json.JSONEncoder(separators=(",", ":")).encode
+_encode_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class _App(Flask):
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        """Asked for every function that a request goes through; none of them is a coroutine."""
+        """Return `func` itself. Flask calls this several times a request, and no function here is a coroutine."""
         return func
 
 
 def create_app(settings: Settings) -> Flask:
+    # Each request is recorded, whatever comes of it, so recording is added first.
     app = _App("loupe", root_path=str(Path(__file__).parent), static_folder="page")
-    app.wsgi_app = _with_headers(app.wsgi_app)  # type: ignore[method-assign]
+    app.wsgi_app = _add_headers(app.wsgi_app)  # type: ignore[method-assign]
     model = ModelClient(settings)
     tracing.start()
-    _add_records(app, settings)  # first: whatever comes after it, and its answer, is recorded
+    _add_recording(app, settings)
     _add_health(app, model, settings)
     _add_page(app, settings)
     add_docs(app, settings, sorted(path.name for path in SAMPLES.glob("*.jpg")))
     _add_errors(app)
-    guard(app, settings)
+    add_access_checks(app, settings)
 
     @app.post("/predict")
     def predict() -> Response:
+        # The caller's limits and options. The deadline may have passed while the request waited for a thread.
         started = time.monotonic()
-        until = read_deadline(request.headers.get(HEADER))
-        check_deadline(until)  # spent while it waited for its turn?
-        asked = query(request.args)
-        entry = in_hand()
+        caller_deadline = read_deadline(request.headers.get(HEADER))
+        check_deadline(caller_deadline)
+        options = read_query(request.args)
+        entry = current_entry()
+        # The pictures, as bytes. If reading or fetching fails, its time is recorded all the same.
         try:
-            sent = read(request.environ, settings)
+            sent = read_pictures(request.environ, settings)
             entry.pictures = len(sent.items)
-            batch = Batch(sent, settings, until)
-            batch.gather()
-        finally:  # what it took to fail is told, too
+            batch = Batch(sent, settings, caller_deadline)
+            batch.fetch_urls()
+        finally:
             fetched = time.monotonic()
-            entry.stage("fetch", started, fetched - started)
-        answer = model.predict(batch.pixels, heatmaps=asked.heatmap == 1, until=until)
-        about = {
+            entry.add_stage("fetch", started, fetched - started)
+        # The model's answer, and what follows from it for each picture.
+        answer = model.predict(batch.pixels, heatmaps=options.heatmap == 1, caller_deadline=caller_deadline)
+        details = {
             "model": {"name": settings.model, "version": answer.version},
             "timings_ms": {
                 "fetch": round((fetched - started) * 1000),  # reading the request and fetching what is a URL
@@ -77,56 +81,58 @@ def create_app(settings: Settings) -> Flask:
             },
             "request_id": entry.request_id,
         }
-        predictions = judge(answer)
-        recorder.answered(entry, answer.version, answer.card, predictions)
-        results = batch.results(answer, predictions, asked.top or None, asked.heatmap == 1)
-        if not sent.many:
-            return _json({**_plain(results[0]), **about})
-        return _json({"predictions": [_plain(result) for result in results], **about})
+        predictions = decide(answer)
+        recorder.record_answer(entry, answer.version, answer.card, predictions)
+        results = batch.results(answer, predictions, options.top or None, options.heatmap == 1)
+        if not sent.is_batch:
+            return _json_response({**_result_json(results[0]), **details})
+        return _json_response({"predictions": [_result_json(result) for result in results], **details})
 
     return app
 
 
-def _json(value: dict[str, Any]) -> Response:
-    return Response(_encoded(value) + "\n", content_type="application/json")
+def _json_response(value: dict[str, Any]) -> Response:
+    return Response(_encode_json(value) + "\n", content_type="application/json")
 
 
-def _plain(result: dict[str, Any] | Problem) -> dict[str, Any]:
-    return {"error": as_json(result)} if isinstance(result, Problem) else result
+def _result_json(result: dict[str, Any] | Problem) -> dict[str, Any]:
+    return {"error": to_json(result)} if isinstance(result, Problem) else result
 
 
-def _with_headers(wsgi: Callable[..., Any]) -> Callable[..., Any]:
-    """Those of every answer, past Flask, which would look through all of them for each."""
-    fixed = list(HEADERS.items())
+def _add_headers(wsgi: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the security headers below Flask, whose own way (after_request) is slower."""
+    added = list(HEADERS.items())
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        def start(status: str, headers: list[tuple[str, str]], *how: Any) -> Any:
-            return start_response(status, headers + fixed, *how)
+        def start(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
+            return start_response(status, headers + added, *more)
 
         return wsgi(environ, start)
 
     return answer
 
 
-def _add_records(app: Flask, settings: Settings) -> None:
+def _add_recording(app: Flask, settings: Settings) -> None:
+    # Before a request: begin its entry. On the metrics port, answer it here.
     @app.before_request
     def begin() -> Response | None:
-        asked = request._get_current_object()  # type: ignore[attr-defined]
-        entry = recorder.begin(asked.method, asked.path, asked.remote_addr or "", asked.headers)
-        if asked.environ["SERVER_PORT"] != str(settings.metrics_port):
+        current = request._get_current_object()  # type: ignore[attr-defined]
+        entry = recorder.begin(current.method, current.path, current.remote_addr or "", current.headers)
+        if current.environ["SERVER_PORT"] != str(settings.metrics_port):
             return None
         entry.counted = False
-        if asked.path == "/healthz":
+        if current.path == "/healthz":
             return None
-        if asked.path != "/metrics":
+        if current.path != "/metrics":
             raise NotFound("There is nothing at this address; on this port GET /metrics.")
-        if asked.method not in ("GET", "HEAD"):
-            raise MethodNotAllowed(f"{asked.method} is not answered here; GET /metrics.")
-        return Response(metrics.scrape(), content_type=metrics.KIND)
+        if current.method not in ("GET", "HEAD"):
+            raise MethodNotAllowed(f"{current.method} is not answered here; GET /metrics.")
+        return Response(metrics.scrape(), content_type=metrics.CONTENT_TYPE)
 
+    # After it: end the entry, and name its id.
     @app.after_request
     def end(response: Response) -> Response:
-        entry = in_hand()
+        entry = current_entry()
         response.headers["X-Request-ID"] = entry.request_id
         recorder.end(entry, response.status_code)
         return response
@@ -137,26 +143,26 @@ def _add_health(app: Flask, model: ModelClient, settings: Settings) -> None:
 
     @app.get("/healthz")
     def healthz() -> Response:
-        """Is this process alive? Never asks the model."""
-        return _json({"status": "ok"})
+        """Tell that this process is alive, without asking the model."""
+        return _json_response({"status": "ok"})
 
     @app.get("/readyz")
     def readyz() -> Response:
-        """Would /predict answer now? Not taken back for a moment's silence of the model."""
+        """Tell if /predict would answer now. A short failure of the model does not count (model/readiness.py)."""
         if stopping.is_set():
             raise Stopping("This gateway was told to stop; ask another.")
-        return _json({"status": "ready", "model": {"name": settings.model, "version": readiness.version()}})
+        return _json_response({"status": "ready", "model": {"name": settings.model, "version": readiness.version()}})
 
     @app.get("/model")
     def card() -> Response:
-        version, found = model.card()
-        return _json({**found.to_dict(), "version": version})
+        version, model_card = model.card()
+        return _json_response({**model_card.to_dict(), "version": version})
 
 
 def _add_page(app: Flask, settings: Settings) -> None:
     @app.get("/")
     def page() -> str:
-        samples = sorted(path.name for path in SAMPLES.glob("*.jpg")) if settings.model == SAMPLES_OF else []
+        samples = sorted(path.name for path in SAMPLES.glob("*.jpg")) if settings.model == SAMPLES_MODEL else []
         return render_template("index.html", samples=samples, model=settings.model, keys=bool(settings.api_keys))
 
     @app.get("/samples/<name>")
@@ -165,31 +171,34 @@ def _add_page(app: Flask, settings: Settings) -> None:
 
 
 def _add_errors(app: Flask) -> None:
+    # The gateway's own problems.
     @app.errorhandler(Problem)
     def answer_problem(problem: Problem) -> Response:
-        entry = in_hand()
+        entry = current_entry()
         entry.code = problem.code
-        status, headers, body = rendered(bare(problem), entry.request_id)
-        response = _json(body)
+        status, headers, body = render(bare(problem), entry.request_id)
+        response = _json_response(body)
         response.status_code = status
         response.headers.update(headers)
         return response
 
+    # Flask's and Werkzeug's errors.
     @app.errorhandler(HTTPException)
     def answer_http(error: HTTPException) -> Response:
-        response = answer_problem(_from_http(bare(error)))  # its request keeps the error
+        response = answer_problem(_to_problem(bare(error)))  # bare: the request holds on to this error
         for name, value in error.get_headers():
             if name == "Allow":
                 response.headers[name] = value
         return response
 
+    # Anything else is a fault of the gateway.
     @app.errorhandler(Exception)
     def answer_unexpected(error: Exception) -> Response:
-        app.logger.exception("request %s failed", in_hand().request_id)
+        app.logger.exception("request %s failed", current_entry().request_id)
         return answer_problem(InternalError("Something went wrong here; the log of this service has it by request id."))
 
 
-def _from_http(error: HTTPException) -> Problem:
+def _to_problem(error: HTTPException) -> Problem:
     if error.code == 404:
         return NotFound("There is nothing at this address; POST a picture to /predict.")
     if error.code == 405:

@@ -1,4 +1,4 @@
-"""Make an API key: `python -m loupe.gateway.keys NAME >> keys.txt`. access/keys.py has the rest."""
+"""Make an API key: `python -m loupe.gateway.keys NAME >> keys.txt`. The code is in access/keys.py."""
 
 from loupe.cli import run_script
 from loupe.gateway.access.keys import main

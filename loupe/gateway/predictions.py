@@ -1,9 +1,9 @@
-"""One request's pictures, from bytes and URLs to answers in the order they came; one bad picture spoils no other.
+"""Turn the pictures of one request into results, in the order they were sent. A bad picture does not affect the others.
 
 batch = Batch(sent, settings)
-batch.gather()                                        # fetches what is a URL
-answer = model.predict(batch.pixels, heatmaps=True)   # decodes, as the model's card wants it
-predictions = judge(answer)                           # of each picture: label, how sure, and why not
+batch.fetch_urls()
+answer = model.predict(batch.pixels, heatmaps=True)           # calls batch.pixels, which decodes for the model's card
+predictions = decide(answer)                                  # label, confidence and reason for each picture
 batch.results(answer, predictions, top=3, heatmaps=True)      # a dict or a Problem for each
 """
 
@@ -18,47 +18,48 @@ from PIL import Image
 
 from loupe.card import Card
 from loupe.errors import AllFailed, ImageError, OutOfTime, Problem, bare
-from loupe.gateway.model.cardless import picture
+from loupe.gateway.model.cardless import prepare_picture
 from loupe.gateway.model.client import Answer
 from loupe.gateway.observe.record import Prediction
-from loupe.gateway.request.body import URL, Sent
+from loupe.gateway.request.body import URL, SentPictures
 from loupe.gateway.request.deadline import NEVER, check_deadline
 from loupe.gateway.request.fetch import fetch_all
 from loupe.gateway.settings import Settings
 
-WARMTH = (255, 72, 0)  # the heat map's colour; how warm is in its alpha
+HEATMAP_COLOUR = (255, 72, 0)  # red, green, blue; the alpha channel shows the heat
 
 
 class Batch:
-    def __init__(self, sent: Sent, settings: Settings, until: float = NEVER) -> None:
-        self._sent, self._settings, self._until = sent, settings, until
+    def __init__(self, sent: SentPictures, settings: Settings, caller_deadline: float = NEVER) -> None:
+        self._sent, self._settings, self._caller_deadline = sent, settings, caller_deadline
         self._pictures: list[bytes | Problem] = []
 
-    def gather(self) -> None:
+    def fetch_urls(self) -> None:
         urls = [item.text for item in self._sent.items if isinstance(item, URL)]
-        fetched = iter(fetch_all(urls, self._settings, self._until))
+        fetched = iter(fetch_all(urls, self._settings, self._caller_deadline))
         for item in self._sent.items:
             picture = next(fetched) if isinstance(item, URL) else item
-            self._pictures.append(self._keep(picture) if isinstance(picture, Problem) else picture)
+            self._pictures.append(self._keep_or_raise(picture) if isinstance(picture, Problem) else picture)
 
     def pixels(self, card: Card) -> np.ndarray[Any, Any]:
+        """Decode the pictures for the model with this card. Raise AllFailed if none could be decoded."""
         decoded = []
-        for place, data in enumerate(self._pictures):
+        for index, data in enumerate(self._pictures):
             if isinstance(data, Problem):
                 continue
-            check_deadline(self._until)
+            check_deadline(self._caller_deadline)
             try:
-                decoded.append(picture(card, data))
+                decoded.append(prepare_picture(card, data))
             except ImageError as problem:
-                self._pictures[place] = self._keep(problem)
+                self._pictures[index] = self._keep_or_raise(problem)
         if not decoded:
             problems = [problem for problem in self._pictures if isinstance(problem, Problem)]
             raise AllFailed(f"None of the pictures could be used: {problems[0]}", problems)
         return np.stack(decoded) if len(decoded) > 1 else decoded[0][np.newaxis]
 
-    def _keep(self, problem: Problem) -> Problem:
-        """A problem with one of many is its own answer; with the only one it is the request's, as is its time."""
-        if not self._sent.many or isinstance(problem, OutOfTime):
+    def _keep_or_raise(self, problem: Problem) -> Problem:
+        """Single picture: raise. Batch: keep the error with its picture. OutOfTime is always raised."""
+        if not self._sent.is_batch or isinstance(problem, OutOfTime):
             raise problem
         return bare(problem)
 
@@ -74,24 +75,24 @@ class Batch:
 
 def _result(answer: Answer, row: int, prediction: Prediction, top: int | None, heatmaps: bool) -> dict[str, Any]:
     card, scores = answer.card, answer.probabilities[row]
-    order = np.argsort(-scores, kind="stable")[:top]  # of equals the first is the best, as it is to judge()
+    order = np.argsort(-scores, kind="stable")[:top]  # of equal scores the first comes first, as in decide()
     result: dict[str, Any] = {
         "label": prediction.label,
         "confidence": round(prediction.confidence, 6),
         "certain": prediction.reason is None,
         "reason": prediction.reason,
-        "scores": {card.labels[n]: round(float(scores[n]), 6) for n in order},
+        "scores": {card.labels[index]: round(float(scores[index]), 6) for index in order},
     }
-    if heatmaps:  # null says that this model has none to give
-        result["heatmap"] = None if answer.heatmaps is None else _picture_of(answer.heatmaps[row], card)
+    if heatmaps:  # null: the model gives no heat maps
+        result["heatmap"] = None if answer.heatmaps is None else _heatmap_png(answer.heatmaps[row], card)
     return result
 
 
-def judge(answer: Answer) -> list[Prediction]:
-    """Of a picture of nothing known the confidence means nothing: that reason comes first."""
-    card, known = answer.card, answer.familiarity
-    unfamiliar = None if known is None or card.unfamiliar_below is None else known < card.unfamiliar_below
-    found = []
+def decide(answer: Answer) -> list[Prediction]:
+    """Decide label, confidence and reason for each picture. If it is unfamiliar, the confidence says nothing."""
+    card, familiarity = answer.card, answer.familiarity
+    unfamiliar = None if familiarity is None or card.unfamiliar_below is None else familiarity < card.unfamiliar_below
+    predictions = []
     for row, top in enumerate(answer.probabilities.argmax(axis=1).tolist()):
         confidence = float(answer.probabilities[row, top])
         reason = None
@@ -99,17 +100,19 @@ def judge(answer: Answer) -> list[Prediction]:
             reason = "unfamiliar"
         elif card.certain_at is not None and confidence < card.certain_at:
             reason = "below_threshold"
-        found.append(Prediction(card.labels[top], confidence, None if known is None else float(known[row]), reason))
-    return found
+        predictions.append(
+            Prediction(card.labels[top], confidence, None if familiarity is None else float(familiarity[row]), reason)
+        )
+    return predictions
 
 
-def _picture_of(heatmap: np.ndarray[Any, Any], card: Card) -> str:
-    """A PNG to lay over the picture, stretched to it: one colour, as opaque as it is warm."""
+def _heatmap_png(heatmap: np.ndarray[Any, Any], card: Card) -> str:
+    """Return a data URL of a PNG to lay over the picture: one colour, the hotter the more opaque."""
     alpha = Image.fromarray((heatmap * 255).astype(np.uint8)).resize(
         (card.width, card.height), Image.Resampling.BICUBIC
     )
-    picture = Image.new("RGB", alpha.size, WARMTH)
-    picture.putalpha(alpha)
+    image = Image.new("RGB", alpha.size, HEATMAP_COLOUR)
+    image.putalpha(alpha)
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""How an error looks over HTTP: application/problem+json (RFC 9457); and the headers that keep a browser safe."""
+"""Turn a problem into an HTTP answer, application/problem+json (RFC 9457). Also the headers that protect browsers."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 from loupe.errors import AllFailed, Problem
 
-HEADERS = {  # of every answer
+HEADERS = {  # sent with every answer
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",  # what LOUPE_CORS_ORIGINS allows is not held up by it
+    "Cross-Origin-Resource-Policy": "same-origin",  # requests allowed by LOUPE_CORS_ORIGINS still work
     "Permissions-Policy": "camera=(), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",  # frame-ancestors, for browsers that do not know it
+    "X-Frame-Options": "DENY",  # for browsers that do not know frame-ancestors
 }
 
-MEANINGS = {  # of a code: what it is, and what to do
+MEANINGS = {  # code → what happened, and what to do
     "bad_request": "The request itself is wrong; its detail says what to send instead.",
     "refused_url": "The URL's host is unknown, or not public; upload the picture instead.",
     "unauthorized": "No key came with it, or one that is not known; send a key as Authorization: Bearer KEY.",
@@ -43,7 +43,7 @@ MEANINGS = {  # of a code: what it is, and what to do
 }
 
 
-def as_json(problem: Problem) -> dict[str, Any]:
+def to_json(problem: Problem) -> dict[str, Any]:
     title = http.HTTPStatus(problem.status).phrase
     body = {
         "type": "about:blank",
@@ -52,12 +52,12 @@ def as_json(problem: Problem) -> dict[str, Any]:
         "code": problem.code,
         "detail": str(problem),
     }
-    return {**body, "errors": [as_json(one) for one in problem.problems]} if isinstance(problem, AllFailed) else body
+    return {**body, "errors": [to_json(each) for each in problem.problems]} if isinstance(problem, AllFailed) else body
 
 
-def rendered(problem: Problem, request_id: str) -> tuple[int, dict[str, str], dict[str, Any]]:
-    """Status, headers and body of the answer, whether an application gives it or the worker's front; HEADERS beside."""
+def render(problem: Problem, request_id: str) -> tuple[int, dict[str, str], dict[str, Any]]:
+    """Return status, headers (without HEADERS) and body. The application and the worker both answer with them."""
     headers = {"Content-Type": "application/problem+json", "X-Request-ID": request_id}
     if problem.retry_after is not None:
         headers["Retry-After"] = str(problem.retry_after)
-    return problem.status, headers, {**as_json(problem), "request_id": request_id}
+    return problem.status, headers, {**to_json(problem), "request_id": request_id}

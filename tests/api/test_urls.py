@@ -1,4 +1,4 @@
-"""Many URLs of one request: fetched side by side, on one deadline and one number of bytes, each with its own answer."""
+"""Many URLs of one request: fetched in parallel, with one deadline and one limit of bytes, each with its own answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from loupe.errors import Problem, RefusedURL
 from loupe.gateway.request import fetch as fetching
-from loupe.gateway.request.fetch import TOTAL, fetch, fetch_all
+from loupe.gateway.request.fetch import TOTAL_FACTOR, fetch, fetch_all
 from loupe.gateway.settings import Settings
 from tests.support.gateways import internet
 
@@ -47,7 +47,7 @@ def base() -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-def kinds(answers: Sequence[bytes | Problem]) -> list[str]:
+def outcomes(answers: Sequence[bytes | Problem]) -> list[str]:
     return [answer.split()[0].decode() if isinstance(answer, bytes) else type(answer).__name__ for answer in answers]
 
 
@@ -55,7 +55,7 @@ def test_they_are_fetched_side_by_side_and_answered_in_order(base: str) -> None:
     started = time.monotonic()
     answers = fetch_all([f"{base}/late/{n}" for n in range(32)], SETTINGS)
     assert time.monotonic() - started < 1.4  # 32 × 0.5 s, one after the other
-    assert kinds(answers) == [str(n) for n in range(32)]
+    assert outcomes(answers) == [str(n) for n in range(32)]
 
 
 def test_each_bad_one_has_its_own_error_and_spoils_no_other(base: str) -> None:
@@ -65,18 +65,18 @@ def test_each_bad_one_has_its_own_error_and_spoils_no_other(base: str) -> None:
     answers = fetch_all(urls, SETTINGS)
     assert time.monotonic() - started < 2.2
     failed = "FetchFailed"
-    assert kinds(answers) == ["1", "BadRequest", failed, "RefusedURL", failed, failed, "2"]
+    assert outcomes(answers) == ["1", "BadRequest", failed, "RefusedURL", failed, failed, "2"]
     assert "too long" in str(answers[2])
     assert "larger than 100,000 bytes" in str(answers[5])
 
 
 def test_silent_servers_keep_no_picture_waiting_that_stands_behind_them(base: str) -> None:
     answers = fetch_all([f"{base}/silent/{n}" for n in range(31)] + [f"{base}/a/last"], SETTINGS)
-    assert kinds(answers) == ["FetchFailed"] * 31 + ["last"]
+    assert outcomes(answers) == ["FetchFailed"] * 31 + ["last"]
 
 
 def test_more_than_go_side_by_side_still_end_at_the_one_deadline(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetching, "SIDE_BY_SIDE", 2)
+    monkeypatch.setattr(fetching, "MAX_PARALLEL", 2)
     started = time.monotonic()
     answers = fetch_all([f"{base}/silent/{n}" for n in range(10)], SETTINGS)
     assert time.monotonic() - started < 2.2
@@ -84,19 +84,19 @@ def test_more_than_go_side_by_side_still_end_at_the_one_deadline(base: str, monk
 
 
 def test_together_they_bring_no_more_than_the_total(base: str) -> None:
-    answers = fetch_all([f"{base}/full/{n}" for n in range(TOTAL)], SETTINGS)
-    assert sum(isinstance(answer, bytes) for answer in answers) == TOTAL
-    answers = fetch_all([f"{base}/full/{n}" for n in range(3 * TOTAL)], SETTINGS)
-    brought = [answer for answer in answers if isinstance(answer, bytes)]
-    assert len(brought) <= TOTAL
-    assert sum(map(len, brought)) <= TOTAL * MAX_BYTES
+    answers = fetch_all([f"{base}/full/{n}" for n in range(TOTAL_FACTOR)], SETTINGS)
+    assert sum(isinstance(answer, bytes) for answer in answers) == TOTAL_FACTOR
+    answers = fetch_all([f"{base}/full/{n}" for n in range(3 * TOTAL_FACTOR)], SETTINGS)
+    pictures = [answer for answer in answers if isinstance(answer, bytes)]
+    assert len(pictures) <= TOTAL_FACTOR
+    assert sum(map(len, pictures)) <= TOTAL_FACTOR * MAX_BYTES
     refused = [answer for answer in answers if not isinstance(answer, bytes)]
     assert all("400,000 bytes together" in str(answer) for answer in refused)
 
 
 def test_a_picture_that_says_it_is_too_large_takes_nothing_from_the_others(base: str) -> None:
-    urls = [f"{base}/said-too-large/"] * 3 * TOTAL + [f"{base}/full/{n}" for n in range(TOTAL)]
-    assert sum(isinstance(answer, bytes) for answer in fetch_all(urls, SETTINGS)) == TOTAL
+    urls = [f"{base}/said-too-large/"] * 3 * TOTAL_FACTOR + [f"{base}/full/{n}" for n in range(TOTAL_FACTOR)]
+    assert sum(isinstance(answer, bytes) for answer in fetch_all(urls, SETTINGS)) == TOTAL_FACTOR
 
 
 def test_no_thread_is_left_when_all_is_answered(base: str) -> None:
@@ -106,7 +106,7 @@ def test_no_thread_is_left_when_all_is_answered(base: str) -> None:
 
 
 def test_a_public_address_that_is_this_machines_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such a machine, seen from here: 127.0.0.1 taken for public."""
+    """127.0.0.1 stands in for the public address of this machine."""
     with socket.create_server(("127.0.0.1", 0)) as own:
         port = own.getsockname()[1]
         monkeypatch.setattr(fetching, "is_public", lambda _: True)

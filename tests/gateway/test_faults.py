@@ -132,7 +132,7 @@ def test_down_when_the_gateway_starts(home: Home) -> None:
             some_more(seen)
     seen.settle("down at the start")
     assert set(seen.codes()) == {"model_unavailable"}
-    assert max(reply.took for reply in seen.of("refused")) < 1
+    assert max(reply.seconds for reply in seen.of("refused")) < 1
 
 
 def kill_under_load(home: Home, kills: int) -> Seen:
@@ -151,7 +151,7 @@ def kill_under_load(home: Home, kills: int) -> Seen:
                 some_more(seen, "refused", 40)
                 assert here.get("/healthz").status == 200
             gone = seen.of("refused", killed)
-            assert max(reply.took for reply in gone) < 1, "while the model is gone answers come at once"
+            assert max(reply.seconds for reply in gone) < 1, "while the model is gone answers come at once"
     return seen
 
 
@@ -199,7 +199,7 @@ def test_an_address_that_swallows_everything_holds_nobody_up() -> None:
             with traffic(here, {}) as seen:
                 time.sleep(3)
             seen.settle("unreachable")
-            took = [reply.took for reply in seen.of("refused")]
+            took = [reply.seconds for reply in seen.of("refused")]
             assert statistics.median(took) < 0.3
             assert max(took) < 1 + MARGIN
         for one in knocking:
@@ -225,7 +225,7 @@ def test_it_hangs_and_goes_on(home: Home, server: ModelServer) -> None:
         some_more(seen)
     seen.settle("hangs")
     assert set(seen.codes()) == {"model_too_slow"}
-    assert all(0.9 < reply.took < 1 + MARGIN for reply in seen.of("refused", stopped))
+    assert all(0.9 < reply.seconds < 1 + MARGIN for reply in seen.of("refused", stopped))
 
 
 def test_slower_than_the_budget(home: Home) -> None:
@@ -239,7 +239,7 @@ def test_slower_than_the_budget(home: Home) -> None:
             some_more(seen, "refused", 12)
         seen.settle("slow")
         assert set(seen.codes()) == {"model_too_slow"}
-        assert all(0.45 < reply.took < 0.5 + MARGIN for reply in seen.of("refused"))
+        assert all(0.45 < reply.seconds < 0.5 + MARGIN for reply in seen.of("refused"))
         assert len(behind.remaining) == len(seen.replies)
         assert all(0 < left < 0.55 for left in behind.remaining)
 
@@ -252,7 +252,7 @@ def test_told_to_stop_it_drains_and_is_found_again(home: Home) -> None:
             assert server.stop() == 0
         gone = time.monotonic()
         some_more(seen, "refused")
-        assert max(reply.took for reply in seen.of("refused", gone)) < 1
+        assert max(reply.seconds for reply in seen.of("refused", gone)) < 1
         with model_server(home.folder, "tires", f"--port={port}"):
             there = time.monotonic()
             until(lambda: seen.of("answered", there), "an answer", BACK_SECONDS + MARGIN)
@@ -294,7 +294,7 @@ def test_a_new_version_with_another_input_size(home: Home, here: Gateway) -> Non
         some_more(seen)
         large.rename(home.folder / "gone")  # and back
         since = time.monotonic()
-        until(lambda: any(reply.what == 1 for reply in seen.of("answered", since + 0.5)), "version 1 again")
+        until(lambda: any(reply.detail == 1 for reply in seen.of("answered", since + 0.5)), "version 1 again")
         some_more(seen)
     seen.settle("new version of another size, and back")
     assert (seen.versions(), seen.count("refused")) == ({1, 2}, 0)
@@ -347,7 +347,7 @@ def test_ten_times_more_than_it_can(home: Home, server: ModelServer) -> None:
         seen.settle("10 x load")
     assert set(seen.codes()) == {"busy"}
     assert seen.count("refused") > seen.count("answered")
-    refused, took = ([reply.took for reply in seen.of(kind)] for kind in ("refused", "answered"))
+    refused, took = ([reply.seconds for reply in seen.of(kind)] for kind in ("refused", "answered"))
     print(f"refusals took {statistics.median(refused):.3f} s in the median; probes {max(probes):.3f} s at most")
     assert statistics.median(refused) < 0.1
     assert statistics.quantiles(took, n=100)[98] < 1
@@ -411,8 +411,8 @@ def test_a_worker_crashes(home: Home, server: ModelServer) -> None:
             some_more(seen, count=60)
             until(lambda: len(here.workers()) == 2 and before[0] not in here.workers(), "another worker", 10)
             some_more(seen, count=60)
-        seen.settle("a worker crashes", torn=callers)
-        assert all(killed <= reply.at < killed + 1 for reply in seen.of("lost"))
+        seen.settle("a worker crashes", may_lose=callers)
+        assert all(killed <= reply.received_at < killed + 1 for reply in seen.of("lost"))
         assert before[1] in here.workers()
 
 

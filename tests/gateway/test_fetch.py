@@ -36,23 +36,25 @@ CERTIFICATES = ("right", "expired", "elsewhere", "self-signed")
 def origin(
     site: Callable[[str, socket.socket], None],
     certificate: Path | None = None,
-    named: Callable[[str | None], None] = lambda _: None,
+    note_name: Callable[[str | None], None] = lambda _: None,
 ) -> Iterator[int]:
-    """Each request's head goes to `site` and its connection. With a certificate it speaks TLS."""
+    """Run a server that calls `site` with each request's head and connection. With a certificate it speaks TLS."""
+    # A listener, with TLS if there is a certificate.
     listener = socket.create_server(("127.0.0.1", 0), backlog=100)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if certificate else None
     if tls and certificate:
         tls.load_cert_chain(certificate, certificate.with_suffix(".key"))
-        tls.sni_callback = lambda _, name, __: named(name)
+        tls.sni_callback = lambda _, name, __: note_name(name)
 
+    # A thread for each connection.
     def serve() -> None:
         with contextlib.suppress(OSError):
             while True:
                 threading.Thread(target=answer, args=(listener.accept()[0],), daemon=True).start()
 
     def answer(connection: socket.socket) -> None:
-        with contextlib.suppress(OSError, IndexError), connection, secured(connection) as talking:
-            site(talking.recv(65536).decode(), talking)
+        with contextlib.suppress(OSError, IndexError), connection, secured(connection) as stream:
+            site(stream.recv(65536).decode(), stream)
 
     def secured(connection: socket.socket) -> socket.socket:
         return tls.wrap_socket(connection, server_side=True) if tls else connection
@@ -69,7 +71,7 @@ def moved(target: str) -> bytes:
 
 
 def endlessly(connection: socket.socket, piece: bytes, pause: float = 0) -> None:
-    limit = time.monotonic() + 4 * DEADLINE  # its end is the gateway's leaving
+    limit = time.monotonic() + 4 * DEADLINE  # the gateway should have hung up long before
     while time.monotonic() < limit:
         connection.sendall(piece)
         time.sleep(pause)
@@ -148,16 +150,18 @@ def site(head: str, connection: socket.socket) -> None:
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a certificate authority, and what it and others signed for the name localhost."""
+    """A folder with a certificate authority, and certificates that it signed, one of them for localhost."""
     folder = tmp_path_factory.mktemp("tls")
 
     def openssl(*words: str) -> None:
         subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
 
+    # The authority, and a certificate that signs itself.
     for name in ("ca", "self-signed"):
         new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", f"{name}.key")
         openssl("req", "-x509", *new, "-out", f"{name}.crt", "-days", "2", "-subj", f"/CN={name}",
                 "-addext", "subjectAltName=DNS:localhost")  # fmt: skip
+    # Certificates signed by the authority.
     for name, host, days in (
         ("right", "localhost", 2),
         ("expired", "localhost", -1),
@@ -186,7 +190,7 @@ def started(tmp_path_factory: pytest.TempPathFactory, authority: Path) -> Iterat
 
 @pytest.fixture
 def here(started: Gateway) -> Iterator[Gateway]:
-    """Whatever happens in a test, the same worker is there after it, and not grown by what was thrown at it."""
+    """The running gateway. After the test its worker must be the same, and its memory must not have grown."""
     workers = started.workers()
     yield started
     assert started.get("/healthz").status == 200
@@ -269,13 +273,14 @@ def test_a_second_look_up_that_leads_inside_is_never_made_and_tls_and_host_bear_
     authority: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hostile inputs 17."""
-    asked: list[str] = []
+    lookups: list[str] = []
     heads: list[str] = []
     names: list[str | None] = []
 
+    # The second look-up of the name would lead to the internal network.
     def rebinding(host: str, *_: Any, **__: Any) -> list[Any]:
-        asked.append(host)
-        address = "127.0.0.1" if len(asked) == 1 else "10.0.0.1"
+        lookups.append(host)
+        address = "127.0.0.1" if len(lookups) == 1 else "10.0.0.1"
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0))]
 
     def note(head: str, connection: socket.socket) -> None:
@@ -283,15 +288,16 @@ def test_a_second_look_up_that_leads_inside_is_never_made_and_tls_and_host_bear_
         connection.sendall(WHOLE)
 
     monkeypatch.setenv("SSL_CERT_FILE", str(authority / "ca.crt"))
-    fetching._tls.cache_clear()
+    fetching._tls_context.cache_clear()
     try:
         with origin(note, authority / "elsewhere.crt", names.append) as port:
             monkeypatch.setattr(socket, "getaddrinfo", rebinding)
             settings = Settings.from_environment({"LOUPE_FETCH_ALLOW": "127.0.0.1"})
             assert fetching.fetch(f"https://Elsewhere.test.:{port}/a?b#c", settings) == PICTURE
     finally:
-        fetching._tls.cache_clear()
-    assert asked == ["elsewhere.test"]
+        fetching._tls_context.cache_clear()
+    # One look-up, and the URL's own name in the Host header and in TLS.
+    assert lookups == ["elsewhere.test"]
     assert heads[0].startswith("GET /a?b HTTP/1.1\r\n")
     assert f"\r\nHost: elsewhere.test:{port}\r\n" in heads[0]
     assert "\r\nAccept-Encoding: identity\r\n" in heads[0]

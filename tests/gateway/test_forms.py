@@ -1,4 +1,4 @@
-"""The parts of a form: as Werkzeug reads them where they are well formed, and an error that says so where not."""
+"""Reading the parts of a form: well formed ones as Werkzeug reads them, malformed ones are an error."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ import pytest
 from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder
 
 from loupe.errors import BadRequest, TooLarge
-from loupe.gateway.request.forms import Part, parts
+from loupe.gateway.request.forms import Part, read_parts
 
-EDGE = "----WebKitFormBoundary7MA4YWxkTrZu0gW"
-KIND = f"multipart/form-data; boundary={EDGE}"
+BOUNDARY = "----WebKitFormBoundary7MA4YWxkTrZu0gW"
+CONTENT_TYPE = f"multipart/form-data; boundary={BOUNDARY}"
 
 
-def form(*found: str | bytes, end: str = f"--{EDGE}--\r\n") -> bytes:
-    """Each is the headers of a part, two line breaks and its data."""
+def form(*parts: str | bytes, end: str = f"--{BOUNDARY}--\r\n") -> bytes:
+    """Return a form. Each of `parts` is the part's headers, two line breaks and its data."""
     return b"".join(
-        f"--{EDGE}\r\n".encode() + (part.encode() if isinstance(part, str) else part) + b"\r\n" for part in found
+        f"--{BOUNDARY}\r\n".encode() + (part.encode() if isinstance(part, str) else part) + b"\r\n" for part in parts
     ) + end.encode()  # fmt: skip
 
 
-def disposition(name: str, filename: str | None = None, kind: str | None = None) -> bytes:
+def disposition(name: str, filename: str | None = None, content_type: str | None = None) -> bytes:
     words = [f'Content-Disposition: form-data; name="{name}"'] + ([f'filename="{filename}"'] if filename else [])
-    return ("; ".join(words) + (f"\r\nContent-Type: {kind}" if kind else "") + "\r\n\r\n").encode()
+    return ("; ".join(words) + (f"\r\nContent-Type: {content_type}" if content_type else "") + "\r\n\r\n").encode()
 
 
 def by_werkzeug(body: bytes) -> list[Part]:
-    decoder, found = MultipartDecoder(EDGE.encode(), None), []
+    decoder, parts = MultipartDecoder(BOUNDARY.encode(), None), []
     decoder.receive_data(body)
     decoder.receive_data(None)
     while not isinstance(event := decoder.next_event(), Epilogue):
         if isinstance(event, File | Field):
-            found.append(Part(event.name, isinstance(event, File), b""))
+            parts.append(Part(event.name, isinstance(event, File), b""))
         elif isinstance(event, Data):
-            found[-1] = found[-1]._replace(data=found[-1].data + event.data)
-    return found
+            parts[-1] = parts[-1]._replace(data=parts[-1].data + event.data)
+    return parts
 
 
 @pytest.mark.parametrize("seed", range(200))
 def test_a_well_formed_form_is_read_as_werkzeug_reads_it(seed: int) -> None:
-    """Data of the letters that edges and line breaks are made of."""
+    """The data is made of the characters of boundaries and line breaks."""
     chance = random.Random(seed)
     sent = []
     for _ in range(chance.randint(1, 6)):
@@ -52,31 +52,31 @@ def test_a_well_formed_form_is_read_as_werkzeug_reads_it(seed: int) -> None:
         sent.append(disposition(name, filename, "image/jpeg" if filename else None) + data)
     preamble = chance.choice([b"", b"\r\n", b"nothing to see\r\n"])
     body = preamble + form(*sent) + chance.choice([b"", b"epilogue"])
-    assert list(parts(body, KIND, 100)) == by_werkzeug(body)
+    assert list(read_parts(body, CONTENT_TYPE, 100)) == by_werkzeug(body)
 
 
 @pytest.mark.parametrize(
     ("sent", "is_file"),
     [
         (disposition("file", "x.jpg"), True),
-        (disposition("file", kind="image/png"), True),
-        (disposition("file", kind="application/octet-stream"), True),
+        (disposition("file", content_type="image/png"), True),
+        (disposition("file", content_type="application/octet-stream"), True),
         (disposition("url"), False),
-        (disposition("url", kind="text/plain"), False),
+        (disposition("url", content_type="text/plain"), False),
         (b"\r\n", False),
     ],
 )
 def test_a_file_is_what_has_a_file_name_or_the_type_of_a_picture(sent: bytes, is_file: bool) -> None:
-    [part] = parts(form(sent + b"data"), KIND, 100)
+    [part] = read_parts(form(sent + b"data"), CONTENT_TYPE, 100)
     assert (part.is_file, part.data) == (is_file, b"data")
 
 
 @pytest.mark.parametrize(
-    "boundary", [f'"{EDGE}"', f"{EDGE}; charset=utf-8", f"{EDGE} "], ids=["quoted", "with charset", "space"]
+    "boundary", [f'"{BOUNDARY}"', f"{BOUNDARY}; charset=utf-8", f"{BOUNDARY} "], ids=["quoted", "with charset", "space"]
 )
 def test_the_boundary_is_found_as_clients_write_it(boundary: str) -> None:
     body = form(disposition("file", "x.jpg") + b"data")
-    assert [part.data for part in parts(body, f"multipart/form-data; boundary={boundary}", 100)] == [b"data"]
+    assert [part.data for part in read_parts(body, f"multipart/form-data; boundary={boundary}", 100)] == [b"data"]
 
 
 @pytest.mark.parametrize(
@@ -89,27 +89,27 @@ def test_the_boundary_is_found_as_clients_write_it(boundary: str) -> None:
         form(disposition("file", "x.jpg") + b"data").replace(b"\r\n", b"\n"),
         form('Content-Disposition: form-data; name="file"'),
         form(b"X: " + b"x" * 9000 + b"\r\n\r\ndata"),
-        form(disposition("file", "x.jpg") + b"data").replace(EDGE.encode() + b"\r\n", EDGE.encode() + b"x\r\n"),
+        form(disposition("file", "x.jpg") + b"data").replace(BOUNDARY.encode() + b"\r\n", BOUNDARY.encode() + b"x\r\n"),
     ],
     ids=["empty", "text", "no end", "cut", "bare line feeds", "no data", "long head", "longer edge"],
 )
 def test_a_malformed_form_is_an_error_and_never_half_a_picture(body: bytes) -> None:
     with pytest.raises(BadRequest, match="curl: -F"):
-        list(parts(body, KIND, 100))
+        list(read_parts(body, CONTENT_TYPE, 100))
 
 
 def test_a_form_may_have_no_part() -> None:
-    assert list(parts(form(), KIND, 100)) == []
+    assert list(read_parts(form(), CONTENT_TYPE, 100)) == []
 
 
-@pytest.mark.parametrize("kind", ["multipart/form-data", "multipart/form-data; boundary=", f"{KIND}{'x' * 70}"])
+@pytest.mark.parametrize("kind", ["multipart/form-data", "multipart/form-data; boundary=", f"{CONTENT_TYPE}{'x' * 70}"])
 def test_without_a_boundary_nothing_is_read(kind: str) -> None:
     with pytest.raises(BadRequest, match="boundary"):
-        list(parts(form(disposition("file", "x") + b"data"), kind, 100))
+        list(read_parts(form(disposition("file", "x") + b"data"), kind, 100))
 
 
 def test_a_hundred_parts_are_read_and_one_more_is_too_many() -> None:
-    one = disposition("file", "x.jpg") + b"data"
-    assert len(list(parts(form(*[one] * 100), KIND, 100))) == 100
+    part = disposition("file", "x.jpg") + b"data"
+    assert len(list(read_parts(form(*[part] * 100), CONTENT_TYPE, 100))) == 100
     with pytest.raises(TooLarge):
-        list(parts(form(*[one] * 101), KIND, 100))
+        list(read_parts(form(*[part] * 101), CONTENT_TYPE, 100))

@@ -24,7 +24,7 @@ from PIL import Image
 
 from loupe.card import Card
 from loupe.gateway.access.keys import digest_of
-from loupe.gateway.observe.drift import MOST_LABELS, WINDOW, Windows, psi
+from loupe.gateway.observe.drift import MAX_LABELS, WINDOW, Windows, psi
 from tests.support import models
 from tests.support.backends import backend
 from tests.support.gateways import Answer, Gateway, gateway, internet
@@ -39,24 +39,24 @@ Series = dict[str, float]
 
 def series(text: str) -> Series:
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-    found = {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
-    assert len(found) == len(lines), "a series is given twice"
-    return found
+    values = {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+    assert len(values) == len(lines), "a series is given twice"
+    return values
 
 
-def at(port: int, method: str, path: str) -> Answer:
+def ask_port(port: int, method: str, path: str) -> Answer:
     return Gateway(None, port, None).ask(method, path, None, {})  # type: ignore[arg-type]
 
 
 def scrape(port: int) -> Series:
-    answer = at(port, "GET", "/metrics")
+    answer = ask_port(port, "GET", "/metrics")
     assert answer.status == 200 and answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
     return series(answer.body.decode())
 
 
 @pytest.fixture(scope="module")
 def slow() -> Iterator[threading.Event]:
-    """While it is clear, the model does not answer."""
+    """An event: while it is clear, the model does not answer."""
     event = threading.Event()
     event.set()
     yield event
@@ -89,6 +89,7 @@ def post(here: Gateway, _: int = 0) -> int:
 
 
 def test_what_two_workers_counted_sums_to_what_was_sent_whichever_is_asked(here: Gateway, port: int) -> None:
+    # Requests of many kinds, answered by both workers.
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(lambda n: post(here, n), range(60))) == {200}
     assert here.post_files("/predict", PICTURE, PICTURE, PICTURE).status == 200
@@ -98,9 +99,10 @@ def test_what_two_workers_counted_sums_to_what_was_sent_whichever_is_asked(here:
     assert [here.get(path).status for path in paths] == [404] * 5
     answered = set(re.findall(r'"process": (\d+), "trace_id"', here.log.read_text()))
     assert answered == {str(worker) for worker in here.workers()}
+    # Each scrape goes to either worker, and shows the same sums.
     for _ in range(8):
-        found = scrape(port)
-        requests = {name: value for name, value in found.items() if name.startswith("loupe_requests_total")}
+        metrics = scrape(port)
+        requests = {name: value for name, value in metrics.items() if name.startswith("loupe_requests_total")}
         requests.pop('loupe_requests_total{endpoint="/healthz",status="200"}')
         assert requests == {
             'loupe_requests_total{endpoint="/predict",status="200"}': 61,
@@ -109,20 +111,20 @@ def test_what_two_workers_counted_sums_to_what_was_sent_whichever_is_asked(here:
             'loupe_requests_total{endpoint="other",status="404"}': 4,
             'loupe_requests_total{endpoint="/samples",status="404"}': 1,
         }
-        assert {name: value for name, value in found.items() if name.startswith("loupe_errors_total")} == {
+        assert {name: value for name, value in metrics.items() if name.startswith("loupe_errors_total")} == {
             'loupe_errors_total{code="broken_image"}': 5,
             'loupe_errors_total{code="method_not_allowed"}': 4,
             'loupe_errors_total{code="not_found"}': 5,
         }
-        assert found["loupe_pictures_total"] == 68
-        assert found['loupe_predictions_total{label="cracked",version="1"}'] == 63
-        assert found['loupe_uncertain_total{reason="below_threshold"}'] == 63
-        assert found["loupe_confidence_ratio_count"] == found['loupe_confidence_ratio_bucket{le="0.4"}'] == 63
-        assert found['loupe_confidence_ratio_bucket{le="0.3"}'] == 0
-        assert found['loupe_stage_duration_seconds_count{stage="model"}'] == 61
-        assert found['loupe_stage_duration_seconds_count{stage="whole"}'] == 70
-        assert found["loupe_model_version"] == 1
-        assert (found["loupe_requests_in_flight"], found["loupe_requests_in_flight_limit"]) == (0, 8)
+        assert metrics["loupe_pictures_total"] == 68
+        assert metrics['loupe_predictions_total{label="cracked",version="1"}'] == 63
+        assert metrics['loupe_uncertain_total{reason="below_threshold"}'] == 63
+        assert metrics["loupe_confidence_ratio_count"] == metrics['loupe_confidence_ratio_bucket{le="0.4"}'] == 63
+        assert metrics['loupe_confidence_ratio_bucket{le="0.3"}'] == 0
+        assert metrics['loupe_stage_duration_seconds_count{stage="model"}'] == 61
+        assert metrics['loupe_stage_duration_seconds_count{stage="whole"}'] == 70
+        assert metrics["loupe_model_version"] == 1
+        assert (metrics["loupe_requests_in_flight"], metrics["loupe_requests_in_flight_limit"]) == (0, 8)
 
 
 def test_the_drift_of_all_workers_is_the_index_computed_by_hand(here: Gateway, port: int) -> None:
@@ -130,17 +132,18 @@ def test_the_drift_of_all_workers_is_the_index_computed_by_hand(here: Gateway, p
         assert list(pool.map(lambda _: here.post_files("/predict", *[PICTURE] * 9).status, range(11))) == [200] * 11
         assert not [name for name in scrape(port) if name.startswith("loupe_drift_psi")], "99 are too few"
         assert list(pool.map(lambda _: here.post_files("/predict", *[PICTURE] * 9).status, range(9))) == [200] * 9
-    found = scrape(port)
-    assert found['loupe_drift_window_predictions{label="cracked",version="1"}'] == 180
-    assert found['loupe_drift_training_images{label="normal",version="1"}'] == 376
+    metrics = scrape(port)
+    assert metrics['loupe_drift_window_predictions{label="cracked",version="1"}'] == 180
+    assert metrics['loupe_drift_training_images{label="normal",version="1"}'] == 376
     # All were cracked: (1 − .327) ln(1 / .327), and with .0001 for none (.0001 − e) ln(.0001 / e) for the other two.
-    assert found['loupe_drift_psi{version="1"}'] == pytest.approx(0.752277 + 3.094538 + 2.374109, abs=1e-4)
+    assert metrics['loupe_drift_psi{version="1"}'] == pytest.approx(0.752277 + 3.094538 + 2.374109, abs=1e-4)
 
 
 def test_a_killed_worker_takes_nothing_back_and_leaves_nothing_in_flight(
     here: Gateway, port: int, slow: threading.Event
 ) -> None:
     assert [post(here) for _ in range(20)] == [200] * 20
+    # Kill both workers while they answer.
     before = scrape(port)
     slow.clear()
     with ThreadPoolExecutor(4) as pool:
@@ -155,10 +158,11 @@ def test_a_killed_worker_takes_nothing_back_and_leaves_nothing_in_flight(
         for worker in killed:
             os.kill(worker, signal.SIGKILL)
         slow.set()
-        for one in waiting:
-            one.result()
+        for call in waiting:
+            call.result()
     until(lambda: len(here.workers()) == 2 and not set(here.workers()) & set(killed), "two new workers")
     until(lambda: scrape(port)["loupe_requests_in_flight_limit"] == 8, "both to answer")
+    # Counters stay, gauges are gone.
     after = scrape(port)
     assert after["loupe_requests_in_flight"] == 0
     for name, value in before.items():
@@ -180,6 +184,7 @@ def test_what_the_front_refuses_is_counted_and_metrics_are_answered_while_all_is
                 connection.shutdown(socket.SHUT_WR)
             return connection.recv(65536)
 
+    # Requests that get no thread.
     head = b"POST /predict HTTP/1.1\r\nHost: a\r\n"
     assert b" 413 " in send(head + b"Content-Length: 99999999\r\n\r\n")
     assert b" 431 " in send(b"GET /" + b"x" * 70_000)
@@ -189,32 +194,34 @@ def test_what_the_front_refuses_is_counted_and_metrics_are_answered_while_all_is
     assert b" 408 " in send(head + b"Content-Length: 9\r\n\r\n123")
     waiting: list[Future[int]] = []
 
-    def held() -> float:
+    def one_more() -> float:
         waiting.append(pool.submit(post, here))  # the system chooses the worker: one more, until both are full
         return scrape(port)["loupe_requests_in_flight"]
 
+    # Fill both workers, and scrape meanwhile.
     slow.clear()
     with ThreadPoolExecutor(24) as pool:
         try:
-            until(lambda: held() == 8, "both workers to be full")
+            until(lambda: one_more() == 8, "both workers to be full")
             waiting += [pool.submit(post, here) for _ in range(8)]
-            until(lambda: sum(not one.done() for one in waiting) == 8, "all but eight to be refused")
-            asked = time.monotonic()
-            found = scrape(port)
-            assert time.monotonic() - asked < 1
+            until(lambda: sum(not call.done() for call in waiting) == 8, "all but eight to be refused")
+            started = time.monotonic()
+            metrics = scrape(port)
+            assert time.monotonic() - started < 1
         finally:
             slow.set()
         busy = len(waiting) - 8
-        assert Counter(one.result() for one in waiting) == {200: 8, 503: busy}
-    assert found["loupe_requests_in_flight"] == 8
-    assert found['loupe_requests_total{endpoint="/predict",status="503"}'] == busy
+        assert Counter(call.result() for call in waiting) == {200: 8, 503: busy}
+    # All of it is counted.
+    assert metrics["loupe_requests_in_flight"] == 8
+    assert metrics['loupe_requests_total{endpoint="/predict",status="503"}'] == busy
     codes = {name.split('"')[1]: value for name, value in scrape(port).items() if name.startswith("loupe_errors_total")}
     assert codes == {"too_large": 1, "head_too_large": 1, "bad_request": 3, "request_timeout": 1, "busy": busy}
-    found = scrape(port)
-    assert found['loupe_requests_total{endpoint="/predict",status="400"}'] == 2
-    answered_or_parsed = found['loupe_stage_duration_seconds_count{stage="whole"}']
+    metrics = scrape(port)
+    assert metrics['loupe_requests_total{endpoint="/predict",status="400"}'] == 2
+    answered_or_parsed = metrics['loupe_stage_duration_seconds_count{stage="whole"}']
     assert answered_or_parsed == 8 + 1, "what got no thread says nothing of how long an answer takes"
-    assert not [name for name in found if 'stage="arriving"' in name]
+    assert not [name for name in metrics if 'stage="arriving"' in name]
 
 
 def test_stages_that_failed_took_their_time_too(target: str, port: int) -> None:
@@ -228,10 +235,10 @@ def test_stages_that_failed_took_their_time_too(target: str, port: int) -> None:
         failed = here.post_json("/predict", {"url": f"http://127.0.0.1:{origin}/a.jpg"})
         assert (failed.status, failed.json()["code"]) == (422, "fetch_failed")
         assert here.post("/predict", b"no picture", "image/jpeg").status == 422
-        found = {name.removeprefix("loupe_stage_duration_seconds"): value for name, value in scrape(port).items()}
-        assert found['_count{stage="fetch"}'] == 2 and 0.9 < found['_sum{stage="fetch"}'] < 3
-        assert found['_count{stage="decode"}'] == 1
-        assert '_count{stage="model"}' not in found
+        metrics = {name.removeprefix("loupe_stage_duration_seconds"): value for name, value in scrape(port).items()}
+        assert metrics['_count{stage="fetch"}'] == 2 and 0.9 < metrics['_sum{stage="fetch"}'] < 3
+        assert metrics['_count{stage="decode"}'] == 1
+        assert '_count{stage="model"}' not in metrics
         lines = [json.loads(line) for line in here.log.read_text().splitlines()]
         first, second = (line["ms"] for line in lines if line["message"] == "request")
         assert 900 < first["fetch"] <= first["whole"] and "decode" not in first
@@ -244,16 +251,16 @@ def test_seconds_are_seconds_and_each_stage_is_its_own(port: int) -> None:
         gateway(f"localhost:{behind.port}", LOUPE_METRICS_PORT=str(port)) as here,
     ):
         assert post(here) == 200
-        found = scrape(port)
+        metrics = scrape(port)
     sums = {
-        name: found[f'loupe_stage_duration_seconds_sum{{stage="{name}"}}']
+        name: metrics[f'loupe_stage_duration_seconds_sum{{stage="{name}"}}']
         for name in ("wait", "fetch", "decode", "model", "card", "whole")
     }
     assert 0.2 <= sums["model"] < 1
     assert sums["model"] <= sums["whole"] < 2
     assert sum(sums[name] for name in ("wait", "fetch", "decode", "model", "card")) <= sums["whole"] + 0.001
     assert all(sums[name] > 0 for name in sums)
-    assert found["loupe_confidence_ratio_sum"] == pytest.approx(1 / 3)
+    assert metrics["loupe_confidence_ratio_sum"] == pytest.approx(1 / 3)
 
 
 def test_familiarity_and_confidence_are_what_the_model_said(port: int, tmp_path: Path) -> None:
@@ -263,13 +270,15 @@ def test_familiarity_and_confidence_are_what_the_model_said(port: int, tmp_path:
         model_server(tmp_path, "tires") as server,
         gateway(f"localhost:{server.port}", LOUPE_METRICS_PORT=str(port)) as here,
     ):
-        said = here.post_files("/predict", *grey).json()["predictions"]
-        found = scrape(port)
-    assert [one["reason"] for one in said] == ["unfamiliar", None, None]
-    assert found["loupe_familiarity_ratio_count"] == 3
-    assert found["loupe_familiarity_ratio_sum"] == pytest.approx(0.2 + 0.6 + 0.8, abs=1e-4)
-    assert found["loupe_confidence_ratio_sum"] == pytest.approx(sum(one["confidence"] for one in said), abs=1e-4)
-    assert found['loupe_uncertain_total{reason="unfamiliar"}'] == 1
+        predictions = here.post_files("/predict", *grey).json()["predictions"]
+        metrics = scrape(port)
+    assert [prediction["reason"] for prediction in predictions] == ["unfamiliar", None, None]
+    assert metrics["loupe_familiarity_ratio_count"] == 3
+    assert metrics["loupe_familiarity_ratio_sum"] == pytest.approx(0.2 + 0.6 + 0.8, abs=1e-4)
+    assert metrics["loupe_confidence_ratio_sum"] == pytest.approx(
+        sum(prediction["confidence"] for prediction in predictions), abs=1e-4
+    )
+    assert metrics['loupe_uncertain_total{reason="unfamiliar"}'] == 1
 
 
 def test_what_the_page_is_made_of_has_a_name_of_its_own(here: Gateway, port: int) -> None:
@@ -277,20 +286,20 @@ def test_what_the_page_is_made_of_has_a_name_of_its_own(here: Gateway, port: int
     files = set(re.findall(r'(?:href|src)="(/[^"]+\.(?:css|js|svg))"', pages.decode()))
     assert len(files) >= 3
     assert {here.get(file).status for file in files} == {200}
-    found = scrape(port)
-    assert found['loupe_requests_total{endpoint="/page",status="200"}'] == len(files)
-    assert not [name for name in found if 'endpoint="other"' in name]
+    metrics = scrape(port)
+    assert metrics['loupe_requests_total{endpoint="/page",status="200"}'] == len(files)
+    assert not [name for name in metrics if 'endpoint="other"' in name]
 
 
 def test_each_port_answers_its_own_and_no_other(here: Gateway, port: int) -> None:
     answer = here.get("/metrics")
     assert answer.status == 404 and answer.json()["code"] == "not_found"
-    assert at(port, "GET", "/healthz").status == 200
-    assert at(port, "HEAD", "/metrics").status == 200
+    assert ask_port(port, "GET", "/healthz").status == 200
+    assert ask_port(port, "HEAD", "/metrics").status == 200
     for path in ("/", "/predict", "/model", "/readyz", "/docs", "/static/page.css", "/metrics/"):
-        answer = at(port, "GET", path)
+        answer = ask_port(port, "GET", path)
         assert (answer.status, answer.headers["Content-Type"]) == (404, "application/problem+json"), path
-    assert [at(port, method, "/metrics").status for method in ("POST", "DELETE", "OPTIONS")] == [405] * 3
+    assert [ask_port(port, method, "/metrics").status for method in ("POST", "DELETE", "OPTIONS")] == [405] * 3
     assert sum(value for name, value in scrape(port).items() if name.startswith("loupe_requests_total")) >= 1
     assert not [name for name in scrape(port) if 'endpoint="/metrics"' in name]
 
@@ -300,11 +309,11 @@ def test_metrics_need_no_key_and_the_log_names_whose_it_was(target: str, port: i
     with gateway(target, LOUPE_METRICS_PORT=str(port), LOUPE_API_KEYS=str(tmp_path / "keys")) as here:
         assert post(here) == 401
         assert here.post("/predict", PICTURE, "image/jpeg", **{"X-API-Key": "the-key"}).status == 200
-        found = scrape(port)
+        metrics = scrape(port)
         until(lambda: '"key": "carla"' in here.log.read_text(), "the request's line")
         assert "the-key" not in here.log.read_text()
-    assert found['loupe_requests_total{endpoint="/predict",status="401"}'] == 1
-    assert found['loupe_errors_total{code="unauthorized"}'] == 1
+    assert metrics['loupe_requests_total{endpoint="/predict",status="401"}'] == 1
+    assert metrics['loupe_errors_total{code="unauthorized"}'] == 1
 
 
 def test_told_to_stop_it_closes_this_port_too_and_leaves_no_files(here: Gateway, port: int, tmp_path: Path) -> None:
@@ -359,7 +368,7 @@ def test_the_index_is_none_for_too_few_and_known_for_a_shift() -> None:
     assert psi({"a": 50, "b": 50}, {"a": 75, "b": 25}) == pytest.approx(0.25 * math.log(1.5) + 0.25 * math.log(2))
 
 
-def shown(count: int, **entries: Any) -> tuple[Windows, dict[Any, float], dict[Any, float], Card]:
+def empty_windows(count: int, **entries: Any) -> tuple[Windows, dict[Any, float], dict[Any, float], Card]:
     window: dict[Any, float] = {}
     training: dict[Any, float] = {}
     windows = Windows(
@@ -370,7 +379,7 @@ def shown(count: int, **entries: Any) -> tuple[Windows, dict[Any, float], dict[A
 
 
 def test_the_window_forgets_what_is_older_than_its_length() -> None:
-    windows, window, _, card = shown(2)
+    windows, window, _, card = empty_windows(2)
     windows.add(1, card, ["000"] * WINDOW)
     windows.add(1, card, ["001"] * 10)
     assert window == {("000", "1"): WINDOW - 10, ("001", "1"): 10}
@@ -378,16 +387,16 @@ def test_the_window_forgets_what_is_older_than_its_length() -> None:
 
 def test_a_card_of_many_labels_makes_few_series_and_counts_that_are_none_are_left_out() -> None:
     counts = {f"{n:03}": 1 for n in range(500)} | {"000": -1, "001": "many", "002": math.nan, "stranger": 5}
-    windows, window, training, card = shown(500, training={"images": counts})
+    windows, window, training, card = empty_windows(500, training={"images": counts})
     labels = [f"{n:03}" for n in range(500)]
-    told = windows.add(1, card, labels)
-    assert len(window) == len(set(told)) == MOST_LABELS + 1
+    counted = windows.add(1, card, labels)
+    assert len(window) == len(set(counted)) == MAX_LABELS + 1
     assert window["other", "1"] == training["other", "1"] == 400
     assert sum(training.values()) == 497
 
 
 def test_versions_that_come_and_go_leave_no_window_behind() -> None:
-    windows, window, _, card = shown(2)
+    windows, window, _, card = empty_windows(2)
     for version in range(90):
         windows.add(version, card, ["000"])
     assert sum(window.values()) == 3

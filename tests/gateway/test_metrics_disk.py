@@ -14,8 +14,8 @@ from tests.support.servers import ROOT
 COUNTS = """
 import os, sys
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = sys.argv[1]
-from loupe.gateway import metrics
-from loupe.gateway.life import Entry
+from loupe.gateway.observe import metrics
+from loupe.gateway.observe.record import Entry
 
 if sys.argv[2] == "full before":
     fill()

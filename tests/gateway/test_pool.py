@@ -84,7 +84,7 @@ def test_a_call_that_fails_is_logged_and_its_thread_goes_on(
 def test_what_was_submitted_is_done_before_the_process_ends(shut: bool) -> None:
     code = f"""
 import time
-from loupe.gateway.pool import Pool
+from loupe.gateway.door.pool import Pool
 def call(number):
     time.sleep(0.1)
     print(number, flush=True)
@@ -105,7 +105,7 @@ def test_a_signal_in_the_midst_of_handing_over_a_call_does_not_hold_up_the_end(b
     two steps of that on purpose: after the idle thread was taken, and before."""
     code = f"""
 import os, signal, sys, threading, time
-from loupe.gateway import pool as module
+from loupe.gateway.door import pool as module
 
 def handler(*_):
     pool.shutdown()

@@ -75,7 +75,7 @@ def test_the_model_server_may_be_named_in_every_way_that_grpc_knows(text: str) -
 
 
 def test_to_drain_for_no_time_is_allowed_and_said_to_be() -> None:
-    assert [Settings.from_environment({"LOUPE_DRAIN": text}).drain for text in ("0", "0.0", "2.5")] == [0, 0, 2.5]
+    assert [Settings.from_environment({"LOUPE_DRAIN": text}).stop_delay for text in ("0", "0.0", "2.5")] == [0, 0, 2.5]
     for text in ("-1", "3601", "nan", "soon"):
         with pytest.raises(UserError, match=f"LOUPE_DRAIN is '{text}', but must be seconds, from 0 to 3600"):
             Settings.from_environment({"LOUPE_DRAIN": text})

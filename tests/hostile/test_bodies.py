@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.gateways import Gateway
-from tests.support.hostile import PICTURE, answered, in_time, judge_problem, refused, unharmed
+from tests.support.hostile import PICTURE, answered, check_problem, in_time, refused, unharmed
 
 B64 = base64.b64encode(PICTURE).decode()
 URL = "http://example.org/x.jpg"
@@ -327,6 +327,6 @@ def test_a_bad_picture_among_good_ones_has_its_own_problem(here: Gateway) -> Non
     assert answer.status == 200
     first, empty, nonsense, pdf, last = answer.json()["predictions"]
     assert first["label"] == last["label"]
-    judge_problem(empty["error"], 422, "broken_image")
-    judge_problem(nonsense["error"], 422, "broken_image")
-    judge_problem(pdf["error"], 415, "unsupported_image")
+    check_problem(empty["error"], 422, "broken_image")
+    check_problem(nonsense["error"], 422, "broken_image")
+    check_problem(pdf["error"], 415, "unsupported_image")

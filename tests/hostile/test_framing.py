@@ -170,7 +170,7 @@ def test_a_request_that_breaks_off_is_refused(here: Gateway, kept: int) -> None:
 
 
 def test_odd_framing_byte_by_byte_holds_no_thread_either(here: Gateway) -> None:
-    """Hostile inputs 9a, for bodies that only the parser can judge: many more of them than threads."""
+    """Hostile inputs 9a, for bodies that only the parser can refuse: many more of them than threads."""
     odd = [
         post(b"Transfer-Encoding: gzip, chunked\r\n", b"5"),
         post(b"Transfer-Encoding: Chunked\r\n", b"5\r\nab"),

@@ -109,7 +109,7 @@ def test_alpha_lies_over_a_fixed_colour(here: Gateway) -> None:
 
 
 def post_all(here: Gateway, pictures: list[bytes]) -> Counter[tuple[int, str]]:
-    """One kept-alive connection; each answer judged, and none slow."""
+    """One kept-alive connection. Each answer is checked, and none is slow."""
     connection, counts = HTTPConnection("127.0.0.1", here.port, timeout=20), Counter[tuple[int, str]]()
     for data in pictures:
 

@@ -27,7 +27,7 @@ from PIL import Image
 from loupe.card import Card
 from loupe.errors import ImageError
 from loupe.gateway.predictions import Batch
-from loupe.gateway.request.body import Sent
+from loupe.gateway.request.body import SentPictures
 from loupe.gateway.settings import Settings
 from loupe.images import limits, resize
 from loupe.images.api import decode
@@ -131,8 +131,8 @@ def test_training_and_the_gateway_see_identical_pixels(tmp_path: Path) -> None:
     for file, data in zip(files, pictures.values(), strict=True):
         file.path.write_bytes(data)
     learnt, read, skipped = decode_all(files, HEIGHT, WIDTH, tmp_path)
-    batch = Batch(Sent(list(pictures.values()), many=True), Settings.from_environment({}))
-    batch.gather()
+    batch = Batch(SentPictures(list(pictures.values()), is_batch=True), Settings.from_environment({}))
+    batch.fetch_urls()
     served = batch.pixels(CARD)
     assert not skipped
     assert [picture.file for picture in read] == files
@@ -221,8 +221,8 @@ def test_what_cannot_be_read_is_the_same_in_training_and_in_the_gateway(tmp_path
     for file, one in zip(files, data, strict=True):
         file.path.write_bytes(one)
     _, read, skipped = decode_all(files, HEIGHT, WIDTH, tmp_path)
-    batch = Batch(Sent(list(data), many=True), Settings.from_environment({}))
-    batch.gather()
+    batch = Batch(SentPictures(list(data), is_batch=True), Settings.from_environment({}))
+    batch.fetch_urls()
     assert len(batch.pixels(CARD)) == len(read) == 1
     assert [file.path for file in files[:4]] == [one.path for one in skipped]
     for one in data[:4]:

@@ -1,4 +1,4 @@
-"""One judge for whatever strangers send: what a refusal must look like, how soon it must come, and who must live on.
+"""Checks for hostile input: what a refusal must look like, how soon it must come, and that the gateway is unharmed.
 
     with defended(sample_models) as here:                 # a gateway under gunicorn, a real model server behind it
         with unharmed(here):                              # the same processes after it, and well
@@ -49,7 +49,7 @@ def sized(data: bytes = PICTURE, more: bytes = b"") -> bytes:
 
 
 def in_chunks(data: bytes = PICTURE, size: int = 100, extension: bytes = b"", trailer: bytes = b"") -> bytes:
-    pieces = [data[at : at + size] for at in range(0, len(data), size)]
+    pieces = [data[start : start + size] for start in range(0, len(data), size)]
     chunks = [b"%x%s\r\n%s\r\n" % (len(piece), extension, piece) for piece in pieces]
     return b"".join(chunks) + b"0" + extension + b"\r\n" + trailer + b"\r\n"
 
@@ -72,8 +72,8 @@ def conversation(
             connection.shutdown(socket.SHUT_WR)
         came = b""
         with suppress(OSError):
-            while len(answers_in(came)) < most and (part := connection.recv(1 << 20)):
-                came += part
+            while len(answers_in(came)) < most and (data_read := connection.recv(1 << 20)):
+                came += data_read
     return answers_in(came)
 
 
@@ -101,13 +101,13 @@ def refused(asked: Callable[[], Answer], status: int, code: str | None = None, w
     assert answer.headers["Content-Type"] == "application/problem+json"
     body: dict[str, Any] = answer.json()
     assert set(body) >= FIELDS, body
-    judge_problem(body, status, code)
+    check_problem(body, status, code)
     assert body["request_id"] == answer.headers["X-Request-ID"]
     return body
 
 
-def judge_problem(body: dict[str, Any], status: int, code: str | None) -> None:
-    """Also for those that stand in a list of predictions."""
+def check_problem(body: dict[str, Any], status: int, code: str | None) -> None:
+    """Check a problem, which may also stand in a list of predictions."""
     assert body["status"] == status, body
     assert code in (None, body["code"]), body
     assert body["type"] and body["title"]
@@ -138,7 +138,7 @@ def in_time(asked: Callable[[], Answer], within: float) -> Answer:
 
 @contextmanager
 def defended(models: Path, **settings: str) -> Iterator[Gateway]:
-    """With settings that make waiting short; nothing else about it is loosened."""
+    """Run a gateway whose timeouts are short. All else is set as usual."""
     settings = {"LOUPE_READ_TIMEOUT": str(READ_TIMEOUT), "LOUPE_FETCH_TIMEOUT": "2", **settings}
     with model_server(models, "tires") as server, gateway(f"localhost:{server.port}", **settings) as here:
         answered(lambda: here.post("/predict", PICTURE), within=20)

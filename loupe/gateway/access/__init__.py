@@ -1,6 +1,6 @@
-"""Who may ask: API keys, and other sites' pages (CORS).
+"""Check who may ask: API keys, and pages of other sites (CORS).
 
-In: a request's headers. Out: nothing, or the problem that is its answer.
+In: a request's headers. Out: nothing, or the problem to answer with.
 
-guard (put before every request) → keys (the file of hashes, read again when it changes).
+guard (checks every request) → keys (the file of hashes, read again when it changes).
 """

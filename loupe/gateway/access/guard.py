@@ -1,8 +1,9 @@
-"""Who may ask, and from which other pages: keys (LOUPE_API_KEYS) and CORS (LOUPE_CORS_ORIGINS), both off unless set.
+"""Check API keys (LOUPE_API_KEYS) and answer CORS requests (LOUPE_CORS_ORIGINS). Both are off unless set.
 
-guard(app, settings)          # after what names a request and what answers errors
+add_access_checks(app, settings)          # after recording and the error handlers
 
-With keys, /predict and /model want one; the page, the probes and the descriptions do not. The log has its name.
+With keys on, /predict and /model need one; the page, the probes and the descriptions do not. The log shows the key's
+name.
 """
 
 from __future__ import annotations
@@ -13,71 +14,72 @@ from flask import Flask, Response, request
 
 from loupe.errors import Unauthorized
 from loupe.gateway.access.keys import Keys
-from loupe.gateway.observe.record import in_hand
+from loupe.gateway.observe.record import current_entry
 from loupe.gateway.settings import Settings
 
-LOCKED = ("predict", "card")  # endpoints: an address can be written in several ways
-REALM = 'Bearer realm="loupe"'
-MAY_SEND = "Authorization, Content-Type, X-API-Key, X-Request-ID, X-Request-Timeout, traceparent, tracestate"
-MAY_READ = "X-Request-ID, Retry-After"
-MAY_ASK = "GET, HEAD, POST, OPTIONS"
-REMEMBERED = 600  # seconds for which a browser need not ask again what it may do
+NEED_KEY = ("predict", "card")  # Flask endpoints, not paths: a path can be written in several ways
+CHALLENGE = 'Bearer realm="loupe"'
+ALLOWED_HEADERS = "Authorization, Content-Type, X-API-Key, X-Request-ID, X-Request-Timeout, traceparent, tracestate"
+EXPOSED_HEADERS = "X-Request-ID, Retry-After"
+ALLOWED_METHODS = "GET, HEAD, POST, OPTIONS"
+PREFLIGHT_SECONDS = 600  # for which a browser may keep the answer to a preflight request
 
 
-def guard(app: Flask, settings: Settings) -> None:
+def add_access_checks(app: Flask, settings: Settings) -> None:
     if settings.api_keys:
-        _want_keys(app, Keys(Path(settings.api_keys), locked=True))
+        _require_keys(app, Keys(Path(settings.api_keys), lock_on_error=True))
     if settings.cors_origins:
-        _allow(app, settings.cors_origins)
+        _allow_origins(app, settings.cors_origins)
 
 
-def _want_keys(app: Flask, keys: Keys) -> None:
+def _require_keys(app: Flask, keys: Keys) -> None:
+    # Before a request: look for a known key, and note its name for the log.
     @app.before_request
-    def look_for_a_key() -> None:
-        if (
-            request.endpoint not in LOCKED or request.method == "OPTIONS"
-        ):  # a browser asks with OPTIONS, and sends no key
+    def check_key() -> None:
+        # A preflight request (OPTIONS) carries no key.
+        if request.endpoint not in NEED_KEY or request.method == "OPTIONS":
             return
-        given = _given()
-        for key in given:
+        sent = _sent_keys()
+        for key in sent:
             name = keys.name_of(key)
             if name is not None:
-                in_hand().key = name
+                current_entry().key = name
                 return
         raise Unauthorized(
             "This key is not known here; ask whoever runs this gateway for one."
-            if given
+            if sent
             else "This needs a key; send it as 'Authorization: Bearer KEY' or as 'X-API-Key: KEY'."
         )
 
+    # After it: HTTP wants WWW-Authenticate with every 401.
     @app.after_request
-    def say_how(response: Response) -> Response:
+    def add_challenge(response: Response) -> Response:
         if response.status_code == Unauthorized.status:
-            response.headers["WWW-Authenticate"] = REALM
+            response.headers["WWW-Authenticate"] = CHALLENGE
         return response
 
 
-def _given() -> list[str]:
-    """A password for whatever stands before this gateway may be in Authorization; that is no key."""
+def _sent_keys() -> list[str]:
+    """Return the keys in the headers. Authorization may hold a password for a proxy instead, which is left out."""
     scheme, _, key = request.headers.get("Authorization", "").partition(" ")
     keys = (key.strip() if scheme.lower() == "bearer" else "", request.headers.get("X-API-Key", "").strip())
     return [key for key in keys if key]
 
 
-def _allow(app: Flask, origins: tuple[str, ...]) -> None:
-    """Never with credentials: there are no cookies here, and a key is sent by who has it."""
+def _allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
+    """Allow requests from pages of these origins, without credentials: no cookies are used, and keys are headers."""
 
     @app.after_request
-    def tell_the_browser(response: Response) -> Response:
+    def add_cors_headers(response: Response) -> Response:
         if "*" not in origins:
             response.vary.add("Origin")
         origin = request.headers.get("Origin")
         if origin is None or not ("*" in origins or origin in origins):
             return response
         response.headers["Access-Control-Allow-Origin"] = "*" if "*" in origins else origin
-        response.headers["Access-Control-Expose-Headers"] = MAY_READ
+        response.headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
-            response.headers["Access-Control-Allow-Methods"] = MAY_ASK
-            response.headers["Access-Control-Allow-Headers"] = MAY_SEND
-            response.headers["Access-Control-Max-Age"] = str(REMEMBERED)
+            response.headers["Access-Control-Allow-Methods"] = ALLOWED_METHODS
+            response.headers["Access-Control-Allow-Headers"] = ALLOWED_HEADERS
+            response.headers["Access-Control-Max-Age"] = str(PREFLIGHT_SECONDS)
         return response

@@ -1,14 +1,13 @@
-"""Keys of those who may ask, in a file that holds only their hashes; it is read again when it changes.
+"""Check API keys against a file of their hashes. The file is read again when it changes.
 
     python -m loupe.gateway.keys NAME >> keys.txt          # the key itself goes to the screen, once
 
     keys = Keys(Path("keys.txt"))                          # UserError if the file cannot be read or is malformed
-    keys.name_of("loupe_…")                                # the name that stands with it, or None
+    keys.name_of("loupe_…")                                # the name of its line, or None
 
-A line is `name:hash`, the hash a SHA-256 in hex; # starts a comment. A plain SHA-256, and not scrypt: it need only not
-be turned back, and a key of 256 random bits cannot be guessed however fast guesses are; a slow hash would be paid for
-at every request. Passwords that people think of do not belong here. Two lines may have one name: a new key beside the
-old one, until that is taken out.
+A line is `name:hash`, the hash a SHA-256 in hex; # starts a comment. Plain SHA-256 is enough, and scrypt is not needed:
+a key of 256 random bits cannot be guessed, and a slow hash would cost time at every request. Do not use passwords that
+people made up. Two lines may have the same name: a new key beside the old one, until the old one is removed.
 """
 
 from __future__ import annotations
@@ -26,65 +25,70 @@ from pathlib import Path
 from loupe.cli import Parser
 from loupe.errors import UserError
 
-MOST_BYTES = 1 << 20  # of the file
-CHECK_SECONDS = 1.0  # at most so often the file is looked at
-PREFIX = "loupe_"  # so that a key that got into a repository is found there
+MAX_BYTES = 1 << 20  # of the file
+CHECK_SECONDS = 1.0  # between two looks at the file, at least
+PREFIX = "loupe_"  # so that scanners find keys that were committed by mistake
 
 _LINE = re.compile(r"([\w.-]{1,64}):([0-9a-fA-F]{64})", re.ASCII)
 _log = logging.getLogger(__name__)
 
-Mark = tuple[int, int, int]
+FileState = tuple[int, int, int]
 Entries = list[tuple[bytes, str]]
 
 
 class Keys:
-    """`locked`: where the file cannot be read, nobody has a key, instead of an error. For a worker that takes another's
-    place: the gateway as a whole was told at its start."""
+    """The keys in a file.
 
-    def __init__(self, path: Path, *, locked: bool = False) -> None:
+    With `lock_on_error` an unreadable file means that no key is valid, instead of a UserError. This is for workers that
+    are started later: the file was checked when the gateway started.
+    """
+
+    def __init__(self, path: Path, *, lock_on_error: bool = False) -> None:
         self._path = path
         self._lock = threading.Lock()
         self._entries: Entries = []
-        self._mark: Mark | None = None
-        self._looked = time.monotonic()
-        self._told = ""
+        self._file_state: FileState | None = None
+        self._checked_at = time.monotonic()
+        self._logged_error = ""
         try:
-            self._mark, self._entries = _read(path)
+            self._file_state, self._entries = _read(path)
         except UserError as error:
-            if not locked:
+            if not lock_on_error:
                 raise
-            self._tell(error)
+            self._log_once(error)
 
     def name_of(self, key: str) -> str | None:
-        self._look_again()
+        self._reload_if_changed()
         digest = digest_of(key).encode()
-        found = None
-        for known, name in self._entries:  # to the end, so that the time says nothing of where it stood
+        match = None
+        for known, name in self._entries:  # always to the end, so that the time tells nothing
             if hmac.compare_digest(known, digest):
-                found = name
-        return found
+                match = name
+        return match
 
-    def _look_again(self) -> None:
-        """A file that broke changes nothing: the keys stay that were read last."""
+    def _reload_if_changed(self) -> None:
+        """Read the file again if it changed. If it cannot be read, keep the keys read last."""
         now = time.monotonic()
-        if now - self._looked < CHECK_SECONDS or not self._lock.acquire(blocking=False):
+        if now - self._checked_at < CHECK_SECONDS or not self._lock.acquire(blocking=False):
             return
         try:
-            self._looked = now
-            if _mark_of(self._path) != self._mark:
-                self._mark, self._entries = _read(self._path)
-                self._told = ""
+            self._checked_at = now
+            if _read_file_state(self._path) != self._file_state:
+                self._file_state, self._entries = _read(self._path)
+                self._logged_error = ""
                 _log.info("The keys of LOUPE_API_KEYS were read again: %d of them.", len(self._entries))
         except UserError as error:
-            self._tell(error)
+            self._log_once(error)
         finally:
             self._lock.release()
 
-    def _tell(self, error: UserError) -> None:
-        if str(error) != self._told:
-            self._told = str(error)
-            known = "The keys that were known stay." if self._mark else "Nobody is let in until it is whole."
-            _log.error("%s %s", error, known)
+    def _log_once(self, error: UserError) -> None:
+        if str(error) != self._logged_error:
+            self._logged_error = str(error)
+            consequence = (
+                "The keys that were known stay." if self._file_state else "Nobody is let in until it is whole."
+            )
+            _log.error("%s %s", error, consequence)
 
 
 def digest_of(key: str) -> str:
@@ -92,36 +96,40 @@ def digest_of(key: str) -> str:
 
 
 def check(path: str) -> None:
-    """UserError where LOUPE_API_KEYS names a file that is none. For whoever starts the gateway."""
+    """Raise UserError if the file of LOUPE_API_KEYS is unreadable or malformed. Called when the gateway starts."""
     if path:
         _read(Path(path))
 
 
-def _mark_of(path: Path) -> Mark:
-    """A secret of Kubernetes changes by its link, and the file behind may be older than the last one."""
+def _read_file_state(path: Path) -> FileState:
+    """Return what tells a changed file. Not the time alone: Kubernetes swaps a link, and the new file may be older."""
     try:
-        found = path.stat()
+        stat = path.stat()
     except OSError as error:
         raise UserError(f"LOUPE_API_KEYS: {path} cannot be read ({error.strerror}).") from error
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
-def _read(path: Path) -> tuple[Mark, Entries]:
-    mark = _mark_of(path)
-    if mark[1] > MOST_BYTES:
-        raise UserError(f"LOUPE_API_KEYS: {path} has {mark[1]:,} bytes; a file of keys has at most {MOST_BYTES:,}.")
+def _read(path: Path) -> tuple[FileState, Entries]:
+    file_state = _read_file_state(path)
+    if file_state[1] > MAX_BYTES:
+        raise UserError(
+            f"LOUPE_API_KEYS: {path} has {file_state[1]:,} bytes; a file of keys has at most {MAX_BYTES:,}."
+        )
     try:
         text = path.read_text("utf-8")
     except OSError as error:
         raise UserError(f"LOUPE_API_KEYS: {path} cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
         raise UserError(f"LOUPE_API_KEYS: {path} is no text.") from error
-    return mark, _parse(text, path)
+    return file_state, _parse(text, path)
 
 
 def _parse(text: str, path: Path) -> Entries:
-    """Lines are not quoted: who put a key there in clear would find it in the log. Comments alone lock everybody out;
-    a file of nothing is one that somebody is just writing."""
+    """Read the lines of the file. Errors do not quote a line: it may hold a key in clear text.
+
+    A file with only comments is valid and has no keys. An empty file is an error: it may be half written.
+    """
     if not text.strip():
         raise UserError(f"LOUPE_API_KEYS: {path} is empty; make a key with python -m loupe.gateway.keys NAME.")
     entries: Entries = []
@@ -129,10 +137,10 @@ def _parse(text: str, path: Path) -> Entries:
         line = line.partition("#")[0].strip()
         if not line:
             continue
-        found = _LINE.fullmatch(line)
-        if not found:
+        match = _LINE.fullmatch(line)
+        if not match:
             raise UserError(f"LOUPE_API_KEYS: line {number} of {path} is not name:hash, the hash a SHA-256 in hex.")
-        entries.append((found[2].lower().encode(), found[1]))
+        entries.append((match[2].lower().encode(), match[1]))
     return entries
 
 

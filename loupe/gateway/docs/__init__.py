@@ -1,6 +1,6 @@
-"""The gateway described to programs and to people.
+"""Describe the gateway to programs and to people.
 
 In: the types that check requests, the tree of errors, and the settings. Out: /openapi.json and /docs.
 
-openapi (the document) → page (the two addresses).
+openapi (makes the document) → page (serves both addresses).
 """

@@ -1,9 +1,9 @@
-"""/openapi.json: what can be asked here and how it is answered, in OpenAPI 3.1.
+"""Make /openapi.json, the description of all addresses in OpenAPI 3.1.
 
     document(settings, samples=["cracked-1.jpg"])      # a dict; page.py shows it to people
 
-Made from what the gateway itself goes by: the types that check requests (request/schema.py), the tree of errors
-and the settings. An error class that is new to it is an answer of /predict until told otherwise here.
+It is made from the types that check requests (request/schema.py), the tree of errors and the settings. A new error
+class is listed for /predict unless it stands in NOT_FROM_PREDICT.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from loupe.gateway.settings import Settings
 
 Object = dict[str, Any]
 
-VERSION = "1"  # of what is described; it changes when a caller has to
-HOST = "http://localhost:9696"  # in the examples; /docs puts its own in this place
+VERSION = "1"  # of the API; it changes when callers have to change
+HOST = "http://localhost:9696"  # in the examples; /docs shows its own address instead
 
-FRONT = (errors.BadRequest, errors.TooSlow, errors.TooLarge, errors.HeadTooLarge, errors.Busy, errors.InternalError)
-NOT_OF_PREDICT = (errors.NotFound, errors.MethodNotAllowed, errors.Stopping)
+# The problems that any address may answer with.
+COMMON = (errors.BadRequest, errors.TooSlow, errors.TooLarge, errors.HeadTooLarge, errors.Busy, errors.InternalError)
+NOT_FROM_PREDICT = (errors.NotFound, errors.MethodNotAllowed, errors.Stopping)
 SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "Authorization: Bearer KEY"},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -58,7 +59,8 @@ ANSWER = {
 
 
 def document(settings: Settings, samples: Sequence[str], *, keys: bool = False) -> Object:
-    """`keys`: whether callers need one."""
+    """Make the document. `keys` is True if callers need an API key."""
+    # Schemas, headers and security schemes that the addresses refer to.
     components: Object = {
         "schemas": _schemas(settings),
         "headers": {
@@ -72,6 +74,7 @@ def document(settings: Settings, samples: Sequence[str], *, keys: bool = False) 
     }
     if keys:
         components["securitySchemes"] = SCHEMES
+    # The document around them.
     return {
         "openapi": "3.1.0",
         "info": {"title": "Loupe", "version": VERSION, "description": ABOUT},
@@ -82,65 +85,75 @@ def document(settings: Settings, samples: Sequence[str], *, keys: bool = False) 
 
 
 def _schemas(settings: Settings) -> Object:
-    """Those of the types, and what types cannot say: a choice of keys, and limits that are settings."""
-    found: Object = {name: dict(schema) for name, schema in schemas().items()}
-    question = found["Question"]
+    """Return the types' schemas, with what types cannot say: a choice of keys, limits from settings, error codes."""
+    described: Object = {name: dict(schema) for name, schema in schemas().items()}
+    question = described["Question"]
     question["oneOf"] = [{"required": [name]} for name in question["properties"]]
     question["properties"]["urls"]["maxItems"] = settings.max_images
     del question["required"]
-    found.pop("Query")
-    codes = sorted({one.code for one in every_problem()})
+    described.pop("Query")
+    codes = sorted({problem.code for problem in every_problem()})
     for name in ("Fault", "FaultAnswer"):
-        found[name]["properties"]["code"]["enum"] = codes
-    return found
+        described[name]["properties"]["code"]["enum"] = codes
+    return described
 
 
 def _paths(settings: Settings, samples: Sequence[str], keys: bool) -> Object:
-    locked: tuple[type[Problem], ...] = (errors.Unauthorized,) if keys else ()
-    model = tuple(every_problem(errors.ModelError))
-    predict = [one for one in every_problem() if one not in NOT_OF_PREDICT and (keys or one is not errors.Unauthorized)]
-    found = {
-        "/predict": {"post": _predict(settings, predict, keys)},
+    # The problems that addresses can answer with.
+    key_problems: tuple[type[Problem], ...] = (errors.Unauthorized,) if keys else ()
+    model_problems = tuple(every_problem(errors.ModelError))
+    predict_problems = [
+        problem
+        for problem in every_problem()
+        if problem not in NOT_FROM_PREDICT and (keys or problem is not errors.Unauthorized)
+    ]
+    # The addresses.
+    paths = {
+        "/predict": {"post": _post_predict(settings, predict_problems, keys)},
         "/model": {
             "get": _get(
-                "model", "What the model says of itself", _json("Its card", "CardAnswer"), (*FRONT, *model, *locked),
+                "model", "What the model says of itself", _json_answer("Its card", "CardAnswer"),
+                (*COMMON, *model_problems, *key_problems),
                 "Its labels, the size of picture it takes, what it was trained on and how well it did.",
             )
         },
         "/healthz": {
             "get": _get(
-                "healthz", "Is this process alive?", _json("It is", "Alive"), FRONT,
+                "healthz", "Is this process alive?", _json_answer("It is", "Alive"), COMMON,
                 "For a liveness probe. Never asks the model, and is answered however much is in hand.",
             )
         },
         "/readyz": {
             "get": _get(
-                "readyz", "Would /predict answer now?", _json("It would", "Ready"), (*FRONT, *model, errors.Stopping),
+                "readyz", "Would /predict answer now?", _json_answer("It would", "Ready"),
+                (*COMMON, *model_problems, errors.Stopping),
                 "For a readiness probe: asks the model, and says no while this gateway is told to stop.",
             )
         },
-        "/": {"get": _get("page", "A page to try it on", _content("The page", "text/html", {"type": "string"}), FRONT)},
+        "/": {"get": _get("page", "A page to try it on", _answer("The page", "text/html", {"type": "string"}), COMMON)},
         "/docs": {
-            "get": _get("docs", "This description, to read", _content("It", "text/html", {"type": "string"}), FRONT)
+            "get": _get("docs", "This description, to read", _answer("It", "text/html", {"type": "string"}), COMMON)
         },
         "/openapi.json": {
             "get": _get(
                 "openapi", "This description, for programs",
-                _content("It", "application/json", {"type": "object"}), FRONT,
+                _answer("It", "application/json", {"type": "object"}), COMMON,
             )
         },
     }  # fmt: skip
+    # Those that only some gateways have, and the addresses that need a key.
     if samples:
-        found["/samples/{name}"] = {"get": _sample(samples)}
+        paths["/samples/{name}"] = {"get": _get_sample(samples)}
     if keys:
-        for operation in (found["/predict"]["post"], found["/model"]["get"]):
+        for operation in (paths["/predict"]["post"], paths["/model"]["get"]):
             operation["security"] = [{name: []} for name in SCHEMES]
-    return found
+    return paths
 
 
-def _predict(settings: Settings, problems: Iterable[type[Problem]], keys: bool) -> Object:
-    either = {"anyOf": [_ref("Answer"), _ref("Answers")]}
-    ok = _content("What the model sees", "application/json", either)
+def _post_predict(settings: Settings, problems: Iterable[type[Problem]], keys: bool) -> Object:
+    # The answer, and the form that may be sent.
+    answers = {"anyOf": [_reference("Answer"), _reference("Answers")]}
+    ok = _answer("What the model sees", "application/json", answers)
     ok["content"]["application/json"]["example"] = ANSWER
     picture = {"type": "string", "format": "binary", "maxLength": settings.max_bytes}
     form = {
@@ -148,6 +161,7 @@ def _predict(settings: Settings, problems: Iterable[type[Problem]], keys: bool) 
         "properties": {"file": {"type": "array", "items": picture, "minItems": 1, "maxItems": settings.max_images}},
         "required": ["file"],
     }
+    # The operation.
     return {
         "operationId": "predict",
         "summary": "Classify a picture, or several",
@@ -157,22 +171,22 @@ def _predict(settings: Settings, problems: Iterable[type[Problem]], keys: bool) 
             "file, is answered by a list: each picture has its own answer or error, and the whole fails only if all "
             "of them do. A form's field may have any name."
         ),
-        "parameters": [*_query(), TIMEOUT, REQUEST_ID],
+        "parameters": [*_query_parameters(), TIMEOUT, REQUEST_ID],
         "requestBody": {
             "required": True,
             "content": {
-                "application/json": {"schema": _ref("Question")},
+                "application/json": {"schema": _reference("Question")},
                 "multipart/form-data": {"schema": form},
                 "image/*": {"schema": picture},
                 "application/octet-stream": {"schema": picture},
             },
         },
         "responses": {"200": ok, **_failures(problems)},
-        "x-codeSamples": _commands(keys),
+        "x-codeSamples": _curl_examples(keys),
     }
 
 
-def _commands(keys: bool) -> list[Object]:
+def _curl_examples(keys: bool) -> list[Object]:
     key = "-H 'X-API-Key: …' " if keys else ""
     commands = {
         "A file": f"curl {key}-F file=@picture.jpg {HOST}/predict",
@@ -188,13 +202,13 @@ def _commands(keys: bool) -> list[Object]:
     return [{"lang": "Shell", "label": label, "source": source} for label, source in commands.items()]
 
 
-def _query() -> list[Object]:
+def _query_parameters() -> list[Object]:
     properties = schemas()["Query"]["properties"]
-    found = []
-    for name, described in properties.items():
-        schema = dict(described)
-        found.append({"name": name, "in": "query", "description": schema.pop("description"), "schema": schema})
-    return found
+    parameters = []
+    for name, property_schema in properties.items():
+        schema = dict(property_schema)
+        parameters.append({"name": name, "in": "query", "description": schema.pop("description"), "schema": schema})
+    return parameters
 
 
 def _get(name: str, summary: str, ok: Object, problems: Iterable[type[Problem]], description: str = "") -> Object:
@@ -205,56 +219,58 @@ def _get(name: str, summary: str, ok: Object, problems: Iterable[type[Problem]],
     return {**operation, "parameters": [REQUEST_ID], "responses": responses}
 
 
-def _sample(samples: Sequence[str]) -> Object:
+def _get_sample(samples: Sequence[str]) -> Object:
     name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "enum": list(samples)}}
-    ok = _content("A JPEG", "image/jpeg", {"type": "string", "format": "binary"})
-    operation = _get("sample", "One of the page's sample pictures", ok, (*FRONT, errors.NotFound))
+    ok = _answer("A JPEG", "image/jpeg", {"type": "string", "format": "binary"})
+    operation = _get("sample", "One of the page's sample pictures", ok, (*COMMON, errors.NotFound))
     return {**operation, "parameters": [name, REQUEST_ID]}
 
 
-def _ref(shape: str) -> Object:
+def _reference(shape: str) -> Object:
     return {"$ref": f"#/components/schemas/{shape}"}
 
 
-def _json(what: str, shape: str) -> Object:
-    return _content(what, "application/json", _ref(shape))
+def _json_answer(description: str, shape: str) -> Object:
+    return _answer(description, "application/json", _reference(shape))
 
 
-def _content(what: str, kind: str, schema: Object) -> Object:
+def _answer(description: str, content_type: str, schema: Object) -> Object:
     return {
-        "description": what,
+        "description": description,
         "headers": {"X-Request-ID": {"$ref": "#/components/headers/RequestID"}},
-        "content": {kind: {"schema": schema}},
+        "content": {content_type: {"schema": schema}},
     }
 
 
 def _failures(problems: Iterable[type[Problem]]) -> Object:
-    """By status, with the codes that can come with it."""
+    """Return one response for each status, with the codes that it may have."""
+    # Problems by their status.
     by_status: dict[int, list[type[Problem]]] = {}
     for problem in problems:
         by_status.setdefault(problem.status, []).append(problem)
-    found = {}
+    # A response for each, with the headers that come with it.
+    responses = {}
     for status, classes in sorted(by_status.items()):
-        codes = list(dict.fromkeys(one.code for one in classes))
-        narrowed = {"properties": {"status": {"const": status}, "code": {"enum": codes}}}
-        answer = _content(
+        codes = list(dict.fromkeys(problem.code for problem in classes))
+        narrower_schema = {"properties": {"status": {"const": status}, "code": {"enum": codes}}}
+        response = _answer(
             f"{http.HTTPStatus(status).phrase}: " + " ".join(MEANINGS.get(code, code) for code in codes),
             "application/problem+json",
-            {"allOf": [_ref("FaultAnswer"), narrowed]},
+            {"allOf": [_reference("FaultAnswer"), narrower_schema]},
         )
-        if all(one.retry_after is not None for one in classes):
-            answer["headers"]["Retry-After"] = {"$ref": "#/components/headers/RetryAfter"}
+        if all(problem.retry_after is not None for problem in classes):
+            response["headers"]["Retry-After"] = {"$ref": "#/components/headers/RetryAfter"}
         if status == errors.Unauthorized.status:
             challenge = {"required": True, "schema": {"type": "string"}}
-            answer["headers"]["WWW-Authenticate"] = challenge
-        found[str(status)] = answer
-    return found
+            response["headers"]["WWW-Authenticate"] = challenge
+        responses[str(status)] = response
+    return responses
 
 
 def every_problem(root: type[Problem] = Problem) -> Iterator[type[Problem]]:
-    """In the order of the tree, without the two that only group others."""
+    """Yield each class of problem, in the order of the tree, without the two that only group others."""
     if root not in (Problem, errors.ModelError):
         yield root
-    for below in root.__subclasses__():
-        if below.__module__ == errors.__name__:
-            yield from every_problem(below)
+    for child in root.__subclasses__():
+        if child.__module__ == errors.__name__:
+            yield from every_problem(child)

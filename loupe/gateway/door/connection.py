@@ -20,8 +20,8 @@ from gunicorn.workers.gthread import TConn
 
 from loupe.errors import Problem
 from loupe.gateway.door.framing import Arriving
-from loupe.gateway.observe.record import handed
-from loupe.gateway.problems import HEADERS, rendered
+from loupe.gateway.observe.record import handover
+from loupe.gateway.problems import HEADERS, render
 
 # What becomes of a connection, again and again: its request arrives, a thread has it in hand, its client takes what the
 # system would not take at once, and it waits for the next. At last it lingers, and is closed.
@@ -93,7 +93,7 @@ class Connection(TConn):  # type: ignore[misc]
             self.parser = http.get_parser(self.cfg, self, self.client)
         head, self.body = self.request.parts_of_it()
         self._given = memoryview(head)
-        handed.at, handed.size, handed.head = self.whole_at, len(head) + len(self.body or b""), head
+        handover.arrived_at, handover.size, handover.head = self.whole_at, len(head) + len(self.body or b""), head
 
     def close(self, graceful: bool = False) -> None:
         self.phase, self.watched = CLOSED, None  # gunicorn's loop closes those that wait too long on its own
@@ -120,7 +120,7 @@ class Connection(TConn):  # type: ignore[misc]
 
 def answer(problem: Problem, request_id: str) -> bytes:
     """A whole response: no application is asked."""
-    status, headers, body = rendered(problem, request_id)
+    status, headers, body = render(problem, request_id)
     data = json.dumps(body).encode()
     headers |= {**HEADERS, "Content-Length": str(len(data)), "Connection": "close"}
     lines = [f"HTTP/1.1 {status} {body['title']}", *(f"{name}: {value}" for name, value in headers.items())]

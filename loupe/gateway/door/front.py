@@ -33,7 +33,7 @@ from loupe.gateway.door.framing import head_of
 from loupe.gateway.door.parting import AT_ONCE, Parting
 from loupe.gateway.door.pool import Pool
 from loupe.gateway.observe import metrics, recorder
-from loupe.gateway.observe.record import handed, stopping
+from loupe.gateway.observe.record import handover, stopping
 
 ALIVE, PROBES = b"/healthz", (b"/healthz", b"/readyz")
 PROBE_THREADS = 2
@@ -219,7 +219,7 @@ class Front(Parting):
         else:
             super().handle_error(req, client, addr, exc)
             return
-        head = head_of(handed.head)
-        request_id = recorder.refused(problem, head, addr, handed.size, handed.at, arrived=True)
+        head = head_of(handover.head)
+        request_id = recorder.record_refusal(problem, head, addr, handover.size, handover.arrived_at, has_thread=True)
         with suppress(OSError):
             client.sendall(answer(problem, request_id))

@@ -1,7 +1,7 @@
 """Close a listening socket without resetting those who are just being let in.
 
-    if deafen(listener, os.getppid()): ...    # it takes no new ones; a moment later accept the rest, and close it
-    listen_again(listener)                    # in a worker that begins: one that was killed may have left it deaf
+    if stop_accepting(listener, os.getppid()): ...   # no new ones; a moment later accept the rest, and close it
+    listen_again(listener)                           # in a new worker: one that was killed may have left it deaf
 
 Whoever was let in between a last accept() and close() would be told of a reset, though nobody heard what they wanted.
 So first the system is told to let nobody in any more: it drops what asks for a connection, and the caller's system asks
@@ -31,7 +31,7 @@ _PROGRAM = (
 )
 
 
-def deafen(listener: socket.socket, master: int) -> bool:
+def stop_accepting(listener: socket.socket, master: int) -> bool:
     """False where it cannot be done, or must not: the socket is shared, and others may go on listening to it."""
     if sys.platform != "linux" or _is_kept(listener, master):
         return False

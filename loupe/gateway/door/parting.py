@@ -95,7 +95,7 @@ class Parting(ThreadWorker):  # type: ignore[misc]
 
     def _refuse(self, connection: Connection, problem: Problem) -> None:
         request, began = connection.request, connection.deadline - self.settings.read_timeout
-        request_id = recorder.refused(
+        request_id = recorder.record_refusal(
             problem, request.head, connection.client, len(request), began,
             counted=connection.server[1] != self.settings.metrics_port,
         )  # fmt: skip
@@ -157,7 +157,7 @@ class Parting(ThreadWorker):  # type: ignore[misc]
 
     # For the sake of others.
 
-    def _hoarder(self) -> Connection:
+    def _largest_idle_upload(self) -> Connection:
         """Who has been silent longest, of those with more than their share: in a rush it is not who is nearly done."""
         share = self.gathered / len(self.arriving)
         return min((one for one in self.arriving if len(one.request) >= share), key=lambda one: one.heard_at)

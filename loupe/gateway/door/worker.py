@@ -15,7 +15,7 @@ from loupe.errors import Busy
 from loupe.gateway.door import malloc
 from loupe.gateway.door.connection import CLOSED, LINGERING
 from loupe.gateway.door.front import Front
-from loupe.gateway.door.listeners import deafen, listen_again
+from loupe.gateway.door.listeners import listen_again, stop_accepting
 from loupe.gateway.door.parting import MANY
 from loupe.gateway.observe.record import stopping
 
@@ -59,7 +59,9 @@ class Worker(Front):
         while self.lingering and (self.lingering[0][0] <= now or self.lingering[0][1].phase == CLOSED):
             self._drop(self.lingering.popleft()[1])
         while self.gathered > self.most_gathered:
-            self._refuse(self._hoarder(), Busy("Too many pictures are arriving at once; try again in a second."))
+            self._refuse(
+                self._largest_idle_upload(), Busy("Too many pictures are arriving at once; try again in a second.")
+            )
         while len(self.arriving) > MOST_ARRIVING:
             self._cut(self.arriving[0], Busy(MANY))
         while self.nr_conns > self.worker_connections - SPARE_CONNECTIONS and self._make_room():
@@ -81,7 +83,7 @@ class Worker(Front):
     def handle_exit(self, sig: int, frame: Any) -> None:
         stopping.set()
         if self.stop_at is None:
-            self.stop_at = time.monotonic() + self.settings.drain
+            self.stop_at = time.monotonic() + self.settings.stop_delay
         self.method_queue.defer(lambda: None)
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
@@ -91,7 +93,7 @@ class Worker(Front):
             timeout = min(timeout, 0.1)
         super().wait_for_and_dispatch_events(timeout)
         if self.stop_at is not None and self.alive and time.monotonic() >= self.stop_at:
-            if not self.deaf and all(deafen(listener, self.ppid) for listener in self.sockets):
+            if not self.deaf and all(stop_accepting(listener, self.ppid) for listener in self.sockets):
                 self.deaf, self.stop_at = True, time.monotonic() + LAST_HANDSHAKE_SECONDS
                 return
             self._stop_listening()

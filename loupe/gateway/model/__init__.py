@@ -1,7 +1,7 @@
-"""The model server, as the gateway sees it.
+"""Ask the model server.
 
-In: a function that prepares pictures as a card wants them. Out: an Answer, with the version and the card it is from.
+In: a function that prepares pictures as a card wants them. Out: an Answer, with the version and card that it is from.
 
-client asks over gRPC, with retries inside the deadline; cardless makes a card for models that Loupe did not make, and
-prepares pictures for them; readiness is what /readyz says.
+client calls over gRPC, with retries inside the deadline; cardless makes a card for models that Loupe did not make, and
+prepares pictures for them; readiness decides the answer to /readyz.
 """

@@ -1,13 +1,13 @@
-"""Ask the model server over gRPC, and obey the card of the version that answers.
+"""Send pictures to the model server over gRPC, prepared as the card of the answering version wants them.
 
     model = ModelClient(settings)
-    answer = model.predict(prepare)           # prepare: card → uint8 or float32 [N, height, width, 3]
-    model.predict(prepare, until=deadline)    # nor longer than the caller waits (request/deadline.py)
+    answer = model.predict(prepare)                     # prepare: card → uint8 or float32 [N, height, width, 3]
+    model.predict(prepare, caller_deadline=deadline)    # stops at the caller's deadline as well (request/deadline.py)
 
-The card comes from the model itself (the signature `describe`), asked again each second; of a model that Loupe did not
-make, from its signature and the settings. When another version answers
-than the one the pictures were prepared for, they are prepared again for it and sent once more: it may have another
-size, and TensorFlow Serving does not check shapes; or other outputs.
+The card comes from the model itself (its signature `describe`) and is asked for again each second. For a model that
+Loupe did not make it comes from the model's signature and the settings. If another version answers than the one the
+pictures were prepared for, they are prepared again for that version and sent once more: its input size or its outputs
+may differ, and TensorFlow Serving does not check shapes.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from loupe.gateway.settings import Settings
 Prepare = Callable[[Card], np.ndarray[Any, Any]]
 
 DESCRIBE = "describe"  # the signature that gives the card
-CARD_SECONDS = 1.0  # for which a card is believed: a server may come back with another model under the same number
+CARD_SECONDS = 1.0  # for which a card is used: a restarted server may have another model under the same number
 PROBE_SECONDS = 2.0
 CHANGING = "The model is changing versions just now; try again in a second."
-CLOSE = 0.005  # seconds by which gRPC's clock may be ahead of ours
-TRIES = 3  # preparations of one request, should versions change under it
+CLOCK_DIFFERENCE = 0.005  # seconds; gRPC's clock may be ahead by so much
+MAX_TRIES = 3  # times that one request is prepared, if versions change meanwhile
 
 _METHODS = (proto.PREDICT, proto.GET_MODEL_METADATA)
 _log = logging.getLogger(__name__)
-# The one layer that tries again. Each failure takes a token, each success gives half of one back; with fewer than half
-# of them left nothing is tried again: a model server in trouble gets 20 calls more, not twice as many.
+# The only layer that retries. Each failure takes a token, each success gives half a token back. With fewer than half of
+# the tokens left nothing is retried: a model server in trouble gets 20 more calls, not twice as many.
 _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "retryThrottling": {"maxTokens": 40, "tokenRatio": 0.5},
@@ -57,7 +57,7 @@ _SERVICE_CONFIG = {
                 "initialBackoff": "0.1s",
                 "maxBackoff": "1s",
                 "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],  # cancelled: it drains
+                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],  # cancelled: it is stopping
             },
         }
     ],
@@ -66,12 +66,12 @@ _OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),  # 120 s otherwise: a restarted server must be found soon
-    ("grpc.min_reconnect_backoff_ms", 1000),  # for a connection to be made; callers wait 20 s for the first otherwise
-    ("grpc.dns_min_time_between_resolutions_ms", 1000),  # 30 s otherwise: a restarted server may have a new address
-    ("grpc.keepalive_time_ms", 310_000),  # TensorFlow Serving hangs up on those who ping more than once in 5 minutes
-    ("grpc.keepalive_timeout_ms", 10_000),  # for a connection whose other end vanished: the kernel's timeout, too
-    ("grpc.per_rpc_retry_buffer_size", 1 << 26),  # a call larger than this is never retried; 256 KiB otherwise
+    ("grpc.max_reconnect_backoff_ms", 1000),  # 120 s by default: too long after a restart
+    ("grpc.min_reconnect_backoff_ms", 1000),  # to connect; callers wait 20 s for the first connection by default
+    ("grpc.dns_min_time_between_resolutions_ms", 1000),  # 30 s by default: a restarted server may have a new address
+    ("grpc.keepalive_time_ms", 310_000),  # TensorFlow Serving disconnects clients that ping more than once in 5 minutes
+    ("grpc.keepalive_timeout_ms", 10_000),  # to notice that the server vanished; also sets the kernel's TCP timeout
+    ("grpc.per_rpc_retry_buffer_size", 1 << 26),  # larger calls are not retried; 256 KiB by default
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
 ]
 
@@ -87,8 +87,8 @@ class Answer:
     model_seconds: float
 
 
-class _Question(NamedTuple):
-    """What a version is asked: pictures prepared for one will do for another that is asked the same."""
+class _Interface(NamedTuple):
+    """A version's input, and the outputs asked for. Versions with equal ones take the same prepared pictures."""
 
     image: str
     dtype: str
@@ -105,67 +105,74 @@ class ModelClient:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._lock = threading.Lock()
-        self._calls: dict[str, Callable[..., Any]] = {}  # by a method's name, on one channel
-        self._channel_of = 0  # the process: a channel made before a fork does not work after it
-        self._last: tuple[int, Card, float] | None = None  # version, its card, and when it said so
-        self._logits: tuple[int, Card] | None = None  # the last model without a card seen to answer in these
-        self.answered_at = -math.inf  # time.monotonic(), when the model server last did
-        self._told = False  # that settings for such a model are idle
+        self._stubs: dict[str, Callable[..., Any]] = {}  # method name → gRPC stub, all on one channel
+        self._channel_process = 0  # the process that made the channel, which does not work after a fork
+        self._last_card: tuple[int, Card, float] | None = None  # version, its card, and when it was asked
+        self._logits_model: tuple[int, Card] | None = None  # the model without a card that last answered in logits
+        self.answered_at = -math.inf  # in time.monotonic(), the model server's last answer
+        self._warned = False  # that LOUPE_LABELS and LOUPE_PREPROCESS are not used
 
     def card(self) -> tuple[int, Card]:
-        """The version served now and its card, asked anew."""
-        return self._describe(time.monotonic() + min(PROBE_SECONDS, self._settings.model_timeout))
+        """Ask the model server for the version served now and its card."""
+        return self._ask_card(time.monotonic() + min(PROBE_SECONDS, self._settings.model_timeout))
 
-    def predict(self, prepare: Prepare, *, heatmaps: bool = False, until: float = NEVER) -> Answer:
+    def predict(self, prepare: Prepare, *, heatmaps: bool = False, caller_deadline: float = NEVER) -> Answer:
         try:
-            return self._predict(prepare, heatmaps, until)
+            return self._predict(prepare, heatmaps, caller_deadline)
         except ModelTooSlow:
-            check_deadline(until - CLOSE)  # whose limit it was
+            # Too slow for the caller's limit, or for ours?
+            check_deadline(caller_deadline - CLOCK_DIFFERENCE)
             raise
 
-    def _predict(self, prepare: Prepare, heatmaps: bool, until: float) -> Answer:
+    def _predict(self, prepare: Prepare, heatmaps: bool, caller_deadline: float) -> Answer:
         deadline = time.monotonic() + self._settings.model_timeout
-        preparing = asking = 0.0
-        for _ in range(TRIES):
-            version, card = self._served(min(deadline, until))
+        prepare_seconds = model_seconds = 0.0
+        for _ in range(MAX_TRIES):
+            # Prepare the pictures for the version that is probably served.
+            version, card = self._current_card(min(deadline, caller_deadline))
             started = time.monotonic()
             try:
-                pixels, asked = prepare(card), _question(card, heatmaps)
+                pixels, interface = prepare(card), _interface(card, heatmaps)
             finally:
                 prepared = time.monotonic()
-                record.stage("decode", started, prepared - started)
-            preparing += prepared - started
-            deadline += prepared - started  # it is the model's time, and preparing is ours
-            check_deadline(until)
-            limit = min(deadline, until)
-            request = proto.packed_request(self._settings.model, {asked.image: pixels}, outputs=asked.outputs)
+                record.add_stage("decode", started, prepared - started)
+            prepare_seconds += prepared - started
+            deadline += prepared - started  # the deadline limits the model's time only
+            check_deadline(caller_deadline)
+            # Send them.
+            limit = min(deadline, caller_deadline)
+            request = proto.packed_request(self._settings.model, {interface.image: pixels}, outputs=interface.outputs)
             try:
-                response = self._ask(proto.PREDICT, request, limit, stage="model")
-            except ModelUnfit:  # of a size that a version new to us does not take?
-                if self._describe(limit) == (version, card):
+                response = self._call_model(proto.PREDICT, request, limit, stage="model")
+            except ModelUnfit:  # perhaps a new version with another input size
+                if self._ask_card(limit) == (version, card):
                     raise
                 continue
-            asking += time.monotonic() - prepared
-            answered = response.model_spec.version.value
-            if answered != version:
+            model_seconds += time.monotonic() - prepared
+            # If another version answered, its interface must be the same; else prepare again.
+            answering_version = response.model_spec.version.value
+            if answering_version != version:
                 try:
-                    version, card = self._describe(limit, answered)
-                except ModelGone:  # replaced between its answer and this question
-                    self._last = None
+                    version, card = self._ask_card(limit, answering_version)
+                except ModelGone:  # it was replaced just now
+                    self._last_card = None
                     continue
-                if asked != _question(card, heatmaps):
+                if interface != _interface(card, heatmaps):
                     continue
-            return self._answer(version, card, response, len(pixels), preparing, asking)
+            return self._read_answer(version, card, response, len(pixels), prepare_seconds, model_seconds)
         raise ModelUnavailable(CHANGING)
 
-    def _served(self, deadline: float) -> tuple[int, Card]:
-        """What answered last, if that was just now: a version's number alone does not tell which card it has."""
-        last = self._last
+    def _current_card(self, deadline: float) -> tuple[int, Card]:
+        """Return version and card, as they were within the last CARD_SECONDS, else as the model server says now."""
+        last = self._last_card
         if last and time.monotonic() - last[2] < CARD_SECONDS:
             return last[:2]
-        return self._describe(deadline)
+        return self._ask_card(deadline)
 
-    def _answer(self, version: int, card: Card, response: Any, count: int, preparing: float, asking: float) -> Answer:
+    def _read_answer(
+        self, version: int, card: Card, response: Any, count: int, prepare_seconds: float, model_seconds: float
+    ) -> Answer:
+        # The arrays, each of the expected shape.
         try:
             arrays = {name: proto.to_array(tensor) for name, tensor in response.outputs.items()}
         except ValueError as error:
@@ -179,75 +186,80 @@ class ModelClient:
         familiarity = arrays.get("familiarity")
         if familiarity is not None and familiarity.shape != (count,):
             raise ModelUnfit("The model's familiarity is not one number a picture; export it again.")
+        # The numbers: finite, and probabilities.
         if not np.isfinite(probabilities).all():
             raise ModelUnfit("The model's answer is no number at all; train it again with a lower rate.")
         if isinstance(card, ForeignCard):
             probabilities = self._as_probabilities(version, card, probabilities)
-        return Answer(version, card, probabilities, heatmaps, familiarity, preparing, asking)
+        return Answer(version, card, probabilities, heatmaps, familiarity, prepare_seconds, model_seconds)
 
     def _as_probabilities(self, version: int, card: Card, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Rows that are no distribution are logits; once a model gave such, all are: by chance two may sum to 1."""
-        if self._logits != (version, card):
+        """Apply softmax to logits. A model that gave logits once always does, even if rows sum to 1 by chance."""
+        if self._logits_model != (version, card):
             if is_distribution(rows):
                 return rows
-            self._logits = (version, card)
+            self._logits_model = (version, card)
         return softmax(rows)
 
-    def _describe(self, deadline: float, version: int | None = None) -> tuple[int, Card]:
+    def _ask_card(self, deadline: float, version: int | None = None) -> tuple[int, Card]:
         request = proto.predict_request(
             self._settings.model, {"request": np.array([b""], object)}, signature=DESCRIBE, version=version
         )
         try:
-            response = self._ask(proto.PREDICT, request, deadline)
+            response = self._call_model(proto.PREDICT, request, deadline)
         except _NoCard:
-            return self._describe_foreign(deadline, version)
+            return self._ask_signatures(deadline, version)
         try:
             card = Card.from_json(proto.to_array(response.outputs["card"])[0])
         except (ValueError, IndexError) as error:
             raise ModelUnfit("The model's card could not be read; export it again.") from error
         except UserError as error:
             raise ModelUnfit(str(error)) from error
-        if (self._settings.labels or self._settings.preprocess) and not self._told:
-            self._told = True
+        if (self._settings.labels or self._settings.preprocess) and not self._warned:
+            self._warned = True
             _log.warning("The model has a card: LOUPE_LABELS and LOUPE_PREPROCESS are not used.")
-        return self._remember(response, card)
+        return self._remember_card(response, card)
 
-    def _describe_foreign(self, deadline: float, version: int | None) -> tuple[int, Card]:
+    def _ask_signatures(self, deadline: float, version: int | None) -> tuple[int, Card]:
         settings = self._settings
         request = proto.GetModelMetadataRequest(
             model_spec=proto.model_spec(settings.model, version), metadata_field=["signature_def"]
         )
-        response = self._ask(proto.GET_MODEL_METADATA, request, deadline)
+        response = self._call_model(proto.GET_MODEL_METADATA, request, deadline)
         try:
             signatures = proto.signatures(response)
         except proto.WireError as error:
             raise ModelUnfit("The model's signatures could not be read; export it again.") from error
-        if DESCRIBE in signatures:  # a version that has a card came between the two questions
+        if DESCRIBE in signatures:  # a version with a card was loaded between the two calls
             if version is not None:
                 raise ModelUnavailable(CHANGING)
-            return self._describe(deadline, response.model_spec.version.value)
-        return self._remember(response, foreign_card(settings.model, signatures, settings.labels, settings.preprocess))
+            return self._ask_card(deadline, response.model_spec.version.value)
+        return self._remember_card(
+            response, foreign_card(settings.model, signatures, settings.labels, settings.preprocess)
+        )
 
-    def _remember(self, response: Any, card: Card) -> tuple[int, Card]:
+    def _remember_card(self, response: Any, card: Card) -> tuple[int, Card]:
         version: int = response.model_spec.version.value
-        self._last = (version, card, time.monotonic())
+        self._last_card = (version, card, time.monotonic())
         return version, card
 
-    def _ask(self, method: proto.Method, request: Any, deadline: float, stage: str = "card") -> Any:
+    def _call_model(self, method: proto.Method, request: Any, deadline: float, stage: str = "card") -> Any:
         began = time.monotonic()
         try:
-            response = self._call(method)(request, timeout=max(0.001, deadline - began), metadata=record.metadata())
+            response = self._stub(method)(
+                request, timeout=max(0.001, deadline - began), metadata=record.grpc_metadata()
+            )
         except grpc.RpcError as error:
-            problem = self._problem(error)
+            problem = self._to_problem(error)
             if isinstance(problem, ModelUnavailable):
-                self._last = None
+                self._last_card = None
             raise problem from error
         finally:
-            record.stage(stage, began)
+            record.add_stage(stage, began)
         self.answered_at = time.monotonic()
         return response
 
-    def _problem(self, error: Any) -> ModelError:
+    def _to_problem(self, error: Any) -> ModelError:
         code, name = error.code(), self._settings.model
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             return ModelTooSlow("The model did not answer in time; try again, or send fewer pictures at once.")
@@ -261,27 +273,29 @@ class ModelClient:
             return _NoCard(f"The model {name!r} lacks a signature; export it with convert.py.")
         return ModelUnfit(f"The model server refused the question ({code.name}).")
 
-    def _call(self, method: proto.Method) -> Callable[..., Any]:
+    def _stub(self, method: proto.Method) -> Callable[..., Any]:
         with self._lock:
-            if self._channel_of != os.getpid():
+            if self._channel_process != os.getpid():
                 channel = grpc.insecure_channel(f"dns:///{self._settings.target}", options=_OPTIONS)
-                self._calls = {known.name: proto.call(channel, known) for known in _METHODS}
-                self._channel_of = os.getpid()
-            return self._calls[method.name]
+                self._stubs = {known.name: proto.call(channel, known) for known in _METHODS}
+                self._channel_process = os.getpid()
+            return self._stubs[method.name]
 
 
-def _question(card: Card, heatmaps: bool) -> _Question:
+def _interface(card: Card, heatmaps: bool) -> _Interface:
     if isinstance(card, ForeignCard):
-        return _Question(card.image, card.dtype, card.height, card.width, [card.output])
-    return _Question("image", "uint8", card.height, card.width, _outputs(card, heatmaps))
+        return _Interface(card.image, card.dtype, card.height, card.width, [card.output])
+    return _Interface("image", "uint8", card.height, card.width, _outputs(card, heatmaps))
 
 
 def _outputs(card: Card, heatmaps: bool) -> list[str]:
-    """What to ask for: an output that a model does not have it would refuse, and one whose card sets no limit may know
-    nothing of familiarity."""
+    """Return the outputs to ask for: a model refuses requests for outputs that it lacks.
+
+    It may lack `familiarity` if its card sets no limit for it.
+    """
     wanted = {
         "probabilities": True,
         "heatmap": heatmaps and card.heatmap,
         "familiarity": card.unfamiliar_below is not None,
     }
-    return [name for name, asked in wanted.items() if asked]
+    return [name for name, is_wanted in wanted.items() if is_wanted]

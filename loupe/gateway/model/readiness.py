@@ -1,12 +1,13 @@
-"""Whether this gateway is ready, as /readyz says it: slow to give up, quick to believe.
+"""Decide the answer to /readyz: not ready only after lasting failures, ready again with the first success.
 
     readiness = Readiness(model.card, lambda: model.answered_at)
-    version = readiness.version()             # of the model that is served; or raises the Problem that says why not
+    version = readiness.version()             # of the model that is served; raises a Problem if not ready
 
-Not ready until the model has answered once. From then on a failure counts only when nothing has come from the model
-for FAILING_SECONDS: the restart of a model server that all gateways share must not take every one of them out of the
-load balancer at once, and one that is gone must show within seconds. An answer, to a probe or to a caller, mends it at
-once. What no waiting mends, a model that does not fit, is said at once. Each worker judges by itself.
+The gateway is not ready until the model has answered once. From then on a failure counts only if the model has not
+answered for FAILING_SECONDS. So the restart of a model server that all gateways share does not take all of them out of
+the load balancer, and a model server that is gone shows within seconds. With one answer, to a probe or to a caller, the
+gateway is ready again. A model that does not fit makes it not ready at once, since waiting does not help. Each worker
+decides for itself.
 """
 
 from __future__ import annotations
@@ -31,26 +32,26 @@ class Readiness:
         patience: float = FAILING_SECONDS,
     ) -> None:
         self._ask, self._answered_at, self._clock, self._patience = ask, answered_at, clock, patience
-        self._turn = threading.Lock()
+        self._asking = threading.Lock()
         self._version: int | None = None  # while ready
         self._failing_since: float | None = None
         self._problem: ModelError = ModelUnavailable("The model has not answered yet; try again in a second.")
 
     def version(self) -> int:
-        if not self._turn.acquire(blocking=False):  # while one asks, the others say what is known
-            return self._as_known()
+        if not self._asking.acquire(blocking=False):  # another thread asks the model; answer with the last result
+            return self._last_known()
         try:
-            return self._asked()
+            return self._ask_model()
         finally:
-            self._turn.release()
+            self._asking.release()
 
-    def _as_known(self) -> int:
+    def _last_known(self) -> int:
         version, problem = self._version, self._problem
         if version is None:
             raise problem
         return version
 
-    def _asked(self) -> int:
+    def _ask_model(self) -> int:
         started = self._clock()
         try:
             self._version, _ = self._ask()
@@ -64,4 +65,4 @@ class Readiness:
                 self._version = None
         else:
             self._failing_since = None
-        return self._as_known()
+        return self._last_known()

@@ -1,6 +1,6 @@
-"""What is recorded of every request: a line in the log, the metrics, a span.
+"""Record every request: a line in the log, the metrics, a span.
 
-In: what happens to a request while it is answered. Out: logs, /metrics, traces.
+In: the request, its stages and its predictions. Out: logs, /metrics, traces.
 
-record (what is known of the request in hand) → recorder (begins and ends it) → logs, metrics → drift, tracing.
+record (the entry of the current request) → recorder (begins and ends entries) → logs, metrics → drift, tracing.
 """

@@ -1,10 +1,10 @@
-"""The log: one line a request on stdout, everything else on stderr, each a JSON object (or short text to read).
+"""Write the log: one line for each request on stdout, everything else on stderr, as JSON or as short text.
 
-    logs.start("json")            # or "text": everything that is logged in this process, gunicorn's lines included
+    logs.start("json")            # or "text"; for all logging in this process, gunicorn's lines included
     logs.write(entry)             # of a request that ended
 
-A line is plain ASCII and at most MOST_LINE bytes, so that no caller breaks or forges one, and lines of several workers
-that share a pipe never mix. The query of an address is not logged: it may hold secrets.
+A line is plain ASCII and at most MAX_LINE bytes. So callers cannot break or forge lines, and lines of several workers
+that share a pipe never mix. The query of an address is not logged, since it may hold secrets.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from typing import Any
 from loupe.cli import plain
 from loupe.gateway.observe.record import Entry, current
 
-MOST_LINE = 4000  # bytes; a pipe takes 4,096 in one piece
-MOST_TEXT = 300  # characters of a path or the like
-QUIET_SECONDS = 60.0  # between two lines of a library that may have one to say for each request
-CHATTY = ("opentelemetry", "grpc")
+MAX_LINE = 4000  # bytes; a write of up to 4,096 to a pipe is never split
+MAX_TEXT = 300  # characters of a path or the like
+LIBRARY_SECONDS = 60.0  # between two lines of the same RATE_LIMITED logger, which may log at each request
+RATE_LIMITED = ("opentelemetry", "grpc")
 
 _as_text = False
 
@@ -36,29 +36,31 @@ _as_text = False
 def start(format: str) -> None:
     global _as_text
     _as_text = format == "text"
-    handler = _Handler()
+    handler = _StderrHandler()
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     for name in ("gunicorn.error", "gunicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
     logging.captureWarnings(True)
     if not _as_text:
-        sys.stdout, sys.stderr = _Printed(1), _Printed(2)
-    sys.excepthook = _uncaught
-    threading.excepthook = lambda hook: _uncaught(hook.exc_type, hook.exc_value, hook.exc_traceback)
+        sys.stdout, sys.stderr = _PrintToLog(1), _PrintToLog(2)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = lambda hook: _log_uncaught(hook.exc_type, hook.exc_value, hook.exc_traceback)
 
 
 def write(entry: Entry) -> None:
-    _put(1, _text_of(entry) if _as_text else _line(_fields_of(entry)))
+    _write(1, _request_text(entry) if _as_text else _json_line(_request_fields(entry)))
 
 
-def _fields_of(entry: Entry) -> dict[str, Any]:
+def _request_fields(entry: Entry) -> dict[str, Any]:
+    # Sums over stages and predictions. A stage comes twice if the model's version changed meanwhile.
     milliseconds: dict[str, float] = {}
-    for stage in entry.stages:  # decode and model come again where the model's version changed meanwhile
+    for stage in entry.stages:
         milliseconds[stage.name] = round(milliseconds.get(stage.name, 0) + stage.seconds * 1000, 1)
     labels: dict[str, int] = {}
     for prediction in entry.predictions:
         labels[prediction.label] = labels.get(prediction.label, 0) + 1
+    # Fields that are left out when empty.
     known = {
         "trace_id": entry.trace.trace_id if entry.trace else None,
         "code": entry.code,
@@ -69,13 +71,14 @@ def _fields_of(entry: Entry) -> dict[str, Any]:
         "uncertain": sum(prediction.reason is not None for prediction in entry.predictions),
         "version": entry.version,
     }
+    # Fields that every line has.
     return {
         "time": _now(),
         "level": _level(entry.status),
         "message": "request",
         "request_id": entry.request_id,
         "method": entry.method[:32],
-        "path": entry.path[:MOST_TEXT],
+        "path": entry.path[:MAX_TEXT],
         "status": entry.status,
         "ms": milliseconds,
         "client": entry.client,
@@ -84,10 +87,10 @@ def _fields_of(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _text_of(entry: Entry) -> bytes:
+def _request_text(entry: Entry) -> bytes:
     stages = ", ".join(f"{stage.name} {stage.seconds * 1000:.0f}" for stage in entry.stages)
     words = [
-        time.strftime("%H:%M:%S"), str(entry.status), plain(entry.method, 32), plain(entry.path, MOST_TEXT),
+        time.strftime("%H:%M:%S"), str(entry.status), plain(entry.method, 32), plain(entry.path, MAX_TEXT),
         f"({stages} ms)", entry.code or "", ", ".join(dict.fromkeys(p.label for p in entry.predictions[:10])),
         f"version {entry.version}" if entry.version is not None else "",
     ]  # fmt: skip
@@ -102,40 +105,40 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _line(fields: dict[str, Any]) -> bytes:
-    """What is too long loses its front (a traceback) or its end, so that the line stays one and whole."""
+def _json_line(fields: dict[str, Any]) -> bytes:
+    """Return one line of JSON. Cut long fields to fit: a traceback at its start, all others at their end."""
     line = json.dumps(fields)
     for name in ("traceback", "message", "labels", "path"):
-        if len(line) <= MOST_LINE:
+        if len(line) <= MAX_LINE:
             break
         if name in fields:
-            text, over = str(fields[name]), len(line) - MOST_LINE
-            room = max(0, len(text) - over - 8)
+            text, excess = str(fields[name]), len(line) - MAX_LINE
+            room = max(0, len(text) - excess - 8)
             fields[name] = "… " + text[len(text) - room :] if name == "traceback" else text[: min(room, 500)] + " …"
             line = json.dumps(fields)
     return line.encode() + b"\n"
 
 
-def _put(file: int, line: bytes) -> None:
-    with suppress(OSError):  # whoever read it is gone
+def _write(file: int, line: bytes) -> None:
+    with suppress(OSError):  # nobody reads the pipe any more
         os.write(file, line)
 
 
-class _Handler(logging.Handler):
-    """Writes past sys.stderr: one call a line, which other processes on the same pipe cannot come between."""
+class _StderrHandler(logging.Handler):
+    """Write each line to stderr in one call, past sys.stderr, so that lines of several processes never mix."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._said: dict[str, float] = {}
+        self._logged_at: dict[str, float] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name.startswith(CHATTY):
+        if record.name.startswith(RATE_LIMITED):
             now = time.monotonic()
-            if now - self._said.get(record.name, -QUIET_SECONDS) < QUIET_SECONDS:
+            if now - self._logged_at.get(record.name, -LIBRARY_SECONDS) < LIBRARY_SECONDS:
                 return
-            self._said[record.name] = now
+            self._logged_at[record.name] = now
         try:
-            _put(2, self._text(record) if _as_text else _line(self._fields(record)))
+            _write(2, self._text(record) if _as_text else _json_line(self._fields(record)))
         except Exception:
             self.handleError(record)
 
@@ -152,24 +155,24 @@ class _Handler(logging.Handler):
             fields["request_id"] = entry.request_id
             if entry.trace:
                 fields["trace_id"] = entry.trace.trace_id
-        if trace := _traceback(record):
+        if trace := _format_traceback(record):
             fields["traceback"] = trace
         return fields
 
     def _text(self, record: logging.LogRecord) -> bytes:
         lines = [f"{time.strftime('%H:%M:%S')} {record.levelname} {record.getMessage()}"]
-        lines += _traceback(record).splitlines()
+        lines += _format_traceback(record).splitlines()
         return "".join(plain(line) + "\n" for line in lines).encode("utf-8", "replace")
 
     def handleError(self, record: logging.LogRecord) -> None:
-        _put(2, _line({"time": _now(), "level": "error", "message": "a log line could not be written"}))
+        _write(2, _json_line({"time": _now(), "level": "error", "message": "a log line could not be written"}))
 
 
-class _Printed(io.TextIOBase):
-    """What some library prints is a line of this log, too."""
+class _PrintToLog(io.TextIOBase):
+    """A stream in place of sys.stdout and sys.stderr that logs each printed line."""
 
     def __init__(self, file: int) -> None:
-        self._file, self._begun = file, ""
+        self._file, self._unfinished = file, ""
 
     def fileno(self) -> int:
         return self._file
@@ -178,17 +181,17 @@ class _Printed(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        *lines, self._begun = (self._begun + text).split("\n")
+        *lines, self._unfinished = (self._unfinished + text).split("\n")
         for line in filter(str.strip, lines):
-            _put(self._file, _line({"time": _now(), "level": "info", "message": line, "process": os.getpid()}))
+            _write(self._file, _json_line({"time": _now(), "level": "info", "message": line, "process": os.getpid()}))
         return len(text)
 
 
-def _traceback(record: logging.LogRecord) -> str:
-    found = record.exc_info
-    return "".join(traceback.format_exception(*found)).rstrip() if found and found[0] else ""
+def _format_traceback(record: logging.LogRecord) -> str:
+    error = record.exc_info
+    return "".join(traceback.format_exception(*error)).rstrip() if error and error[0] else ""
 
 
-def _uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
-    if not issubclass(kind, (SystemExit, KeyboardInterrupt)):
-        logging.getLogger("loupe").critical("uncaught", exc_info=(kind, error or kind(), trace))
+def _log_uncaught(error_type: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    if not issubclass(error_type, (SystemExit, KeyboardInterrupt)):
+        logging.getLogger("loupe").critical("uncaught", exc_info=(error_type, error or error_type(), trace))

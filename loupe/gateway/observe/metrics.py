@@ -1,4 +1,4 @@
-"""Prometheus metrics, summed over all workers whichever of them is asked.
+"""Count requests and predictions for Prometheus. Each worker answers /metrics with the sum over all workers.
 
     metrics.start(limit=24)       # in the worker, after the fork; does nothing unless FOLDER is in the environment
     metrics.record(entry)         # of a request that ended
@@ -6,8 +6,8 @@
     metrics.scrape()              # bytes for Prometheus
 
 Each worker writes its numbers to files in one folder, which gunicorn.conf.py makes (prometheus_client's multiprocess
-mode). What a worker counted stays when it ends; what it held (in flight, its window of predictions) goes with it.
-No text of a caller becomes a label, and of a card no more than MOST_LABELS labels do.
+mode). When a worker ends its counters stay; its gauges (requests in flight, its window of predictions) go with it.
+No text from a caller becomes a Prometheus label, and at most MAX_LABELS labels of a card do.
 """
 
 from __future__ import annotations
@@ -22,41 +22,42 @@ from loupe.gateway.observe.drift import Windows, psi
 from loupe.gateway.observe.record import Entry
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-KIND = "text/plain; version=0.0.4; charset=utf-8"
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PATHS = ("/", "/predict", "/model", "/healthz", "/readyz", "/openapi.json", "/docs")
 PREFIXES = ("/samples/", "/page/")
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
 WINDOW, TRAINING = "loupe_drift_window_predictions", "loupe_drift_training_images"
 
-KINDS = ("counter", "histogram", "gauge_livesum", "gauge_livemostrecent")  # prometheus_client's files of one process
-ROOM = 1 << 18  # bytes of each: more than a thousand time series
+# The files that prometheus_client writes for one process, and the size of each.
+FILE_TYPES = ("counter", "histogram", "gauge_livesum", "gauge_livemostrecent")
+FILE_SIZE = 1 << 18  # bytes, enough for more than a thousand time series
 
 _log = logging.getLogger(__name__)
 _metrics: _Metrics | None = None
 
 
 def start(limit: int) -> None:
-    """`limit`: requests that this worker takes at a time."""
+    """Start counting in this worker, which takes `limit` requests at a time."""
     global _metrics
     if not os.environ.get(FOLDER):
         return
-    own = [Path(os.environ[FOLDER]) / f"{kind}_{os.getpid()}.db" for kind in KINDS]
+    own = [Path(os.environ[FOLDER]) / f"{file_type}_{os.getpid()}.db" for file_type in FILE_TYPES]
     try:
-        _reserve(own)
+        _reserve_disk(own)
     except OSError as error:
-        for file in own:  # half of one would break every scrape
+        for file in own:  # an incomplete file would break every scrape
             file.unlink(missing_ok=True)
         _log.warning("This worker counts nothing: %s for its numbers.", error.strerror)
         return
     _metrics = _Metrics(limit)
 
 
-def _reserve(files: list[Path]) -> None:
-    """Room on the disk for this worker's numbers, before they are mapped: a page that finds none later is a SIGBUS."""
+def _reserve_disk(files: list[Path]) -> None:
+    """Reserve disk space for the files, which are mapped into memory: on a full disk a write would end in SIGBUS."""
     for path in files:
         with path.open("wb") as file:
-            file.write(bytes(ROOM))
+            file.write(bytes(FILE_SIZE))
 
 
 def record(entry: Entry) -> None:
@@ -69,7 +70,7 @@ def in_flight(count: int) -> None:
         _metrics.in_flight.set(count)
 
 
-def endpoint(path: str) -> str:
+def endpoint_of(path: str) -> str:
     if path in PATHS:
         return path
     return next((prefix.rstrip("/") for prefix in PREFIXES if path.startswith(prefix)), "other")
@@ -80,7 +81,7 @@ def scrape() -> bytes:
     from prometheus_client.multiprocess import MultiProcessCollector
 
     registry = CollectorRegistry()
-    registry.register(_Summed(MultiProcessCollector(None)))  # type: ignore[no-untyped-call]
+    registry.register(_SummedCollector(MultiProcessCollector(None)))  # type: ignore[no-untyped-call]
     return generate_latest(registry)
 
 
@@ -88,88 +89,99 @@ class _Metrics:
     def __init__(self, limit: int) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-        own: dict[str, Any] = {"registry": CollectorRegistry()}  # never asked: the files are
-        last: dict[str, Any] = {**own, "multiprocess_mode": "livemostrecent"}
-        summed: dict[str, Any] = {**own, "multiprocess_mode": "livesum"}
+        # Nobody reads this registry: scrapes read the files. Gauges tell how to sum up over workers.
+        options: dict[str, Any] = {"registry": CollectorRegistry()}
+        latest_options: dict[str, Any] = {**options, "multiprocess_mode": "livemostrecent"}
+        sum_options: dict[str, Any] = {**options, "multiprocess_mode": "livesum"}
         self._children: dict[tuple[Any, ...], Any] = {}
         self._lock = threading.Lock()
+        # Requests.
         self.requests = Counter(
             "loupe_requests_total", "Requests answered, those refused at the door included",
-            ["endpoint", "status"], **own,
+            ["endpoint", "status"], **options,
         )  # fmt: skip
-        self.errors = Counter("loupe_errors_total", "Requests answered with a problem, by its code", ["code"], **own)
-        self.in_flight = Gauge(
-            "loupe_requests_in_flight", "Requests with a thread or waiting for one, probes left out", **summed
+        self.errors = Counter(
+            "loupe_errors_total", "Requests answered with a problem, by its code", ["code"], **options
         )
-        self.limit = Gauge("loupe_requests_in_flight_limit", "So many may be in flight; more are refused", **summed)
+        self.in_flight = Gauge(
+            "loupe_requests_in_flight", "Requests with a thread or waiting for one, probes left out", **sum_options
+        )
+        self.limit = Gauge(
+            "loupe_requests_in_flight_limit", "So many may be in flight; more are refused", **sum_options
+        )
         self.seconds = Histogram(
             "loupe_stage_duration_seconds",
             "Of requests to /predict that got a thread: wait, fetch (or reading a body), decode, model, card, whole",
-            ["stage"], buckets=SECONDS, **own,
+            ["stage"], buckets=SECONDS, **options,
         )  # fmt: skip
-        self.pictures = Counter("loupe_pictures_total", "Pictures that requests brought", **own)
+        # Pictures and predictions.
+        self.pictures = Counter("loupe_pictures_total", "Pictures that requests brought", **options)
         self.predictions = Counter(
             "loupe_predictions_total", "Pictures that were given a label, by label and model version",
-            ["label", "version"], **own,
+            ["label", "version"], **options,
         )  # fmt: skip
         self.uncertain = Counter(
-            "loupe_uncertain_total", "Predictions marked uncertain, by the reason given", ["reason"], **own
+            "loupe_uncertain_total", "Predictions marked uncertain, by the reason given", ["reason"], **options
         )
         self.confidence = Histogram(
-            "loupe_confidence_ratio", "How sure the model was of its label, 0 to 1", buckets=SHARES, **own
+            "loupe_confidence_ratio", "How sure the model was of its label, 0 to 1", buckets=SHARES, **options
         )
         self.familiarity = Histogram(
             "loupe_familiarity_ratio", "How much like the training pictures a picture was, 0 to 1",
-            buckets=SHARES, **own,
+            buckets=SHARES, **options,
         )  # fmt: skip
-        self.version = Gauge("loupe_model_version", "Version of the model that answered last", **last)
+        self.version = Gauge("loupe_model_version", "Version of the model that answered last", **latest_options)
+        # Drift: the labels given lately, and those of training.
         window = Gauge(
             WINDOW, "Of each worker's last predictions of a version, how many had this label", ["label", "version"],
-            **summed,
+            **sum_options,
         )  # fmt: skip
         training = Gauge(
             TRAINING, "Pictures of this label that the version was trained with, as its card says",
-            ["label", "version"], **last,
+            ["label", "version"], **latest_options,
         )  # fmt: skip
         self.windows = Windows(
-            lambda label, version, count: self._child(window, label, version).set(count),
-            lambda label, version, count: self._child(training, label, version).set(count),
+            lambda label, version, count: self._labelled(window, label, version).set(count),
+            lambda label, version, count: self._labelled(training, label, version).set(count),
         )
+        # Gauges begin with a value, so that they show from the first scrape.
         self.limit.set(limit)
         self.in_flight.set(0)
 
-    def _child(self, metric: Any, *labels: str) -> Any:
+    def _labelled(self, metric: Any, *labels: str) -> Any:
         key = (metric, *labels)
-        found = self._children.get(key)
-        if found is None:
-            found = self._children[key] = metric.labels(*labels)
-        return found
+        labelled = self._children.get(key)
+        if labelled is None:
+            labelled = self._children[key] = metric.labels(*labels)
+        return labelled
 
     def record(self, entry: Entry) -> None:
-        self._child(self.requests, entry.endpoint, str(entry.status)).inc()
+        # The request.
+        self._labelled(self.requests, entry.endpoint, str(entry.status)).inc()
         if entry.code:
-            self._child(self.errors, entry.code).inc()
-        if entry.endpoint == "/predict" and entry.arrived:
+            self._labelled(self.errors, entry.code).inc()
+        if entry.endpoint == "/predict" and entry.has_thread:
             for stage in entry.stages:
-                self._child(self.seconds, stage.name).observe(stage.seconds)
+                self._labelled(self.seconds, stage.name).observe(stage.seconds)
         if entry.pictures:
             self.pictures.inc(entry.pictures)
+        # Its predictions, if a model answered.
         if entry.version is None or entry.card is None:
             return
         self.version.set(entry.version)
         with self._lock:
-            told = self.windows.add(entry.version, entry.card, [one.label for one in entry.predictions])
-        for (label, version), prediction in zip(told, entry.predictions, strict=True):
-            self._child(self.predictions, label, version).inc()
+            counted = self.windows.add(entry.version, entry.card, [given.label for given in entry.predictions])
+        for (label, version), prediction in zip(counted, entry.predictions, strict=True):
+            self._labelled(self.predictions, label, version).inc()
             self.confidence.observe(prediction.confidence)
             if prediction.familiarity is not None:
                 self.familiarity.observe(prediction.familiarity)
             if prediction.reason:
-                self._child(self.uncertain, prediction.reason).inc()
+                self._labelled(self.uncertain, prediction.reason).inc()
 
 
-class _Summed:
-    """What the workers' files say together, and the drift that follows from it."""
+class _SummedCollector:
+    """A collector of the sums over all workers' files, and of the drift that follows from them."""
 
     def __init__(self, files: Any) -> None:
         self._files = files
@@ -177,22 +189,24 @@ class _Summed:
     def collect(self) -> Any:
         from prometheus_client.core import GaugeMetricFamily
 
-        found = {metric.name: metric for metric in self._files.collect()}
+        # The sums, and from them the counts by version, gauge and label.
+        metrics = {metric.name: metric for metric in self._files.collect()}
         counts: dict[str, dict[str, dict[str, float]]] = {}
         for name in (WINDOW, TRAINING):
-            if metric := found.get(name):
-                metric.samples = [sample for sample in metric.samples if sample.value]  # 0: no longer there
+            if metric := metrics.get(name):
+                metric.samples = [sample for sample in metric.samples if sample.value]  # 0: gone since
                 for sample in metric.samples:
                     by_label = counts.setdefault(sample.labels["version"], {}).setdefault(name, {})
                     by_label[sample.labels["label"]] = sample.value
-        yield from (found[name] for name in sorted(found))
+        yield from (metrics[name] for name in sorted(metrics))
+        # The drift of each version.
         drift = GaugeMetricFamily(
             "loupe_drift_psi",
             "Population stability index of the labels given lately against those trained with: above 0.2 they differ",
             labels=["version"],
         )
-        for version, both in sorted(counts.items()):
-            value = psi(both.get(WINDOW, {}), both.get(TRAINING, {}))
+        for version, by_gauge in sorted(counts.items()):
+            value = psi(by_gauge.get(WINDOW, {}), by_gauge.get(TRAINING, {}))
             if value is not None:
                 drift.add_metric([version], value)
         yield drift

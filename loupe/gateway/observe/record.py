@@ -1,11 +1,11 @@
-"""What lives while the gateway does: the process, which may be on its way out, and the request in hand.
+"""The state of this process (is it stopping?) and of the request that the current thread answers.
 
-    stopping.is_set()             # set by the worker when it is told to stop, read by /readyz
-    entry = in_hand()             # of the request that this thread answers
-    current.get()                 # the same, or None between requests
-    entry.stage("fetch", began)   # it ended now
+    stopping.is_set()                 # set by the worker when it is told to stop, read by /readyz
+    entry = current_entry()           # of the request that this thread answers
+    current.get()                     # the same, or None between requests
+    entry.add_stage("fetch", began)   # the stage ends now
 
-An entry is what the log, the metrics and the trace are told of one request when it ends (recorder.py).
+When a request ends, its entry goes to the log, the metrics and the trace (recorder.py).
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ stopping = threading.Event()
 
 
 class Trace(NamedTuple):
-    """A place in a trace, as W3C's Trace Context has it. Its span is this gateway's answering of one request."""
+    """A span in a trace (W3C Trace Context): this gateway's handling of one request."""
 
     trace_id: str  # 32 hexadecimal digits
     span_id: str  # 16
-    parent_id: str  # of the caller's span; empty where the trace begins here
+    parent_id: str  # the caller's span; empty if the trace begins here
     sampled: bool
-    state: str  # of other vendors, passed on as it came
+    state: str  # the header tracestate, passed on unchanged
 
 
 class Head(NamedTuple):
-    """What is told of a request that nobody has parsed."""
+    """The parts of a request's head that are read before gunicorn parses it."""
 
     method: str
-    path: str  # the first of it
-    headers: dict[str, str]  # of X-Request-ID, traceparent and tracestate those that came, in small letters
+    path: str  # at most 300 bytes
+    headers: dict[str, str]  # x-request-id, traceparent and tracestate, if they were sent
 
 
 class Prediction(NamedTuple):
@@ -46,7 +46,7 @@ class Prediction(NamedTuple):
 
 class Stage(NamedTuple):
     name: str
-    began: float  # of time.monotonic()
+    began: float  # in time.monotonic()
     seconds: float
 
 
@@ -55,58 +55,60 @@ class Entry:
     request_id: str
     method: str
     path: str
-    client: str  # its address
+    client: str  # the client's address
     trace: Trace | None = None
-    began: float = field(default_factory=time.monotonic)  # when it had arrived; or began to, if not `arrived`
-    endpoint: str = "other"  # one of a few: what a caller sends names no time series
+    began: float = field(default_factory=time.monotonic)  # when it had arrived; if refused before, when it began to
+    endpoint: str = "other"  # one of a fixed list, so that callers cannot add time series
     status: int = 0
-    code: str | None = None  # of the problem that is the answer
-    key: str | None = None  # the name of the API key that came with it
+    code: str | None = None  # the problem's code, if the answer is one
+    key: str | None = None  # the name of the caller's API key
     stages: list[Stage] = field(default_factory=list)
-    bytes_in: int = 0  # head and body
+    bytes_in: int = 0  # of head and body
     pictures: int = 0
     predictions: list[Prediction] = field(default_factory=list)
-    version: int | None = None  # of the model that answered
-    card: Any = None  # its card
-    counted: bool = True  # in the metrics
-    arrived: bool = True  # False: refused at the worker's front, whole or not; no thread was given to it
+    version: int | None = None  # the version of the model that answered
+    card: Any = None  # that version's card
+    counted: bool = True  # False: left out of the metrics
+    has_thread: bool = True  # False: refused by the worker before a thread got it
     ended: bool = False
 
-    def stage(self, name: str, began: float, seconds: float | None = None) -> None:
+    def add_stage(self, name: str, began: float, seconds: float | None = None) -> None:
         self.stages.append(Stage(name, began, time.monotonic() - began if seconds is None else seconds))
 
 
 current: ContextVar[Entry | None] = ContextVar("entry", default=None)
 
 
-def in_hand() -> Entry:
+def current_entry() -> Entry:
     entry = current.get()
     assert entry is not None
     return entry
 
 
-class Handed(threading.local):
-    """Told by the worker to the thread that it gives a request: when that had arrived, how much it was, its first part
-    (which is its head, and in odd cases more)."""
+class Handover(threading.local):
+    """Facts of a request that its thread gets from the worker.
 
-    at = 0.0
-    size = 0
+    `head` holds the body as well where that came in chunks or with malformed framing.
+    """
+
+    arrived_at = 0.0  # in time.monotonic(); 0 if nothing was handed over
+    size = 0  # bytes
     head = b""
 
-    def forget(self) -> None:
-        self.at, self.size, self.head = 0.0, 0, b""
+    def clear(self) -> None:
+        self.arrived_at, self.size, self.head = 0.0, 0, b""
 
 
-handed = Handed()
+handover = Handover()
 
 
-def stage(name: str, began: float, seconds: float | None = None) -> None:
+def add_stage(name: str, began: float, seconds: float | None = None) -> None:
     if entry := current.get():
-        entry.stage(name, began, seconds)
+        entry.add_stage(name, began, seconds)
 
 
-def metadata() -> tuple[tuple[str, str], ...] | None:
-    """For a call to the model server: whose request it is part of."""
+def grpc_metadata() -> tuple[tuple[str, str], ...] | None:
+    """Return the gRPC metadata that ties a call to the current request: its id and its trace."""
     entry = current.get()
     if entry is None:
         return None

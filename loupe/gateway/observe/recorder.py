@@ -1,8 +1,8 @@
-"""What is told of a request to the log, the metrics and the trace, when it ends.
+"""Begin and end the entries of requests. Each ended entry goes to the log, the metrics and the trace.
 
 entry = recorder.begin(method, path, client, headers)       # in the thread that answers it
 recorder.end(entry, status)
-request_id = recorder.refused(problem, …)                   # at the worker's front, without the application
+request_id = recorder.record_refusal(problem, …)            # by the worker, without the application
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from loupe.errors import Problem
 from loupe.gateway.observe import logs, metrics, tracing
-from loupe.gateway.observe.record import Entry, Head, Prediction, current, handed
+from loupe.gateway.observe.record import Entry, Head, Prediction, current, handover
 
-if TYPE_CHECKING:  # at run time it would bring numpy and Pillow into gunicorn's master
+if TYPE_CHECKING:  # importing it would load numpy and Pillow in gunicorn's master
     from loupe.card import Card
 
-QUIET = ("/healthz", "/readyz", "/metrics")  # not logged unless they fail
+QUIET = ("/healthz", "/readyz", "/metrics")  # logged only if they fail
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
@@ -29,12 +29,12 @@ def begin(method: str, path: str, client: str, headers: tracing.Headers) -> Entr
         path,
         client,
         trace=tracing.read(headers),
-        endpoint=metrics.endpoint(path),
+        endpoint=metrics.endpoint_of(path),
     )
-    if handed.at:
-        entry.stage("wait", handed.at)
-        entry.began, entry.bytes_in = handed.at, handed.size
-        handed.forget()
+    if handover.arrived_at:
+        entry.add_stage("wait", handover.arrived_at)
+        entry.began, entry.bytes_in = handover.arrived_at, handover.size
+        handover.clear()
     current.set(entry)
     return entry
 
@@ -44,7 +44,7 @@ def _request_id(headers: tracing.Headers) -> str:
     return given if _REQUEST_ID.fullmatch(given) else tracing.new_id(16)
 
 
-def answered(entry: Entry, version: int, card: Card, predictions: list[Prediction]) -> None:
+def record_answer(entry: Entry, version: int, card: Card, predictions: list[Prediction]) -> None:
     entry.version, entry.card, entry.predictions = version, card, predictions
 
 
@@ -52,7 +52,7 @@ def end(entry: Entry, status: int) -> None:
     if entry.ended:
         return
     entry.ended, entry.status = True, status
-    entry.stage("whole" if entry.arrived else "arriving", entry.began)
+    entry.add_stage("whole" if entry.has_thread else "arriving", entry.began)
     metrics.record(entry)
     if status >= 400 or entry.path not in QUIET:
         logs.write(entry)
@@ -60,24 +60,36 @@ def end(entry: Entry, status: int) -> None:
     current.set(None)
 
 
-def refused(
-    problem: Problem, head: Head, client: Any, size: int, began: float, *, arrived: bool = False, counted: bool = True
+def record_refusal(
+    problem: Problem,
+    head: Head,
+    client: Any,
+    size: int,
+    began: float,
+    *,
+    has_thread: bool = False,
+    counted: bool = True,
 ) -> str:
-    """Gives the request's id. `arrived`: it was given a thread, which `began` to wait for then."""
+    """Record a request that the worker refused, and return its id.
+
+    `began` is when it began to arrive; with `has_thread`, when it had arrived and began to wait for a thread.
+    """
+    # The entry, from the little that is known of the request.
     trace = tracing.read(head.headers)
     entry = Entry(
         _request_id(head.headers),
         head.method,
         head.path,
         str(client[0]) if isinstance(client, tuple) and client else str(client or ""),
-        trace=trace if trace.parent_id else None,  # none is begun for what is only refused
+        trace=trace if trace.parent_id else None,  # a refusal begins no trace of its own
         began=began or time.monotonic(),
-        endpoint=metrics.endpoint(head.path),
+        endpoint=metrics.endpoint_of(head.path),
         code=problem.code,
         bytes_in=size,
         counted=counted,
-        arrived=arrived,
+        has_thread=has_thread,
     )
-    handed.forget()
+    # It ends at once.
+    handover.clear()
     end(entry, problem.status)
     return entry.request_id

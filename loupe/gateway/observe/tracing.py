@@ -1,12 +1,12 @@
-"""W3C Trace Context, and spans for OpenTelemetry where its packages and an endpoint are there.
+"""Read W3C Trace Context, and send spans with OpenTelemetry if its packages are installed and an endpoint is set.
 
     trace = tracing.read(headers)         # the caller's trace, continued, or a new one
     tracing.start()                       # in the worker, after the fork
     tracing.export(entry)                 # a span for the request and one for each stage, sent in the background
-    tracing.stop()                        # what is not sent yet gets STOP_SECONDS
+    tracing.stop()                        # waits up to STOP_SECONDS for spans that are not sent yet
 
-Without `opentelemetry-sdk`, `opentelemetry-exporter-otlp-proto-grpc` and OTEL_EXPORTER_OTLP_ENDPOINT nothing of theirs
-is imported. A collector that is gone costs its spans and nothing else: they wait in a queue that forgets the oldest.
+Without `opentelemetry-sdk`, `opentelemetry-exporter-otlp-proto-grpc` and OTEL_EXPORTER_OTLP_ENDPOINT, OpenTelemetry is
+not imported. If the collector is gone, only spans are lost: they wait in a queue that drops the oldest.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Headers(Protocol):
 STOP_SECONDS = 2.0
 NEEDED = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.grpc.trace_exporter")
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-MOST_STATE = 512  # characters
+MAX_STATE = 512  # characters
 
 _PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})", re.ASCII)
 _STATE = re.compile(r"[\x20-\x7e]+", re.ASCII)
@@ -40,26 +40,27 @@ _exporter: _Exporter | None = None
 
 
 def new_id(size: int) -> str:
-    """Hexadecimal digits of so many bytes. It is no secret, so the system need not be asked for it."""
+    """Return a random id of `size` bytes as hexadecimal digits. It is not secret, so `random` is good enough."""
     return f"{random.getrandbits(8 * size):0{2 * size}x}"
 
 
 def read(headers: Headers) -> Trace:
-    found = _parent(headers.get("traceparent", "").strip())
+    """Return the caller's trace, continued by a span of this gateway, or a new trace."""
+    parent = _match_parent(headers.get("traceparent", "").strip())
     span_id = new_id(8)
-    if not found:
+    if not parent:
         return Trace(new_id(16), span_id, "", _exporter is not None, "")
     state = headers.get("tracestate", "").strip()
-    kept = len(state) <= MOST_STATE and state.count(",") < 32 and _STATE.fullmatch(state)
-    return Trace(found[1], span_id, found[2], bool(int(found[3], 16) & 1), state if kept else "")
+    valid = len(state) <= MAX_STATE and state.count(",") < 32 and _STATE.fullmatch(state)
+    return Trace(parent[1], span_id, parent[2], bool(int(parent[3], 16) & 1), state if valid else "")
 
 
-def _parent(text: str) -> re.Match[str] | None:
-    """Of a version to come, what follows the fields of this one is not understood and allowed."""
-    found = _PARENT.match(text)
-    if not found or text[found.end() :] and (text[:2] == "00" or text[found.end()] != "-"):
+def _match_parent(text: str) -> re.Match[str] | None:
+    """Match a traceparent header. Later versions of the format may append fields, which are ignored."""
+    parent = _PARENT.match(text)
+    if not parent or text[parent.end() :] and (text[:2] == "00" or text[parent.end()] != "-"):
         return None
-    return found
+    return parent
 
 
 def start() -> None:
@@ -72,7 +73,7 @@ def start() -> None:
         _exporter = _Exporter()
     except ModuleNotFoundError:
         return
-    except Exception:  # a setting of theirs that they do not like is no reason not to serve
+    except Exception:  # a wrong OpenTelemetry setting must not stop the gateway
         _log.exception("OpenTelemetry did not start; requests are not traced")
 
 
@@ -83,9 +84,9 @@ def export(entry: Entry) -> None:
 
 def stop() -> None:
     if _exporter:
-        stopping = threading.Thread(target=_exporter.provider.shutdown, daemon=True)
-        stopping.start()
-        stopping.join(STOP_SECONDS)
+        shutdown = threading.Thread(target=_exporter.provider.shutdown, daemon=True)
+        shutdown.start()
+        shutdown.join(STOP_SECONDS)
 
 
 class _Exporter:
@@ -96,43 +97,45 @@ class _Exporter:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
         os.environ.setdefault("OTEL_SERVICE_NAME", "loupe-gateway")
-        self._ids = _ids()
+        self._ids = _id_generator()
         self.provider = TracerProvider(id_generator=self._ids, shutdown_on_exit=False)
         self.provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self.provider.get_tracer("loupe.gateway")
         self._api = trace
 
-    def export(self, entry: Entry, own: Trace) -> None:
-        """Begun and ended at once, in the past: what there is to say is known when a request ends."""
+    def export(self, entry: Entry, trace: Trace) -> None:
+        """Export one span for the request and one for each stage. Spans are created after the fact."""
+        # The request's span, with the id that the model server was given as its parent.
         offset = time.time() - time.monotonic()
         *stages, whole = entry.stages
-        self._ids.chosen.trace_id, self._ids.chosen.span_id = int(own.trace_id, 16), int(own.span_id, 16)
+        self._ids.chosen.trace_id, self._ids.chosen.span_id = int(trace.trace_id, 16), int(trace.span_id, 16)
         span = self._tracer.start_span(
             f"{entry.method if entry.method in _METHODS else 'HTTP'} {entry.endpoint}",
-            context=self._context(own),
+            context=self._parent_context(trace),
             kind=self._api.SpanKind.SERVER,
             start_time=_nanoseconds(offset + entry.began),
             attributes=_attributes(entry),
         )
         if entry.status >= 500:
             span.set_status(self._api.StatusCode.ERROR)
+        # A child for each stage; all times lie in the past.
         inside = self._api.set_span_in_context(span)
         for stage in stages:
             child = self._tracer.start_span(stage.name, context=inside, start_time=_nanoseconds(offset + stage.began))
             child.end(_nanoseconds(offset + stage.began + stage.seconds))
         span.end(_nanoseconds(offset + whole.began + whole.seconds))
 
-    def _context(self, own: Trace) -> Any:
+    def _parent_context(self, trace: Trace) -> Any:
         from opentelemetry.context import Context
 
-        if not own.parent_id:
+        if not trace.parent_id:
             return Context()
         parent = self._api.SpanContext(
-            int(own.trace_id, 16),
-            int(own.parent_id, 16),
+            int(trace.trace_id, 16),
+            int(trace.parent_id, 16),
             is_remote=True,
-            trace_flags=self._api.TraceFlags(own.sampled),
-            trace_state=self._api.TraceState.from_header([own.state]),
+            trace_flags=self._api.TraceFlags(trace.sampled),
+            trace_state=self._api.TraceState.from_header([trace.state]),
         )
         return self._api.set_span_in_context(self._api.NonRecordingSpan(parent), Context())
 
@@ -155,20 +158,20 @@ def _attributes(entry: Entry) -> dict[str, Any]:
     return {key: value for key, value in known.items() if value is not None}
 
 
-def _ids() -> Any:
+def _id_generator() -> Any:
     from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
-    class Ids(RandomIdGenerator):
-        """The ids that the model server was told, once; random ones after."""
+    class ChosenIds(RandomIdGenerator):
+        """Give out the ids in `chosen` once, then random ones. The model server was told the chosen ones before."""
 
         chosen = threading.local()
 
         def generate_span_id(self) -> int:
-            given = self.chosen.__dict__.pop("span_id", None)
-            return super().generate_span_id() if given is None else int(given)
+            chosen = self.chosen.__dict__.pop("span_id", None)
+            return super().generate_span_id() if chosen is None else int(chosen)
 
         def generate_trace_id(self) -> int:
-            given = self.chosen.__dict__.pop("trace_id", None)
-            return super().generate_trace_id() if given is None else int(given)
+            chosen = self.chosen.__dict__.pop("trace_id", None)
+            return super().generate_trace_id() if chosen is None else int(chosen)
 
-    return Ids()
+    return ChosenIds()

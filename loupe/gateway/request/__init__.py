@@ -1,8 +1,8 @@
-"""A request, from what was sent to the bytes of its pictures.
+"""Read a request and fetch its URLs, down to the bytes of its pictures.
 
-In: the WSGI environment. Out: bytes for every picture, or the problem that took its place.
+In: the WSGI environment. Out: for every picture its bytes or a problem.
 
-body (which of the ways of sending it is; forms reads uploads) → schema (JSON and query, checked)
-→ fetch (URLs; addresses decides which hosts may be fetched from, and looks names up).
-deadline is how long the caller waits, X-Request-Timeout.
+body (by Content-Type; forms reads uploads) → schema (checks JSON and query)
+→ fetch (URLs; addresses looks host names up and decides which may be fetched from).
+deadline reads X-Request-Timeout, the time that the caller waits.
 """

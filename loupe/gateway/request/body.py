@@ -1,6 +1,6 @@
-"""What a request brings: pictures as bytes or as URLs, out of JSON, a form with files, or a raw body.
+"""Read the pictures of a request, as bytes or URLs, from JSON, a form with files, or a raw body.
 
-sent = read(environ, settings)        # Sent(items=[bytes | URL, …], many=False)
+sent = read_pictures(environ, settings)        # SentPictures(items=[bytes | URL, …], is_batch=False)
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from loupe.errors import BadRequest, TooLarge, UnsupportedBody
-from loupe.gateway.request.forms import parts
-from loupe.gateway.request.schema import EXAMPLE, question_of
+from loupe.gateway.request.forms import read_parts
+from loupe.gateway.request.schema import EXAMPLE, read_question
 from loupe.gateway.settings import Settings
 
-MAX_PARTS = 100  # of a form; more is not a folder of pictures but an attack
+MAX_PARTS = 100  # of a form; a form with more is taken for an attack
 
 
 @dataclass(frozen=True)
@@ -24,60 +24,62 @@ class URL:
 
 
 @dataclass(frozen=True)
-class Sent:
+class SentPictures:
     items: list[bytes | URL]
-    many: bool  # asked for as a list, so answered as one
+    is_batch: bool  # sent as a list, so the answer is a list
 
 
-def read(environ: dict[str, Any], settings: Settings) -> Sent:
-    """`environ`: WSGI's."""
-    body = _whole(environ["wsgi.input"], settings.max_bytes)
+def read_pictures(environ: dict[str, Any], settings: Settings) -> SentPictures:
+    """Read the pictures from the WSGI environment `environ`."""
+    # The Content-Type decides how the body is read.
+    body = _read_body(environ["wsgi.input"], settings.max_bytes)
     content_type: str = environ.get("CONTENT_TYPE", "")
-    kind = content_type.partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type == "multipart/form-data":
         sent = _from_form(body, content_type)
-    elif kind == "application/json":
+    elif media_type == "application/json":
         sent = _from_json(body)
-    elif kind.startswith("image/") or kind in ("", "application/octet-stream"):
-        sent = Sent([body], many=False)
+    elif media_type.startswith("image/") or media_type in ("", "application/octet-stream"):
+        sent = SentPictures([body], is_batch=False)
     else:
         raise UnsupportedBody(
-            f"A body of type {kind[:60]!r} is not read; send JSON (-H 'Content-Type: application/json'), "
+            f"A body of type {media_type[:60]!r} is not read; send JSON (-H 'Content-Type: application/json'), "
             "a form with files, or a picture's bytes as image/jpeg."
         )
+    # The limit on pictures holds for each way of sending them.
     if len(sent.items) > settings.max_images:
         raise BadRequest(f"{len(sent.items)} pictures in one request; at most {settings.max_images} are taken.")
     return sent
 
 
-def _whole(stream: IO[bytes], limit: int) -> bytes:
-    """The worker has gathered it within the limit; under another one a chunked body would not end."""
+def _read_body(stream: IO[bytes], limit: int) -> bytes:
+    """Read the whole body. Loupe's own worker has checked its size already; other WSGI servers may not have."""
     try:
         body = stream.read(limit + 1)
-    except Exception as error:  # the HTTP server's own: a chunk that is none, a client that left
+    except Exception as error:  # any error of the HTTP server: a malformed chunk, a client that hung up
         raise BadRequest("The body broke off, or its chunks are malformed; send it again.") from error
     if len(body) > limit:
         raise TooLarge(f"The body is larger than {limit:,} bytes; send less at once, or smaller pictures.")
     return body
 
 
-def _from_form(body: bytes, content_type: str) -> Sent:
-    sent = list(parts(body, content_type, MAX_PARTS))
-    files = [part.data for part in sent if part.is_file]
-    if files and any(part.name in ("url", "urls") for part in sent if not part.is_file):
+def _from_form(body: bytes, content_type: str) -> SentPictures:
+    form = list(read_parts(body, content_type, MAX_PARTS))
+    files = [part.data for part in form if part.is_file]
+    if files and any(part.name in ("url", "urls") for part in form if not part.is_file):
         raise BadRequest("Both a file and a URL; send one or the other.")
     if not files:
         raise BadRequest(f"The form holds no file. With curl: -F file=@picture.jpg. For URLs {EXAMPLE} as JSON.")
-    return Sent(list(files), many=len(files) > 1)
+    return SentPictures(list(files), is_batch=len(files) > 1)
 
 
-def _from_json(body: bytes) -> Sent:
-    question = question_of(body)
+def _from_json(body: bytes) -> SentPictures:
+    question = read_question(body)
     if isinstance(question.url, str):
-        return Sent([URL(question.url)], many=False)
+        return SentPictures([URL(question.url)], is_batch=False)
     if isinstance(question.b64, str):
-        return Sent([_from_base64(question.b64)], many=False)
-    return Sent([URL(url) for url in question.urls or ()], many=True)
+        return SentPictures([_from_base64(question.b64)], is_batch=False)
+    return SentPictures([URL(url) for url in question.urls or ()], is_batch=True)
 
 
 def _from_base64(text: str) -> bytes:

@@ -1,10 +1,10 @@
-"""How long one request may take, as its caller said in X-Request-Timeout.
+"""Read and check the caller's own time limit, the header X-Request-Timeout.
 
-    deadline = read_deadline(request.headers.get("X-Request-Timeout"))      # time.monotonic(); without one, never
-    check_deadline(deadline)                                                # OutOfTime once it is over
+    deadline = read_deadline(request.headers.get("X-Request-Timeout"))      # of time.monotonic(), or NEVER
+    check_deadline(deadline)                                                # OutOfTime once it has passed
 
-It counts from the moment the request was whole, so what it waited for a thread is in it. It can only shorten what the
-settings allow: they stand beside it.
+The time counts from the moment the request had arrived, so it includes the wait for a thread. It can only shorten the
+time that the settings allow.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""What is sent to the gateway and what it answers, as types: they check requests, and /openapi.json is made from them.
+"""Types of the requests and answers. They check requests, and /openapi.json is made from them.
 
-    asked = query(request.args)                      # Query(top=3, heatmap=0); BadRequest
-    question = question_of(request.get_data())       # Question(url="https://…"); BadRequest
+    options = read_query(request.args)               # Query(top=3, heatmap=0); BadRequest
+    question = read_question(request.get_data())     # Question(url="https://…"); BadRequest
 
-Keys that are not known are ignored, as they always were; a key that is given twice is refused: a proxy that judged the
-first would have judged another question.
+Unknown keys are ignored. A key that is given twice is refused: a proxy in front may have checked only the first value.
+
+The names and docstrings of the Struct classes are published: they stand in /openapi.json.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ Address = Annotated[
         examples=["https://example.org/tire.jpg"],
     ),
 ]
-# One that is too long is that one's own error, as everything else about one of many is.
-OneOfMany = Annotated[str, Meta(min_length=1, examples=["https://example.org/tire.jpg"])]
+# No max_length here: a URL of a list that is too long is an error of its own picture, not of the whole request.
+ListedAddress = Annotated[str, Meta(min_length=1, examples=["https://example.org/tire.jpg"])]
 Base64 = Annotated[
     str,
     Meta(min_length=1, description="The picture's bytes in base64, padded, no line breaks; a data: URL is taken too."),
@@ -46,7 +47,7 @@ class Question(Struct):
     """One of url, urls and b64."""
 
     url: Address | UnsetType = UNSET
-    urls: Annotated[list[OneOfMany], Meta(min_length=1, description="Answered in this order.")] | UnsetType = UNSET
+    urls: Annotated[list[ListedAddress], Meta(min_length=1, description="Answered in this order.")] | UnsetType = UNSET
     b64: Base64 | UnsetType = UNSET
 
 
@@ -64,15 +65,15 @@ _QUERY = {
 _questions = msgspec.json.Decoder(Question)
 
 
-def query(sent: Any) -> Query:
-    """`sent` is werkzeug's: a name may stand in it several times."""
+def read_query(arguments: Any) -> Query:
+    """Read the query from werkzeug's `request.args`, in which a name may stand several times."""
     given: dict[str, int | str] = {}
     for name in _QUERY:
-        texts = sent.getlist(name)
-        if len(texts) > 1:
+        values = arguments.getlist(name)
+        if len(values) > 1:
             raise BadRequest(f"{name} is given more than once; give it once.")
-        if texts:
-            text = texts[0]
+        if values:
+            text = values[0]
             given[name] = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else text
     try:
         return msgspec.convert(given, Query)
@@ -80,14 +81,15 @@ def query(sent: Any) -> Query:
         raise BadRequest(next(text for name, text in _QUERY.items() if f"$.{name}" in str(error))) from None
 
 
-def question_of(body: bytes) -> Question:
+def read_question(body: bytes) -> Question:
+    """Read the JSON body. Refuse it unless it has exactly one of url, urls and b64."""
     body = body.removeprefix(BYTE_ORDER_MARK)
     try:
         question = _questions.decode(body)
         if body.count(b'"') > 4 or b"\\" in body:  # more than one key and one text
-            json.loads(body, object_pairs_hook=_no_key_twice)  # it looks at what was skipped, too: at its letters
+            json.loads(body, object_pairs_hook=_refuse_repeated_key)  # also checks the text of unknown keys
     except msgspec.ValidationError as error:
-        raise BadRequest(_said(str(error))) from None
+        raise BadRequest(_explain(str(error))) from None
     except (msgspec.DecodeError, ValueError, RecursionError):  # no JSON, no UTF-8, too deep
         raise BadRequest(f"The body is not a JSON object; {EXAMPLE}.") from None
     given = sum(value is not UNSET for value in (question.url, question.urls, question.b64))
@@ -96,8 +98,8 @@ def question_of(body: bytes) -> Question:
     return question
 
 
-def _said(error: str) -> str:
-    """msgspec's words are about types; these are about what to send."""
+def _explain(error: str) -> str:
+    """Turn msgspec's error, which is about types, into one about what to send."""
     if "$.urls[" in error:
         return f"each of urls must be a text that is not empty; {EXAMPLE}."
     if "$.urls" in error:
@@ -110,7 +112,7 @@ def _said(error: str) -> str:
     return f"The body is not a JSON object; {EXAMPLE}."
 
 
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> None:
+def _refuse_repeated_key(pairs: list[tuple[str, Any]]) -> None:
     seen: set[str] = set()
     for key, _ in pairs:
         if key in seen:
@@ -237,10 +239,10 @@ class CardAnswer(Struct):
     parity: dict[str, Any] | None
 
 
-SHAPES = (Question, Query, Answer, Answers, Prediction, FailedPrediction, FaultAnswer, Alive, Ready, CardAnswer)
+TYPES = (Question, Query, Answer, Answers, Prediction, FailedPrediction, FaultAnswer, Alive, Ready, CardAnswer)
 
 
 def schemas() -> Mapping[str, Any]:
-    """By name, as JSON Schema."""
-    _, found = msgspec.json.schema_components(SHAPES, ref_template="#/components/schemas/{name}")
-    return found
+    """Return the JSON Schema of each type, by its name."""
+    _, components = msgspec.json.schema_components(TYPES, ref_template="#/components/schemas/{name}")
+    return components
