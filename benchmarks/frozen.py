@@ -30,7 +30,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # and with it the features tell something, so that there are accuracies to compare.
 MAKE = """
 import sys, keras, numpy as np
-from loupe.training.backbones import build_trunk
+from loupe.training.network.backbones import build_trunk
 keras.utils.set_random_seed(1)
 trunk = build_trunk(sys.argv[1], 150, 150)
 for layer in trunk.layers:
