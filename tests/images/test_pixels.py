@@ -92,8 +92,8 @@ def test_a_plain_jpeg_has_the_same_pixels_without_pillow(
 ) -> None:
     plain = encoded(photograph(133, 101), **options)
     turned_by_nothing = plain[:2] + b"\xff\xe1\0\x0e" + exif(1)[:12] + plain[2:]  # what only Pillow reads
-    assert limits.judge(plain) == (133, 101)
-    assert limits.judge(turned_by_nothing) is None
+    assert limits.check_limits(plain) == (133, 101)
+    assert limits.check_limits(turned_by_nothing) is None
     asked = decode(turned_by_nothing, HEIGHT, WIDTH)
     monkeypatch.setattr(Image, "open", None)
     assert (decode(plain, HEIGHT, WIDTH) == asked).all()
@@ -122,7 +122,7 @@ BESIDE = {
 @pytest.mark.parametrize("segment", BESIDE.values(), ids=BESIDE)
 def test_what_pillow_reads_in_a_jpeg_is_left_to_it(segment: bytes) -> None:
     data = encoded(photograph(133, 101))
-    assert limits.judge(data[:2] + segment + data[2:]) is None
+    assert limits.check_limits(data[:2] + segment + data[2:]) is None
 
 
 def test_training_and_the_gateway_see_identical_pixels(tmp_path: Path) -> None:
