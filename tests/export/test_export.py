@@ -18,7 +18,7 @@ from loupe.card import Card
 from loupe.errors import UserError
 from loupe.export.convert import Options, publish
 from loupe.export.convert import convert as converted
-from loupe.export.graph.savedmodel import Parts, run
+from loupe.export.graph.savedmodel import NetworkOutputs, run
 from loupe.export.publish.publication import versions
 from loupe.export.source import Source, read_run
 from loupe.export.variants.precision import choose
@@ -178,9 +178,9 @@ def test_auto_measures_both_and_takes_bfloat16_only_where_it_agrees(tmp_path: Pa
 
 
 def test_a_black_box_is_exported_as_it_is_or_not_at_all(tmp_path: Path) -> None:
-    def brightness(pixels: Any) -> Parts:
+    def brightness(pixels: Any) -> NetworkOutputs:
         bright = tf.reduce_mean(pixels, [1, 2]) / 255
-        return Parts(tf.math.log(bright / tf.reduce_sum(bright, 1, keepdims=True)))
+        return NetworkOutputs(tf.math.log(bright / tf.reduce_sum(bright, 1, keepdims=True)))
 
     def reference(pixels: Any) -> Any:
         bright = pixels.mean(axis=(1, 2))

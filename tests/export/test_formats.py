@@ -150,7 +150,7 @@ def test_an_earlier_export_is_replaced_and_a_full_disk_leaves_it(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(formats, "_put", full)
+    monkeypatch.setattr(formats, "_replace", full)
     with pytest.raises(UserError, match="No space left on device"):
         write(source, "openvino", tmp_path / "out")
     assert Card.read(folder / "card.json").name == "second"

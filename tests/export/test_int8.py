@@ -27,7 +27,7 @@ from loupe.errors import UserError
 from loupe.export.graph.savedmodel import freeze, network_of, save
 from loupe.export.graph.simplify import in_precision
 from loupe.export.variants import int8
-from loupe.export.variants.int8 import FOLDER, Accuracy, Cost, Verdict, add, judged
+from loupe.export.variants.int8 import FOLDER, Accuracy, Cost, Verdict, add, decide
 from tests.support.servers import ROOT, model_server
 
 SIDE, KINDS = 40, ("level", "rising", "falling")
@@ -188,13 +188,13 @@ def test_what_is_kept(
     right: int, broken: int, mended: int, milliseconds: tuple[float, float], megabytes: tuple[float, float], kept: bool
 ) -> None:
     accuracy = Accuracy(300, right, broken, mended, True, {"heatmap": 0.01}, None)
-    verdict = judged(accuracy, Cost({1: milliseconds, 8: milliseconds}, megabytes))
+    verdict = decide(accuracy, Cost({1: milliseconds, 8: milliseconds}, megabytes))
     assert verdict.kept == kept, str(verdict)
 
 
 def test_an_answer_that_is_no_number_is_a_wrong_one() -> None:
     good, bad = np.array([[0.9, 0.1]] * 2, np.float32), np.array([[np.nan, np.nan], [0.9, 0.1]], np.float32)
-    found = int8.compared({"probabilities": good}, {"probabilities": bad}, [0, 0])
+    found = int8.compare({"probabilities": good}, {"probabilities": bad}, [0, 0])
     assert (found.right, found.broken) == (2, 1)
 
 

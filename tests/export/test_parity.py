@@ -20,10 +20,10 @@ from PIL import Image
 
 from loupe.card import Card
 from loupe.errors import UserError
-from loupe.export.graph.savedmodel import Network, Parts, freeze, save
+from loupe.export.graph.savedmodel import Network, NetworkOutputs, freeze, save
 from loupe.export.parity.gate import SMOOTH, gate
-from loupe.export.parity.tolerance import Answers, Wanted, judged
-from loupe.export.replay_pictures import SAMPLES, for_calibration, for_replay, read, read_labelled
+from loupe.export.parity.tolerance import Answers, Expected, compare
+from loupe.export.replay_pictures import SAMPLES, for_quantisation, for_replay, read, read_labelled
 from loupe.export.source import Source, read_run
 from loupe.export.variants.precision import network_in
 from loupe.training.data import dataset
@@ -150,7 +150,7 @@ def test_an_export_that_is_what_was_trained_passes_every_stage_whatever_the_envi
 def test_a_model_without_heat_map_is_compared_without(tmp_path: Path, source: Source) -> None:
     card = replace(source.card, heatmap=False, unfamiliar_below=None)
     black = replace(source, card=card, model=None, familiarity=None)
-    folder = exported(tmp_path, black, lambda pixels: Parts(source.network(pixels).logits))
+    folder = exported(tmp_path, black, lambda pixels: NetworkOutputs(source.network(pixels).logits))
     assert gate(folder, black, replayed(source))["stages"] == ["session", "openvino", "service"]
 
 
@@ -221,7 +221,7 @@ def scales_twice(source: Source) -> Network:
 
 
 def gives_nan(source: Source) -> Network:
-    def network(pixels: tf.Tensor) -> Parts:
+    def network(pixels: tf.Tensor) -> NetworkOutputs:
         parts = source.network(pixels)
         dark = tf.reduce_mean(pixels, [1, 2, 3]) < 120
         return replace(parts, logits=tf.where(dark[:, None], tf.math.log(-1.0), parts.logits))
@@ -230,7 +230,7 @@ def gives_nan(source: Source) -> Network:
 
 
 def mirrors_heat(source: Source) -> Network:
-    def network(pixels: tf.Tensor) -> Parts:
+    def network(pixels: tf.Tensor) -> NetworkOutputs:
         parts = source.network(pixels)
         assert parts.heatmap is not None
         return replace(parts, heatmap=parts.heatmap[:, :, ::-1])
@@ -243,7 +243,7 @@ def looks_at_neighbours(source: Source) -> Network:
 
 
 def gives_one_heat_map(source: Source) -> Network:
-    def network(pixels: tf.Tensor) -> Parts:
+    def network(pixels: tf.Tensor) -> NetworkOutputs:
         parts = source.network(pixels)
         return replace(parts, heatmap=tf.reduce_max(parts.heatmap, axis=0))
 
@@ -304,7 +304,7 @@ def test_what_openvino_alone_computes_otherwise_is_openvinos(
 ) -> None:
     """It computes int64 in 32 bits: three thousand millions become two."""
 
-    def network(pixels: tf.Tensor) -> Parts:
+    def network(pixels: tf.Tensor) -> NetworkOutputs:
         millions = tf.cast(tf.reduce_max(pixels) * 0 + 3e9, tf.int64) // 1_000_000_000
         return source.network(pixels * tf.cast(millions, tf.float32) / 3)
 
@@ -390,12 +390,12 @@ def two(*best: float) -> Any:
 
 
 def test_a_near_tie_may_go_either_way_and_nothing_else_may() -> None:
-    wanted = Wanted(two(0.509, 0.9))
-    near = judged("session", Answers(two(0.495, 0.9)), wanted, "bfloat16")
+    wanted = Expected(two(0.509, 0.9))
+    near = compare("session", Answers(two(0.495, 0.9)), wanted, "bfloat16")
     assert near.fault is None
-    assert near.steps
-    assert (near.steps.turned, near.steps.near_ties) == (0, 1)
-    other = judged("session", Answers(two(0.495, 0.9)), Wanted(two(0.511, 0.9)), "bfloat16")
+    assert near.differences
+    assert (near.differences.relabelled, near.differences.near_ties) == (0, 1)
+    other = compare("session", Answers(two(0.495, 0.9)), Expected(two(0.511, 0.9)), "bfloat16")
     assert other.fault == "gives 1 of 2 pictures another label"
 
 
@@ -403,8 +403,8 @@ def test_int8_may_turn_some_answers_and_is_still_not_another_model() -> None:
     random = np.random.default_rng(1)
     sure = random.uniform(0.9, 1, 100) * np.where(random.integers(0, 2, 100), 1, -1) % 1
     some = np.where(np.arange(100) < 5, 1 - sure, sure)
-    assert judged("service", Answers(two(*some)), Wanted(two(*sure)), "int8").fault is None
-    shifted = judged("service", Answers(two(*sure)[:, ::-1]), Wanted(two(*sure)), "int8")
+    assert compare("service", Answers(two(*some)), Expected(two(*sure)), "int8").fault is None
+    shifted = compare("service", Answers(two(*sure)[:, ::-1]), Expected(two(*sure)), "int8")
     assert "100 of 100 pictures another label" in str(shifted.fault)
 
 
@@ -424,16 +424,16 @@ def test_training_keeps_which_pictures_it_held_out_and_the_gate_finds_them(tmp_p
     heldout.write(tmp_path / "pictures.json", data, Predictions(rows, answers, answers, answers, sure / 2))
     held_out = {data.pictures[row].file.path for row in (*data.validation, *data.calibration)}
     chosen = for_replay(tmp_path, None, data.labels)
-    assert chosen.what == "validation"
+    assert chosen.origin == "validation"
     assert {picture.path for picture in chosen.pictures} == held_out
     assert all(picture.path.parent.name == picture.label for picture in chosen.pictures)
     said = {data.pictures[row].file.path: number for row, number in zip(rows, sure, strict=True)}
     for picture in chosen.pictures:
-        assert picture.answered
-        assert picture.answered.label == data.labels[0]
-        assert picture.answered.confidence == pytest.approx(said[picture.path], abs=1e-5)
-        assert picture.answered.familiarity == pytest.approx(said[picture.path] / 2, abs=1e-3)
-    learnt = for_calibration(tmp_path, None, data.labels, most=12)
+        assert picture.noted
+        assert picture.noted.label == data.labels[0]
+        assert picture.noted.confidence == pytest.approx(said[picture.path], abs=1e-5)
+        assert picture.noted.familiarity == pytest.approx(said[picture.path] / 2, abs=1e-3)
+    learnt = for_quantisation(tmp_path, None, data.labels, most=12)
     assert {picture.path for picture in learnt.pictures} <= {data.pictures[row].file.path for row in data.train}
     assert [picture.label for picture in learnt.pictures].count("few") == 6, "drawn evenly"
 
@@ -443,10 +443,10 @@ def test_pictures_that_moved_are_told_and_the_samples_taken(tmp_path: Path, sour
     listed = json.loads((source.run / "pictures.json").read_text())
     (tmp_path / "pictures.json").write_text(json.dumps({**listed, "folder": str(tmp_path)}))
     chosen = for_replay(tmp_path, None, LABELS)
-    assert chosen.what == "sample"
+    assert chosen.origin == "sample"
     assert {picture.path for picture in chosen.pictures} == set(SAMPLES.glob("*.jpg"))
     assert any("12 of 12 validation pictures are no longer in" in note for note in chosen.notes)
-    assert for_replay(None, None, LABELS).what == "sample"
+    assert for_replay(None, None, LABELS).origin == "sample"
 
 
 def test_a_folder_of_pictures_gives_labels_where_its_folders_do(tmp_path: Path, source: Source) -> None:

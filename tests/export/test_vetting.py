@@ -22,7 +22,7 @@ import tf_keras
 from loupe.errors import UserError
 from loupe.export.foreign import savedmodel
 from loupe.export.foreign.read import read_model
-from loupe.export.foreign.vet_keras import vetted
+from loupe.export.foreign.vet_keras import check_keras_file
 from tests.support.servers import ROOT
 
 SHAPE = (16, 16, 3)
@@ -125,7 +125,7 @@ def with_object(**entry: Any) -> Callable[[dict[str, Any]], None]:
 def test_what_vetting_does_not_know_reaches_no_library(tmp_path: Path, file: str, change: Any) -> None:
     path = altered(tmp_path / file, change)
     with pytest.raises(UserError, match=r"does not know|never run"):
-        vetted(path)
+        check_keras_file(path)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_what_vetting_does_not_know_reaches_no_library(tmp_path: Path, file: str
 def test_sizes_that_the_weights_do_not_bear_out_are_refused(tmp_path: Path, file: str, kind: str, entries: Any) -> None:
     path = altered(tmp_path / file, lambda config: layer(config, kind)["config"].update(entries))
     with pytest.raises(UserError, match=r"refused|are taken"):
-        vetted(path)
+        check_keras_file(path)
 
 
 @pytest.mark.parametrize(
@@ -255,9 +255,9 @@ def test_a_table_from_a_text_file_an_unknown_operation_and_a_second_graph_are_re
     assert "InitializeTableFromTextFileV2" in refused(tmp_path / "table")
 
     save_module(tmp_path / "plain", lambda _: None)
-    savedmodel.vetted(tmp_path / "plain")
+    savedmodel.check_savedmodel(tmp_path / "plain")
     graph = tmp_path / "plain" / "saved_model.pb"
-    saved = savedmodel.vetted(tmp_path / "plain")
+    saved = savedmodel.check_savedmodel(tmp_path / "plain")
     saved.meta_graphs[0].graph_def.node.add(name="theirs", op="Theirs\x1b[31m")
     graph.write_bytes(saved.SerializeToString())
     assert "Theirs" in refused(tmp_path / "plain")
@@ -268,7 +268,7 @@ def test_a_table_from_a_text_file_an_unknown_operation_and_a_second_graph_are_re
 
 def test_what_restoring_runs_may_not_write(tmp_path: Path) -> None:
     save_module(tmp_path / "theirs", lambda _: None)
-    saved = savedmodel.vetted(tmp_path / "theirs")
+    saved = savedmodel.check_savedmodel(tmp_path / "theirs")
     meta = saved.meta_graphs[0]
     restore = next(node for node in meta.graph_def.node if node.name == meta.saver_def.restore_op_name)
     restore.input.append("^StatefulPartitionedCall_1")  # the saver's own saving
