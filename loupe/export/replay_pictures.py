@@ -32,7 +32,7 @@ SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", "
 
 @dataclass(frozen=True)
 class TrainingNote:
-    """What training's own network answered for a picture."""
+    """The answer of training's own network for a picture."""
 
     label: str
     confidence: float

@@ -62,7 +62,8 @@ def openvino(folder: Path, card: Card, pixels: Array, advance: Advance) -> Answe
 
 
 def in_batches(ask: Ask, pixels: Array, advance: Advance) -> Answers:
-    """Ask for all pictures in batches. The first question is not timed, since engines prepare themselves in it."""
+    """Ask for the first picture alone, then for all in batches. The first call is not timed, since engines set
+    themselves up in it."""
     # Ask for the first picture alone.
     alone = ask(pixels[:1])
     _check_batch(alone, 1)

@@ -82,7 +82,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Differences:
-    """How far a stage's answers are from the expected ones."""
+    """The distance of a stage's answers from the expected ones."""
 
     relabelled: int  # pictures with another label, near-ties not counted
     near_ties: int  # pictures with another label whose two best were within NEAR_TIE
@@ -92,7 +92,7 @@ class Differences:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the gate's table."""
+    """A line of the gate's table."""
 
     stage: str
     pictures: int = 0

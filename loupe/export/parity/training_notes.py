@@ -74,7 +74,10 @@ def _contradiction(
             f"is up to {max(differences):.2g} more or less sure than training noted: is the card's temperature its own?"
         )
     if shifts and np.mean(shifts) > FAMILIARITY:
-        return f"finds pictures {np.mean(shifts):.2g} more or less familiar than training noted: is familiarity.npz its own?"
+        return (
+            f"finds pictures {np.mean(shifts):.2g} more or less familiar than training noted: is familiarity.npz its "
+            "own?"
+        )
     return None
 
 
