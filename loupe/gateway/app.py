@@ -14,7 +14,7 @@ from typing import Any
 from flask import Flask, Response, render_template, request, send_from_directory
 from werkzeug.exceptions import HTTPException
 
-from loupe.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, Problem, Stopping, bare
+from loupe.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, Problem, Stopping, without_traceback
 from loupe.gateway.access.guard import guard
 from loupe.gateway.docs.page import add_docs
 from loupe.gateway.model.client import ModelClient
@@ -169,7 +169,7 @@ def _add_errors(app: Flask) -> None:
     def answer_problem(problem: Problem) -> Response:
         entry = in_hand()
         entry.code = problem.code
-        status, headers, body = rendered(bare(problem), entry.request_id)
+        status, headers, body = rendered(without_traceback(problem), entry.request_id)
         response = _json(body)
         response.status_code = status
         response.headers.update(headers)
@@ -177,7 +177,7 @@ def _add_errors(app: Flask) -> None:
 
     @app.errorhandler(HTTPException)
     def answer_http(error: HTTPException) -> Response:
-        response = answer_problem(_from_http(bare(error)))  # its request keeps the error
+        response = answer_problem(_from_http(without_traceback(error)))  # its request keeps the error
         for name, value in error.get_headers():
             if name == "Allow":
                 response.headers[name] = value

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from loupe.card import Card
-from loupe.errors import AllFailed, ImageError, OutOfTime, Problem, bare
+from loupe.errors import AllFailed, ImageError, OutOfTime, Problem, without_traceback
 from loupe.gateway.model.cardless import picture
 from loupe.gateway.model.client import Answer
 from loupe.gateway.observe.record import Prediction
@@ -60,7 +60,7 @@ class Batch:
         """A problem with one of many is its own answer; with the only one it is the request's, as is its time."""
         if not self._sent.many or isinstance(problem, OutOfTime):
             raise problem
-        return bare(problem)
+        return without_traceback(problem)
 
     def results(
         self, answer: Answer, predictions: list[Prediction], top: int | None, heatmaps: bool

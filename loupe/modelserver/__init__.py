@@ -1,5 +1,6 @@
-"""A model server that takes TensorFlow Serving's flags and answers as it does: `python -m loupe.modelserver --help`.
+"""A model server with TensorFlow Serving's flags and answers: `python -m loupe.modelserver --help`.
 
-flags → versions (polls the folder, loads and unloads) → warmup → loupe/engines; service (gRPC) and rest (HTTP)
-both ask answers.
+flags → versions (polls the folder, loads and unloads) → warmup → loupe/engines
+
+service (gRPC) and rest (HTTP) both call answers.
 """

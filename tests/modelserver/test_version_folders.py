@@ -95,7 +95,7 @@ def test_a_pipe_is_not_waited_for_and_the_next_version_is_served(home: Path, eng
 
 def test_a_card_of_megabytes_is_refused(home: Path, server: ModelServer) -> None:
     made = shutil.copytree(home / "1", home / ".made")
-    (made / CARD).write_bytes((made / CARD).read_bytes() + b" " * savedmodel.LARGEST_CARD)
+    (made / CARD).write_bytes((made / CARD).read_bytes() + b" " * savedmodel.MAX_CARD_BYTES)
     made.rename(home / "2")
     until(lambda: state(server) == (2, proto.END, LOST.value[0]), "version 2 to be refused", 10)
     assert "it is larger than 1048576 bytes" in server.stderr()

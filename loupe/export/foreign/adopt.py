@@ -18,7 +18,7 @@ from keras import activations, layers
 
 from loupe.export.foreign.scaling import Scaling
 from loupe.export.graph.simplify import flat, in_precision, rebuilt
-from loupe.gradcam import before
+from loupe.gradcam import producer_of
 
 OUTPUT_ACTIVATIONS = (activations.softmax, activations.sigmoid, activations.linear)  # a classifier ends in one of these
 ACTIVATION_LAYERS = {layer: layer.__name__ for layer in (layers.ReLU, layers.LeakyReLU, layers.PReLU, layers.ELU)}
@@ -26,7 +26,7 @@ ACTIVATION_LAYERS = {layer: layer.__name__ for layer in (layers.ReLU, layers.Lea
 
 def ending_of(model: keras.Model) -> str | None:
     """Return the name of the activation that a flat model ends in, None if its last layer does not tell."""
-    layer, _ = before(model.outputs[0])
+    layer, _ = producer_of(model.outputs[0])
     activation = _activation(layer) or getattr(layer, "activation", None)
     return getattr(activation, "__name__", None) if activation else ACTIVATION_LAYERS.get(type(layer))
 
@@ -39,10 +39,10 @@ def flattened(model: keras.Model, scaling: Scaling, height: int, width: int) -> 
 def with_logits(model: keras.Model, ends_in: str) -> keras.Model:
     """Return the model without its last softmax or sigmoid, and with two outputs where it has one. `model` is flat."""
     # Find the last layer that computes, before a softmax or the like in a layer of its own.
-    last, tensor = before(model.outputs[0])
+    last, tensor = producer_of(model.outputs[0])
     activation = None if isinstance(last, layers.Dense) else last
     if activation is not None and _activation(activation) in OUTPUT_ACTIVATIONS:
-        last = before(tensor)[0]
+        last = producer_of(tensor)[0]
     else:
         activation = None
     # Refuse what cannot be rewritten.
