@@ -218,7 +218,7 @@ from loupe.export import int8
 from loupe.cli import run_script
 folder, pixels = Path({str(folder)!r}), np.random.default_rng(1).integers(0, 256, (300, {SIDE}, {SIDE}, 3), np.uint8)
 card = Card.read(folder / "assets.extra" / "card.json")
-int8._tools()
+int8._import_tools()
 print("go", flush=True)
 run_script(lambda: print(int8.add(folder, card, pixels, pixels, None)))
 """
