@@ -1,4 +1,4 @@
-"""From a trained network to what is published: the same answers everywhere, in a graph that explains itself."""
+"""Export a trained network: the same answers everywhere, in a graph that holds its own card."""
 
 from __future__ import annotations
 
@@ -86,6 +86,7 @@ def test_every_backbone_answers_alike_in_keras_numpy_a_tf1_session_and_openvino(
     folder = finished_run(tmp_path / "run", model, familiar=True, height=80, width=75)
     version = export(folder, tmp_path / "models")
     images = coarse(6, (80, 75, 3), 7)
+    # Ask the session and OpenVINO, then compute the same with Keras and numpy.
     session = run(version, "serving_default", {"image": images})
     vino = openvino_answer(version, images)
     outputs = keras.Model(model.input, [model.output, model.get_layer("pool").output])
@@ -95,6 +96,7 @@ def test_every_backbone_answers_alike_in_keras_numpy_a_tf1_session_and_openvino(
         "familiarity": Familiarity.load(folder / "familiarity.npz").score(features),
         "heatmap": heatmaps(model, images),
     }
+    # All agree, and the pictures get different answers.
     for output, tolerance in (("probabilities", 1e-4), ("familiarity", 1e-2), ("heatmap", 1e-2)):
         assert len(session[output]) == len(images)
         assert np.abs(session[output] - wanted[output]).max() < tolerance

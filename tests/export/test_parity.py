@@ -1,4 +1,4 @@
-"""Nothing is published that is not what was trained: each fault is caused, and the gate names the stage that has it."""
+"""Cause each fault, and check that the gate names its stage and nothing is published."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def verdicts(printed: str) -> dict[str, bool]:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the service: for faults that show before it."""
+    """Leave the service out, for faults that show before it."""
     monkeypatch.setitem(sys.modules, "flask", None)
 
 
@@ -131,10 +131,12 @@ def test_an_export_that_is_what_was_trained_passes_every_stage_whatever_the_envi
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    # Set variables that would change the service, and run the gate.
     for name, value in {"LOUPE_PORT": "1", "MODEL_NAME": "nope", "TF_SERVING_HOST": "x:1", "LOUPE_ODD": "1"}.items():
         monkeypatch.setenv(name, value)
     exact = replace(source, card=replace(source.card, precision=precision))
     entry = gate(exported(tmp_path, exact, network_in(exact, precision)), exact, replayed(source))
+    # All stages agree, and the service is gone.
     assert entry["largest_difference"] < (1e-4 if precision == "float32" else 0.1)
     assert {key: entry[key] for key in ("images", "pictures", "disagreements", "stages")} == {
         "images": EACH * len(LABELS),
@@ -176,8 +178,8 @@ def test_labels_that_are_not_the_models_are_seen_in_its_accuracy(
 ) -> None:
     shifted = replace(source, card=replace(source.card, labels=SHIFTED))
     assert "the stage training is right on 0.0%; its card says 95.0%" in refused(exported(tmp_path, shifted), shifted)
-    told = verdicts(capsys.readouterr().out)
-    assert [stage for stage, well in told.items() if not well] == ["training"], "the rest agrees with itself"
+    stages = verdicts(capsys.readouterr().out)
+    assert [stage for stage, well in stages.items() if not well] == ["training"], "the rest agrees with itself"
 
 
 def test_some_wrong_labels_among_pictures_of_few_do_not_stop_it(
@@ -196,7 +198,7 @@ def test_rare_classes_drawn_evenly_do_not_make_a_model_look_worse_than_its_card(
     card = replace(source.card, training={"images": usual})
     chosen = replayed(source)
     labels = {"a": "a", "b": "c", "c": "b"}
-    pictures = [replace(one, label=labels[one.label]) for one in chosen.pictures]
+    pictures = [replace(picture, label=labels[picture.label]) for picture in chosen.pictures]
     lopsided = replace(source, card=card)
     assert gate(exported(tmp_path, lopsided), lopsided, replace(chosen, pictures=tuple(pictures)))
 
@@ -208,8 +210,8 @@ def test_a_card_changed_in_the_export_alone_fails_the_session_and_the_service(
     assert "the stage session describes itself by another card than the model's: labels differ" in refused(
         folder, source
     )
-    told = verdicts(capsys.readouterr().out)
-    assert told == {"training": True, "keras": True, "session": False, "openvino": True, "service": False}
+    stages = verdicts(capsys.readouterr().out)
+    assert stages == {"training": True, "keras": True, "session": False, "openvino": True, "service": False}
 
 
 def reads_bgr(source: Source) -> Network:
@@ -251,7 +253,7 @@ def gives_one_heat_map(source: Source) -> Network:
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "words"),
     [
         (reads_bgr, "moves a probability"),
         (scales_twice, "moves a probability"),
@@ -262,11 +264,11 @@ def gives_one_heat_map(source: Source) -> Network:
     ],
 )
 def test_a_fault_in_the_graph_is_the_sessions(
-    tmp_path: Path, source: Source, in_process: None, fault: Callable[[Source], Network], told: str
+    tmp_path: Path, source: Source, in_process: None, fault: Callable[[Source], Network], words: str
 ) -> None:
-    said = refused(exported(tmp_path, source, fault(source)), source)
-    assert "the stage session" in said
-    assert told in said
+    message = refused(exported(tmp_path, source, fault(source)), source)
+    assert "the stage session" in message
+    assert words in message
 
 
 def test_another_familiarity_than_trainings_is_the_sessions(tmp_path: Path, source: Source, in_process: None) -> None:
@@ -279,7 +281,8 @@ def test_another_familiarity_than_trainings_is_the_sessions(tmp_path: Path, sour
 def test_a_variable_left_out_of_the_savedmodel_is_the_sessions(
     tmp_path: Path, source: Source, in_process: None
 ) -> None:
-    """As seen: a Keras 3 model in a plain tf.Module loads in Python, and not where TensorFlow Serving would."""
+    """Test a case that was seen: a Keras 3 model in a plain tf.Module loads in Python, but not as TensorFlow Serving
+    would."""
     module, card = tf.Module(), source.card.to_json()
     module.model = network()
 
@@ -292,6 +295,7 @@ def test_a_variable_left_out_of_the_savedmodel_is_the_sessions(
     def describe(request: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"card": tf.fill(tf.shape(request), card)}
 
+    # It loads in Python, and not in a session.
     folder = tmp_path / "models" / "toy" / "1"
     tf.saved_model.save(module, str(folder), signatures={"serving_default": serve, "describe": describe})
     assert tf.saved_model.load(str(folder)).signatures["serving_default"], "it loads in Python"
@@ -321,22 +325,22 @@ def test_a_gateway_that_reads_bgr_is_the_services(
     turned = "import loupe.images.api as i; i.decode = lambda *a, real=i.decode: real(*a)[..., ::-1].copy()"
     customized("gunicorn", turned)
     assert "the stage service gives" in refused(exported(tmp_path, source), source)
-    told = verdicts(capsys.readouterr().out)
-    assert told == {"training": True, "keras": True, "session": True, "openvino": True, "service": False}
+    stages = verdicts(capsys.readouterr().out)
+    assert stages == {"training": True, "keras": True, "session": True, "openvino": True, "service": False}
 
 
 @pytest.mark.parametrize(
-    ("where", "code", "told"),
+    ("where", "code", "words"),
     [
         ("loupe.modelserver", "os._exit(3)", "ended before it was ready: serve.py: The model server ended"),
         ("gunicorn", "import loupe.images.api as i; i.decode = lambda *a: os._exit(3)", "does not answer"),
     ],
 )
 def test_a_service_that_dies_is_told(
-    tmp_path: Path, source: Source, customized: Callable[[str, str], None], where: str, code: str, told: str
+    tmp_path: Path, source: Source, customized: Callable[[str, str], None], where: str, code: str, words: str
 ) -> None:
     customized(where, code)
-    assert f"the stage service {told}" in refused(exported(tmp_path, source), source)
+    assert f"the stage service {words}" in refused(exported(tmp_path, source), source)
     until(lambda: not running(tmp_path), "the service to end")
 
 
@@ -358,35 +362,35 @@ with served(pathlib.Path({str(folder)!r})) as port:
 
 
 def running(models: Path) -> list[str]:
-    """Commands that name a folder."""
-    found = []
+    """Return the running commands that name a folder."""
+    commands = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             command = path.read_bytes().decode(errors="replace")
         except OSError:
             continue
         if str(models) in command and "serve" in command and path.parent.name != str(os.getpid()):
-            found.append(command)
-    return found
+            commands.append(command)
+    return commands
 
 
 def test_a_reference_that_is_no_reference_is_kerass(tmp_path: Path, source: Source, in_process: None) -> None:
     folder = exported(tmp_path, source)
-    for reference, told in (
+    for reference, words in (
         (lambda pixels: np.full((len(pixels), 3), np.nan, np.float32), "gives no number"),
         (lambda pixels: np.full((len(pixels), 4), 0.25, np.float32), "gives 4 classes, and the card has 3 labels"),
         (lambda pixels: np.full((len(pixels), 3), 2.0, np.float32), "do not add up to 1"),
     ):
-        said = refused(folder, replace(source, reference=reference))
-        assert "the stage keras" in said
-        assert told in said
+        message = refused(folder, replace(source, reference=reference))
+        assert "the stage keras" in message
+        assert words in message
 
 
 # ------------------------------------------------------------------------------------------------------------- bounds
 
 
 def two(*best: float) -> Any:
-    return np.array([[one, 1 - one] for one in best], np.float32)
+    return np.array([[share, 1 - share] for share in best], np.float32)
 
 
 def test_a_near_tie_may_go_either_way_and_nothing_else_may() -> None:
@@ -412,6 +416,7 @@ def test_int8_may_turn_some_answers_and_is_still_not_another_model() -> None:
 
 
 def test_training_keeps_which_pictures_it_held_out_and_the_gate_finds_them(tmp_path: Path) -> None:
+    # A data set of two labels, and training's notes on it.
     for label, count in (("many", 40), ("few", 10)):
         (tmp_path / "photos" / label).mkdir(parents=True)
         for number in range(count):
@@ -419,20 +424,22 @@ def test_training_keeps_which_pictures_it_held_out_and_the_gate_finds_them(tmp_p
             Image.fromarray(pixels).resize((32, 32)).save(tmp_path / "photos" / label / f"{number}.png")
     data = dataset.read(Data(tmp_path / "photos"), 16, 16, seed=1, spill=tmp_path)
     rows = np.concatenate([data.validation, data.calibration])
-    sure = np.linspace(0.6, 0.9, len(rows))
-    answers = np.stack([sure, 1 - sure], axis=1)
-    heldout.write(tmp_path / "pictures.json", data, Predictions(rows, answers, answers, answers, sure / 2))
-    held_out = {data.pictures[row].file.path for row in (*data.validation, *data.calibration)}
+    confidences = np.linspace(0.6, 0.9, len(rows))
+    answers = np.stack([confidences, 1 - confidences], axis=1)
+    heldout.write(tmp_path / "pictures.json", data, Predictions(rows, answers, answers, answers, confidences / 2))
+    paths = {data.pictures[row].file.path for row in (*data.validation, *data.calibration)}
+    # The gate replays the held-out pictures, with what training noted of them.
     chosen = for_replay(tmp_path, None, data.labels)
     assert chosen.origin == "validation"
-    assert {picture.path for picture in chosen.pictures} == held_out
+    assert {picture.path for picture in chosen.pictures} == paths
     assert all(picture.path.parent.name == picture.label for picture in chosen.pictures)
-    said = {data.pictures[row].file.path: number for row, number in zip(rows, sure, strict=True)}
+    confidence_of = {data.pictures[row].file.path: number for row, number in zip(rows, confidences, strict=True)}
     for picture in chosen.pictures:
         assert picture.noted
         assert picture.noted.label == data.labels[0]
-        assert picture.noted.confidence == pytest.approx(said[picture.path], abs=1e-5)
-        assert picture.noted.familiarity == pytest.approx(said[picture.path] / 2, abs=1e-3)
+        assert picture.noted.confidence == pytest.approx(confidence_of[picture.path], abs=1e-5)
+        assert picture.noted.familiarity == pytest.approx(confidence_of[picture.path] / 2, abs=1e-3)
+    # int8 is quantised on training pictures.
     learnt = for_quantisation(tmp_path, None, data.labels, most=12)
     assert {picture.path for picture in learnt.pictures} <= {data.pictures[row].file.path for row in data.train}
     assert [picture.label for picture in learnt.pictures].count("few") == 6, "drawn evenly"

@@ -37,8 +37,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     answers, near = source.reference(pixels), known(model).score(features(source, pixels))
     (folder / "photos").mkdir()
     listed = []
-    for row, one in enumerate(pixels):
-        Image.fromarray(one).save(folder / "photos" / f"{row}.png")
+    for row, picture in enumerate(pixels):
+        Image.fromarray(picture).save(folder / "photos" / f"{row}.png")
         top = int(answers[row].argmax())
         listed.append([f"{row}.png", LABELS[top], LABELS[top], float(answers[row, top]), float(near[row])])
     content = {"folder": str(folder / "photos"), "training": [], "validation": listed}
@@ -140,7 +140,7 @@ def test_an_accuracy_that_was_measured_on_eight_pictures_proves_little() -> None
 
 
 def test_two_of_many_labels_that_were_swapped_show_in_what_training_noted() -> None:
-    """Of 40 classes and 120 pictures, six: less than an accuracy tells."""
+    """Test 40 classes and 120 pictures, of which six change: too few to show in an accuracy."""
     card = replace(CARD, labels=tuple(f"label {n}" for n in range(40)))
     truth = np.arange(120) % 40
     then = tuple(Picture(WORDS, card.labels[n], TrainingNote(card.labels[n], 0.9, None)) for n in truth)

@@ -49,9 +49,9 @@ def bare(tmp_path: Path) -> Path:
 
 
 def logs(folder: Path) -> list[Any]:
-    """As TensorFlow and the official class read them."""
-    found = tf.data.TFRecordDataset(str(folder / warmup.REQUESTS)).as_numpy_iterator()
-    return [prediction_log_pb2.PredictionLog.FromString(record) for record in found]
+    """Read the requests with TensorFlow and the official class."""
+    records = tf.data.TFRecordDataset(str(folder / warmup.REQUESTS)).as_numpy_iterator()
+    return [prediction_log_pb2.PredictionLog.FromString(record) for record in records]
 
 
 # ------------------------------------------------------------------------------------------------------------ the file
@@ -59,9 +59,9 @@ def logs(folder: Path) -> list[Any]:
 
 def test_tensorflow_reads_a_predict_request_for_each_batch_size(warmed: Path) -> None:
     assert (warmed / warmup.REQUESTS).stat().st_size < 1000
-    found = logs(warmed)
-    assert [log.WhichOneof("log_type") for log in found] == ["predict_log"] * 4
-    for log, batch in zip(found, (1, 2, 4, 8), strict=True):
+    requests = logs(warmed)
+    assert [log.WhichOneof("log_type") for log in requests] == ["predict_log"] * 4
+    for log, batch in zip(requests, (1, 2, 4, 8), strict=True):
         request = log.predict_log.request
         assert (request.model_spec.name, request.model_spec.signature_name) == ("tires", "serving_default")
         image = tf.make_ndarray(request.inputs["image"])
@@ -179,8 +179,8 @@ def load(folder: Path) -> Engine:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_request_that_fails_fails_the_load(bare: Path, fault: str) -> None:
-    found, code, words = FAULTS[fault]
-    tfrecord.write(bare / warmup.REQUESTS, found)
+    records, code, words = FAULTS[fault]
+    tfrecord.write(bare / warmup.REQUESTS, records)
     with pytest.raises(Refused) as refused:
         load(bare)
     assert refused.value.code == code
@@ -206,8 +206,8 @@ def test_no_file_an_empty_file_and_records_of_other_calls_are_fine(
 ) -> None:
     path = bare / warmup.REQUESTS
     assert load(bare).name == "openvino"
-    for found in ([], [predict(), classify()]):
-        tfrecord.write(path, found)
+    for records in ([], [predict(), classify()]):
+        tfrecord.write(path, records)
         assert load(bare).name == "openvino"
     assert "record 2, is no Predict request: passed over" in capsys.readouterr().err
 
@@ -251,7 +251,7 @@ def test_a_batch_of_more_than_256_is_passed_over_with_a_line(bare: Path) -> None
 
 
 def slow_requests(folder: Path, turns: float) -> None:
-    """As many as are read, each of some milliseconds' work for a hundred turns."""
+    """Write as many requests as are read; each takes some milliseconds for a hundred turns."""
     log = proto.PredictionLog()
     log.predict_log.request.CopyFrom(proto.predict_request("slow", {"turns": np.array([[turns]], np.float32)}))
     (folder / "assets.extra").mkdir()

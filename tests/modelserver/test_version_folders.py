@@ -47,7 +47,7 @@ def channel(server: ModelServer) -> Any:
 
 
 def state(server: ModelServer) -> tuple[int, int, int]:
-    """Of the newest version: its number, state and error code."""
+    """Return the newest version's number, state and error code."""
     request = proto.GetModelStatusRequest(model_spec=proto.model_spec("tires"))
     newest = proto.call(channel(server), proto.GET_MODEL_STATUS)(request, timeout=20).model_version_status[0]
     return newest.version, newest.state, newest.status.error_code

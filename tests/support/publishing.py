@@ -25,5 +25,5 @@ def child(code: str, *arguments: object) -> list[str]:
 
 
 def names(home: Path) -> list[str]:
-    """What lies in a model's folder beside its ledger."""
+    """Return the names in a model's folder, without its ledger."""
     return sorted(entry.name for entry in home.iterdir() if entry.name != ".numbers")
