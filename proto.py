@@ -140,9 +140,7 @@ _DTYPES = [
     DType("string", STRING, np.dtype(object), "string_val"),
     DType("int64", 9, np.dtype("<i8"), "int64_val"),
     DType("bool", 10, np.dtype("?"), "bool_val"),
-    DType(
-        "bfloat16", BFLOAT16, np.dtype("<u2"), "half_val"
-    ),  # numpy has no such type: it is the upper half of a float32
+    DType("bfloat16", BFLOAT16, np.dtype("<u2"), "half_val"),  # the upper half of a float32; numpy has no such type
     DType("uint16", 17, np.dtype("<u2"), "int_val"),
     DType("float16", HALF, np.dtype("<f2"), "half_val"),
     DType("uint32", 22, np.dtype("<u4"), "uint32_val"),

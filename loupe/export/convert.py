@@ -48,10 +48,9 @@ def publish(run: Path, models: Path) -> Path:
 def convert(source: Source, options: Options) -> Path:
     for note in source.notes:
         print(f"note               {note}")
-    # Read the pictures, freeze and save the network.
-    with publication(
-        options.models, source.card.name
-    ) as staging:  # first, so that a folder that cannot be written fails at once
+    # Make the staging folder first, so that a folder that cannot be written fails at once.
+    with publication(options.models, source.card.name) as staging:
+        # Read the pictures, freeze and save the network.
         replayed = replay_pictures.for_replay(source.run, options.images, source.card.labels)
         source, frozen = _freeze_source(source, options.precision, replayed)
         with quiet():

@@ -57,7 +57,7 @@ from loupe.gradcam import heatmaps, split
 SMOOTH = 8  # random pictures
 COMPARED_IN_FULL = 32  # pictures whose heat maps and familiarity are compared as well; each costs another pass
 INT8 = Path("assets.extra", "openvino-int8", "model.xml")  # the model server uses it where it exists
-NOISE_LINES = ("Graph execution error", "Detected at", "File ", "Exception from")  # how lines begin that tell nothing
+NOISE_LINES = ("Graph execution error", "Detected at", "File ", "Exception from")  # first words of lines to skip
 MAX_REASON = 300  # characters of another library's message
 COLUMNS = ("stage", "pictures", "other label", "near-ties", "largest", "mean", "ms each", "verdict")
 

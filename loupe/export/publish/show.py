@@ -136,7 +136,7 @@ def _shape(shape: Any) -> str:
     return f"[{', '.join(['?' if size < 0 else str(size) for size in sizes[:MOST]] + more)}]"
 
 
-# ------------------------------------------------------------------------------------------------ what lies beside it
+# ------------------------------------------------------------------------------------------------ the files beside it
 
 
 def _extras(folder: Path) -> Iterator[str]:
