@@ -1,4 +1,4 @@
-"""Decode a JPEG straight into an aligned buffer, which is faster than Pillow.
+"""Decode a JPEG straight into the picture's own memory, which is faster than Pillow.
 
     image = decoded(data, width, height, smaller=False)      # RGBX; on ValueError, use Pillow
 
@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-OFFSET, ALIGNMENT = 16, 32  # bytes
+OFFSET, ALIGNMENT = 16, 32  # bytes: the pixels begin 16 after a multiple of 32
 
 
 def decoded(data: bytes, width: int, height: int, smaller: bool) -> Image.Image:

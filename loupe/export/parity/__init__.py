@@ -1,7 +1,7 @@
 """The parity gate: publish nothing that answers otherwise than its source.
 
-In: an exported version, its source, and pictures. Out: the card's entry `parity`, shown in a table; Fault if a stage
-differs.
+In: an exported version, its source, and pictures. Out: the card's entry `parity`, and a table on the terminal;
+UserError if a stage differs.
 
 gate (the stages in order, and the table) → training_notes (what training wrote of its held-out pictures),
     engines (TensorFlow's session and OpenVINO, in this process), service (serve.py, over HTTP)
