@@ -109,9 +109,8 @@ def _copy_layer(layer: Any, used_names: set[str]) -> Any:
     if isinstance(axis := config.get("axis"), (list, tuple)) and len(axis) == 1:
         config["axis"] = axis[0]
     config["dtype"] = "float32"
-    config["name"] = (
-        config["name"].replace("/", "_") + "_"
-    )  # Keras 3 allows no slash; the suffix avoids names that it generates
+    # Keras 3 allows no slash; the suffix avoids names that it generates.
+    config["name"] = config["name"].replace("/", "_") + "_"
     while config["name"] in used_names:
         config["name"] += "_"
     # Build it.

@@ -121,9 +121,8 @@ def _decide_several(path: Path, ending: Ending, answers: Array) -> tuple[str, st
         return "softmax", how
     if ending.activation == "linear" and (ending.origin == "layer" or not sums_to_one):
         return "logits", how
-    if (
-        ending.activation is None and sums_to_one and np.ptp(answers, axis=0).max() > LEAST_SPREAD
-    ):  # logits do not sum to 1 by chance
+    # Logits do not sum to 1 by chance.
+    if ending.activation is None and sums_to_one and np.ptp(answers, axis=0).max() > LEAST_SPREAD:
         return "softmax", "by its answers"
     if not _in_unit_range(answers):
         return "logits", "by its answers"

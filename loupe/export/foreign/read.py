@@ -44,9 +44,7 @@ def read_model(
     # Check the file before any library builds it, then the flags.
     if not path.exists():
         raise UserError(f"There is no model at {path}.")
-    _ = (
-        savedmodel.check_savedmodel(path) if path.is_dir() else check_keras_file(path)
-    )  # before anything else is asked for
+    _ = savedmodel.check_savedmodel(path) if path.is_dir() else check_keras_file(path)
     if not labels:
         raise UserError(f"{path} does not say what its outputs mean: name them in order, --labels cup,fork,spoon.")
     scaling, names, asked_size = scaling_of(preprocess), labels_of(labels), size_of(size)

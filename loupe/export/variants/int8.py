@@ -151,7 +151,7 @@ def decide(accuracy: Accuracy, cost: Cost) -> Verdict:
 
 
 def _import_tools() -> tuple[Any, Any]:
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # else both libraries send usage data to their makers
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # else both send usage data
     try:
         import nncf  # type: ignore[import-untyped]
         import openvino
