@@ -159,7 +159,7 @@ def test_the_parts_of_the_dead_are_cleared_and_those_of_the_living_are_not(tmp_p
 
 def test_a_lock_held_for_long_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path)
-    monkeypatch.setattr(model_folder, "PATIENCE", 0.2)
+    monkeypatch.setattr(model_folder, "LOCK_SECONDS", 0.2)
     with (tmp_path / "toy" / ".numbers").open() as ledger:
         fcntl.flock(ledger, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="Another publication has held"):
