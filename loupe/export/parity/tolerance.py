@@ -37,8 +37,8 @@ class Bounds:
 # float32 differs only by the order of summing. Seen: 1.3e-6 of a probability, 1e-6 of a heat map, 1e-4 of a
 # familiarity, which jumps where held-out pictures lie close together.
 # bfloat16 keeps 8 bits of a number. Seen on trained networks: 0.015 at most and 0.002 in the mean, 0.016 of a heat map,
-# 0.08 of a familiarity. A picture near the border of a sharper network moves more, hence 0.1. A wrong graph is caught by
-# the bound of the mean.
+# 0.08 of a familiarity. A picture near the border of a sharper network moves more, hence 0.1. A wrong graph is caught
+# by the bound of the mean.
 # int8 was checked when it was made, by the answers that it turns right and wrong. Here it must only be the same model.
 # Seen: 0.14 at most, 0.04 in the mean, 6 of 136 pictures with another label.
 BOUNDS = {
