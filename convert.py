@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("float32", "bfloat16", "auto")
 FORMATS = ("onnx", "litert", "openvino")
-ENDS = ("logits", "softmax", "sigmoid")
-MOST = 1024  # versions kept, pictures in a batch
-ONLY_FOREIGN = ("labels", "preprocess", "size", "ends_in")
+OUTPUT_KINDS = ("logits", "softmax", "sigmoid")
+MAX_COUNT = 1024  # of versions to keep, and of pictures in a batch
+FOREIGN_FLAGS = ("labels", "preprocess", "size", "ends_in")
 EXPORTS = Path("exports")
-ONLY_PUBLISHED = ("precision", "int8", "keep", "warm_up", "no_parity")
+PUBLISH_FLAGS = ("precision", "int8", "keep", "warm_up", "no_parity")
 
 
 def main() -> None:
@@ -54,35 +54,38 @@ def main() -> None:
 
 
 def export(args: argparse.Namespace) -> None:
+    # Read the model.
     if args.name:
         check_name(args.name)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # its notices of deprecation, too
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # deprecation warnings as well
     source = read(args)
+    # Write another format, if asked for.
     if args.to:
         from loupe.export.variants import formats
 
         folder = (args.out or EXPORTS) / f"{source.card.name}-{args.to}"
         print(f"written            {formats.write(source, args.to, folder, args.images)}")
         return
+    # Publish a version.
     from loupe.export.convert import Options, convert
     from loupe.export.publish.show import show
 
-    chosen = Options(
+    options = Options(
         args.models, args.precision or "float32", args.int8, not args.no_parity, args.keep, args.images,
         **({"batches": args.warm_up} if args.warm_up else {}),
     )  # fmt: skip
-    folder = convert(source, chosen)
+    folder = convert(source, options)
     print(f"published          {folder}\n\n{show(folder)}")
 
 
 def read(args: argparse.Namespace) -> Source:
-    """A run, or what others made. TensorFlow takes seconds to load: only once the arguments are right."""
-    run = args.source.name == "model.keras" and (args.source.parent / "card.json").is_file()
-    path = args.source.parent if run else args.source
+    """Read a run or a model made elsewhere. TensorFlow takes seconds to load, so the arguments are checked first."""
+    is_model_of_run = args.source.name == "model.keras" and (args.source.parent / "card.json").is_file()
+    path = args.source.parent if is_model_of_run else args.source
     if not path.is_file() and not (path / "saved_model.pb").exists():
         check_run(path)
-        refuse(args, ONLY_FOREIGN, f"{path} is a run, whose card says that already")
+        refuse_flags(args, FOREIGN_FLAGS, f"{path} is a run, whose card says that already")
         from loupe.export.source import read_run
 
         return read_run(path, args.name)
@@ -93,13 +96,14 @@ def read(args: argparse.Namespace) -> Source:
     )
 
 
-def refuse(args: argparse.Namespace, flags: tuple[str, ...], why: str) -> None:
+def refuse_flags(args: argparse.Namespace, flags: tuple[str, ...], reason: str) -> None:
     for flag in flags:
         if getattr(args, flag):
-            raise UserError(f"--{flag.replace('_', '-')} does not go with this: {why}.")
+            raise UserError(f"--{flag.replace('_', '-')} does not go with this: {reason}.")
 
 
 def arguments() -> argparse.Namespace:
+    # Define the flags, in groups.
     parser = Parser(__doc__)
     add = parser.add_argument
     add("source", type=Path, nargs="?", metavar="SOURCE", help="a finished run; or a .keras, .h5 or SavedModel")
@@ -122,35 +126,36 @@ def arguments() -> argparse.Namespace:
     add("--labels", metavar="A,B", help="what its outputs mean, in order; or a text file of them, one a line")
     add("--preprocess", metavar="NAME", help="what it expects of pixels: xception, resnet50, …; rescale: 0…1; none")
     add("--size", metavar="PX", help="of its input: 299, or 320x240 for height x width (what the model says)")
-    add("--ends-in", choices=ENDS, help="what its output is, where that is misjudged")
+    add("--ends-in", choices=OUTPUT_KINDS, help="what its output is, where that is misjudged")
     group = parser.add_argument_group("instead of publishing")
     add = group.add_argument
     add("--to", choices=FORMATS, help="write another format, with the card beside it")
     add("--out", type=Path, metavar="DIR", help="where that goes (exports)")
     add("--show", type=Path, metavar="DIR", help="say what is in a SavedModel: signatures, names, types, shapes")
     add("--rollback", metavar="NAME", help="take a model's newest version out of service; it is moved aside")
+    # Refuse those that do not go together.
     args = parser.read()
-    ways = [bool(args.source), bool(args.show), bool(args.rollback)]
-    if sum(ways) != 1:
+    actions = [bool(args.source), bool(args.show), bool(args.rollback)]
+    if sum(actions) != 1:
         raise UserError("Give one of these: a SOURCE to export, --show DIR, or --rollback NAME. --help has examples.")
     if args.to or not args.source:
-        why = "nothing is published by --to" if args.to else "nothing is exported here"
-        refuse(args, ONLY_PUBLISHED, why)
+        reason = "nothing is published by --to" if args.to else "nothing is exported here"
+        refuse_flags(args, PUBLISH_FLAGS, reason)
     if not args.to:
-        refuse(args, ("out",), "it says where --to writes; versions are published to --models")
+        refuse_flags(args, ("out",), "it says where --to writes; versions are published to --models")
     if not args.source:
-        refuse(args, (*ONLY_FOREIGN, "to", "name", "images"), "nothing is exported here")
+        refuse_flags(args, (*FOREIGN_FLAGS, "to", "name", "images"), "nothing is exported here")
     return args
 
 
 def count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= MOST:
-        raise argparse.ArgumentTypeError(f"a whole number from 1 to {MOST}, not {text!r}")
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 to {MAX_COUNT}, not {text!r}")
     return int(text)
 
 
 def sizes(text: str) -> tuple[int, ...]:
-    return tuple(sorted({count(part.strip()) for part in text.split(",")}))
+    return tuple(sorted({count(number.strip()) for number in text.split(",")}))
 
 
 if __name__ == "__main__":

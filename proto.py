@@ -1,14 +1,14 @@
-"""numpy ↔ TensorFlow Serving's wire messages, without TensorFlow and without its generated files.
+"""Convert between numpy and TensorFlow Serving's gRPC messages, without TensorFlow and without its generated files.
 
     channel = grpc.insecure_channel("localhost:8500")
     request = proto.predict_request("tires", {"image": pixels})
     answer = proto.call(channel, proto.PREDICT)(request, timeout=5)
     proto.to_array(answer.outputs["probabilities"])
 
-SCHEMA below is the whole of what this stack says on the wire: field numbers, names, types. The message classes are
-made from it in a descriptor pool of their own, so they can live in one process beside TensorFlow's and
-tensorflow-serving-api's. Fields not listed are kept when a message is read and written again, never interpreted.
-Not covered: sparse, complex, quantised and resource tensors.
+SCHEMA below lists everything that Loupe sends and reads: field numbers, names, types. The message classes are made from
+it in a descriptor pool of their own, so they can live in one process beside TensorFlow's and tensorflow-serving-api's.
+Fields not listed are kept when a message is read and written again, never interpreted. Not covered: sparse, complex,
+quantised and resource tensors.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ GetModelStatusResponse      1 model_version_status *ModelVersionStatus
 
 PREDICT_SIGNATURE = "serving_default"
 SIGNATURE_MAP_URL = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
-MAX_TENSOR_BYTES = 1 << 31  # the wire itself ends at 2 GiB
-MAX_SPREAD_BYTES = 1 << 24  # where few values stand for many: a shape of a few bytes may declare any size
+MAX_TENSOR_BYTES = 1 << 31  # protobuf itself ends at 2 GiB
+MAX_SPREAD_BYTES = 1 << 24  # for tensors of which only some values are sent: a few bytes may declare any shape
 
 # ModelVersionStatus.state
 START, LOADING, AVAILABLE, UNLOADING, END = 10, 20, 30, 40, 50
@@ -76,26 +76,26 @@ def _build(schema: str) -> dict[str, Any]:
             _add_field(descriptor, field.split())
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    found = (pool.FindMessageTypeByName(f"loupe.wire.{line.split()[0]}") for line in lines)
-    return {descriptor.name: message_factory.GetMessageClass(descriptor) for descriptor in found}
+    descriptors = (pool.FindMessageTypeByName(f"loupe.wire.{line.split()[0]}") for line in lines)
+    return {descriptor.name: message_factory.GetMessageClass(descriptor) for descriptor in descriptors}
 
 
 def _add_field(owner: Any, words: list[str]) -> None:
-    number, name, *map_word, kind = words
+    number, name, *map_word, field_type = words
     field = owner.field.add(name=name, number=int(number), label=1)
     if map_word:  # a map is a repeated pair of key and value
         entry = owner.nested_type.add(name=name.title().replace("_", "") + "Entry")
         entry.options.map_entry = True
         _add_field(entry, ["1", "key", "string"])
-        _add_field(entry, ["2", "value", kind])
+        _add_field(entry, ["2", "value", field_type])
         field.label, field.type, field.type_name = 3, 11, f".loupe.wire.{owner.name}.{entry.name}"
         return
-    if kind.startswith("*"):
-        field.label, kind = 3, kind[1:]
-    if kind[0].isupper():
-        field.type, field.type_name = 11, f".loupe.wire.{kind}"
+    if field_type.startswith("*"):
+        field.label, field_type = 3, field_type[1:]
+    if field_type[0].isupper():
+        field.type, field.type_name = 11, f".loupe.wire.{field_type}"
     else:
-        field.type = getattr(descriptor_pb2.FieldDescriptorProto, f"TYPE_{kind.upper()}")
+        field.type = getattr(descriptor_pb2.FieldDescriptorProto, f"TYPE_{field_type.upper()}")
 
 
 _classes = _build(SCHEMA)
@@ -104,7 +104,7 @@ TensorShape = _classes["TensorShape"]
 Signature = _classes["Signature"]
 SignatureMap = _classes["SignatureMap"]
 SavedModel = _classes["SavedModel"]
-Constant = _classes["Constant"]  # a Node once more, with what Node leaves unread: of every node that would take long
+Constant = _classes["Constant"]  # a Node with its attributes: reading those of every node would take long
 ModelSpec = _classes["ModelSpec"]
 PredictRequest = _classes["PredictRequest"]
 PredictResponse = _classes["PredictResponse"]
@@ -113,7 +113,7 @@ GetModelMetadataRequest = _classes["GetModelMetadataRequest"]
 GetModelMetadataResponse = _classes["GetModelMetadataResponse"]
 GetModelStatusRequest = _classes["GetModelStatusRequest"]
 GetModelStatusResponse = _classes["GetModelStatusResponse"]
-WireError = message.DecodeError  # what FromString raises for bytes that are no such message
+WireError = message.DecodeError  # raised by FromString for bytes that are no such message
 
 
 # ------------------------------------------------------------------------------------------------------- tensors
@@ -121,11 +121,11 @@ WireError = message.DecodeError  # what FromString raises for bytes that are no 
 
 @dataclass(frozen=True)
 class DType:
-    """One of TensorFlow's element types: its number, its numpy form, and the field that holds it value by value."""
+    """An element type of TensorFlow: its number, its numpy type, and the field that holds its values one by one."""
 
     name: str
     number: int
-    numpy: np.dtype[Any]  # what the bytes of tensor_content are
+    numpy: np.dtype[Any]  # the type of the bytes in tensor_content
     values: str
 
 
@@ -140,7 +140,7 @@ _DTYPES = [
     DType("string", STRING, np.dtype(object), "string_val"),
     DType("int64", 9, np.dtype("<i8"), "int64_val"),
     DType("bool", 10, np.dtype("?"), "bool_val"),
-    DType("bfloat16", BFLOAT16, np.dtype("<u2"), "half_val"),  # numpy has none: the upper half of a float32
+    DType("bfloat16", BFLOAT16, np.dtype("<u2"), "half_val"),  # the upper half of a float32; numpy has no such type
     DType("uint16", 17, np.dtype("<u2"), "int_val"),
     DType("float16", HALF, np.dtype("<f2"), "half_val"),
     DType("uint32", 22, np.dtype("<u4"), "uint32_val"),
@@ -151,7 +151,7 @@ BY_NAME = {dtype.name: dtype for dtype in _DTYPES}
 
 
 def dtype_of(array: np.ndarray[Any, Any]) -> DType:
-    """The wire type of an array; every kind of text and bytes is `string`."""
+    """Return an array's element type; every kind of text and bytes is `string`."""
     name = "string" if array.dtype.kind in "OSU" else array.dtype.name
     if name not in BY_NAME:
         raise ValueError(f"no wire type for numpy's {name}; known are {', '.join(BY_NAME)}")
@@ -159,42 +159,45 @@ def dtype_of(array: np.ndarray[Any, Any]) -> DType:
 
 
 def to_tensor(value: Any, dtype: str | None = None, *, as_values: bool = False) -> Any:
-    """A wire tensor of an array (or of what numpy makes of `value`), as `dtype` if given.
+    """Return a tensor message for an array (or what numpy makes of `value`), as `dtype` if given.
 
-    `as_values` fills the typed field (`float_val` …), as TensorFlow Serving's answers do, instead of `tensor_content`.
-    """
+    `as_values` fills the typed field (`float_val` …), as TensorFlow Serving's answers do, instead of
+    `tensor_content`."""
+    # Convert to the element type.
     array = np.asarray(value)
     if array.dtype.kind in "SU" and not isinstance(value, np.ndarray):
-        array = np.asarray(value, object)  # numpy's own text types drop a text's trailing NULs
+        array = np.asarray(value, object)  # numpy's text types drop trailing NULs
     if dtype == "bfloat16" and array.dtype.name != "bfloat16":
-        array, kind = _to_bfloat16(array.astype(np.float32)), BY_NAME["bfloat16"]
+        array, element_type = _to_bfloat16(array.astype(np.float32)), BY_NAME["bfloat16"]
     else:
         array = array if dtype in (None, "string") else array.astype(dtype)
-        kind = dtype_of(array)
-    tensor = Tensor(dtype=kind.number)
+        element_type = dtype_of(array)
+    # Write type, shape and values.
+    tensor = Tensor(dtype=element_type.number)
     for size in array.shape:
         tensor.tensor_shape.dim.add(size=size)
-    if kind.number == STRING:
+    if element_type.number == STRING:
         tensor.string_val.extend(_as_bytes(item) for item in array.ravel().tolist())
         return tensor
-    if array.dtype.name == "bfloat16":  # ml_dtypes' type, where a caller has it
+    if array.dtype.name == "bfloat16":  # a caller may use the type of ml_dtypes
         array = array.view(np.uint16)
-    flat = np.ascontiguousarray(array, kind.numpy).ravel()
+    flat = np.ascontiguousarray(array, element_type.numpy).ravel()
     if as_values:
-        bits = flat.view(np.uint16) if kind.number == HALF else flat
-        getattr(tensor, kind.values).extend(bits.tolist())
+        bits = flat.view(np.uint16) if element_type.number == HALF else flat
+        getattr(tensor, element_type.values).extend(bits.tolist())
     else:
         tensor.tensor_content = flat.tobytes()
     return tensor
 
 
 def to_array(tensor: Any) -> np.ndarray[Any, Any]:
-    """The array of a wire tensor: bfloat16 becomes float32, strings become bytes. ValueError if it contradicts itself.
+    """Return the array of a tensor message: bfloat16 becomes float32, strings become bytes. ValueError if it
+    contradicts itself.
 
-    As in TensorFlow, too few values mean that the last one repeats, and none at all means zeros.
-    """
-    kind = BY_NUMBER.get(tensor.dtype)
-    if kind is None:
+    As in TensorFlow, if there are too few values the last one repeats, and if there are none all are zero."""
+    # Check type, shape and size.
+    element_type = BY_NUMBER.get(tensor.dtype)
+    if element_type is None:
         raise ValueError(f"dtype {tensor.dtype} is not one that this reads")
     shape = shape_of(tensor.tensor_shape)
     if shape is None or any(size < 0 for size in shape):
@@ -202,49 +205,50 @@ def to_array(tensor: Any) -> np.ndarray[Any, Any]:
     count = 1
     for size in shape:
         count *= size
-    if count * kind.numpy.itemsize > MAX_TENSOR_BYTES:
+    if count * element_type.numpy.itemsize > MAX_TENSOR_BYTES:
         raise ValueError(f"a tensor of shape {list(shape)} is larger than {MAX_TENSOR_BYTES >> 30} GiB")
+    # Read the values.
     content = tensor.tensor_content
     if content:
-        if kind.number == STRING:
+        if element_type.number == STRING:
             raise ValueError("strings travel in string_val, not in tensor_content")
-        if len(content) != count * kind.numpy.itemsize:
-            raise ValueError(f"{len(content)} bytes do not make a {kind.name} tensor of shape {list(shape)}")
-        flat = np.frombuffer(content, kind.numpy)
+        if len(content) != count * element_type.numpy.itemsize:
+            raise ValueError(f"{len(content)} bytes do not make a {element_type.name} tensor of shape {list(shape)}")
+        flat = np.frombuffer(content, element_type.numpy)
     else:
-        values = getattr(tensor, kind.values)
-        if len(values) < count and count * kind.numpy.itemsize > MAX_SPREAD_BYTES:
+        values = getattr(tensor, element_type.values)
+        if len(values) < count and count * element_type.numpy.itemsize > MAX_SPREAD_BYTES:
             raise ValueError(f"{len(values)} values are too few to be spread over the shape {list(shape)}")
-        flat = _spread(values, kind, count)
-    if kind.number == BFLOAT16:
+        flat = _repeat_last(values, element_type, count)
+    if element_type.number == BFLOAT16:
         flat = (flat.astype(np.uint32) << 16).view(np.float32)
     return flat.reshape(shape)
 
 
 def shape_of(shape: Any) -> tuple[int, ...] | None:
-    """The sizes of a wire shape, -1 where open; None where even the rank is unknown."""
+    """Return the sizes of a shape message, -1 where open; None if even the rank is unknown."""
     return None if shape.unknown_rank else tuple(dim.size for dim in shape.dim)
 
 
-def _spread(values: Sequence[Any], kind: DType, count: int) -> np.ndarray[Any, Any]:
-    if kind.number == STRING:
+def _repeat_last(values: Sequence[Any], element_type: DType, count: int) -> np.ndarray[Any, Any]:
+    if element_type.number == STRING:
         strings = np.full(count, values[-1] if len(values) else b"", dtype=object)
         strings[: len(values)] = list(values[:count])
         return strings
-    bits = np.dtype("<u2") if kind.number == HALF else kind.numpy
+    bits = np.dtype("<u2") if element_type.number == HALF else element_type.numpy
     # Values beyond the type's range wrap, as TensorFlow's own conversion does.
     flat = (
         np.array(values[:count], dtype=np.int64).astype(bits)
-        if bits.kind in "iu" and kind.number != 23
+        if bits.kind in "iu" and element_type.number != 23
         else (np.array(values[:count], dtype=bits))
     )
     if len(flat) < count:
         flat = np.concatenate([flat, np.full(count - len(flat), flat[-1] if len(flat) else 0, dtype=bits)])
-    return flat.view(kind.numpy)
+    return flat.view(element_type.numpy)
 
 
 def _to_bfloat16(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Rounded to the nearest, ties to even, as TensorFlow rounds; a NaN stays one."""
+    """Round to the nearest, ties to even, as TensorFlow does; a NaN stays one."""
     bits = array.view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     quiet_nan = (bits >> 16) | 0x40
@@ -264,7 +268,7 @@ def _as_bytes(item: object) -> bytes:
 
 @dataclass(frozen=True)
 class Method:
-    """One remote call: its path, and the messages that go in and come out."""
+    """A remote call: its path, and the classes of its request and response."""
 
     service: str
     name: str
@@ -286,14 +290,14 @@ GET_MODEL_STATUS = Method(
 
 
 def call(channel: Any, method: Method) -> Callable[..., Any]:
-    """The callable for `method` on a grpc channel: `call(channel, PREDICT)(request, timeout=5)`. A request is a message
-    or its bytes."""
-    made: Callable[..., Any] = channel.unary_unary(
+    """Return the callable for `method` on a grpc channel: `call(channel, PREDICT)(request, timeout=5)`. A request is a
+    message or its bytes."""
+    stub: Callable[..., Any] = channel.unary_unary(
         method.path,
         request_serializer=lambda request: request if type(request) is bytes else request.SerializeToString(),
         response_deserializer=method.response.FromString,
     )
-    return made
+    return stub
 
 
 def model_spec(name: str, version: int | None = None, signature: str = "") -> Any:
@@ -311,7 +315,7 @@ def predict_request(
     version: int | None = None,
     outputs: Sequence[str] = (),
 ) -> Any:
-    """A PredictRequest for arrays by input name; `outputs` names the only ones wanted, where not all are."""
+    """Return a PredictRequest for arrays by input name. `outputs` names the outputs to return, all if empty."""
     request = PredictRequest(model_spec=model_spec(model, version, signature), output_filter=list(outputs))
     for name, value in inputs.items():
         request.inputs[name].CopyFrom(value if isinstance(value, Tensor) else to_tensor(value))
@@ -319,12 +323,12 @@ def predict_request(
 
 
 def packed_request(model: str, inputs: Mapping[str, np.ndarray[Any, Any]], *, outputs: Sequence[str] = ()) -> bytes:
-    """`predict_request(…).SerializeToString()` for arrays of numbers that are whole in memory. Those are by far the
-    most of it, and are copied once: a message copies them in, about and out again."""
+    """Return `predict_request(…).SerializeToString()` for arrays of numbers that are whole in memory. The arrays are
+    most of the request and are copied once here; a message copies them several times."""
     pieces: list[Any] = [_packed_spec(model, tuple(outputs))]
     for name, array in inputs.items():
-        kind, content = dtype_of(array), array.reshape(-1).view(np.uint8).data
-        tensor = _packed_shape(kind.number, array.shape) + _field(Tensor, "tensor_content", len(content))
+        element_type, content = dtype_of(array), array.reshape(-1).view(np.uint8).data
+        tensor = _packed_shape(element_type.number, array.shape) + _field(Tensor, "tensor_content", len(content))
         key = name.encode()
         value = _field(_INPUT, "value", len(tensor) + len(content)) + tensor
         entry = _field(_INPUT, "key", len(key)) + key + value
@@ -353,7 +357,7 @@ def _packed_shape(number: int, shape: tuple[int, ...]) -> bytes:
 
 @lru_cache(256)
 def _field(owner: Any, name: str, length: int) -> bytes:
-    """What stands before so many bytes of a field: its number, and how many they are, seven bits a byte."""
+    """Return the bytes before a field's content: its number, and the length in seven bits a byte."""
     packed = bytearray()
     for rest in (owner.DESCRIPTOR.fields_by_name[name].number << 3 | 2, length):
         while rest > 0x7F:
@@ -364,6 +368,6 @@ def _field(owner: Any, name: str, length: int) -> bytes:
 
 
 def signatures(metadata: Any) -> dict[str, Any]:
-    """The signatures in a GetModelMetadataResponse, by name."""
+    """Return the signatures in a GetModelMetadataResponse, by name."""
     packed = metadata.metadata.get("signature_def")
     return dict(SignatureMap.FromString(packed.value).signature_def) if packed else {}

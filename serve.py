@@ -36,11 +36,12 @@ from loupe.gateway.settings import Settings
 ROOT = Path(__file__).resolve().parent
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
 START_SECONDS = 90  # a large model on a slow disk
-TELL_SECONDS = 1.5  # of waiting, before it is said what for
-STOP_SECONDS = 4  # for what has nothing in hand to end by itself before it is killed
+NOTICE_SECONDS = 1.5  # of waiting, before a line says what for
+STOP_SECONDS = 4  # for an idle process to end by itself before it is killed
 
 
 def main() -> int:
+    # Check everything that can be checked before anything starts.
     arguments = _arguments()
     if not find_spec("grpc"):
         raise ModuleNotFoundError(name="grpc")
@@ -50,6 +51,7 @@ def main() -> int:
     environment["LOUPE_LOG_FORMAT"] = os.environ.get("LOUPE_LOG_FORMAT") or "text"
     settings = Settings.from_environment(environment, check_keys=keys.check)
     check_ports(settings, instead="choose another: make PORT=8080 up")
+    # Start the model server, then the gateway.
     for number in SIGNALS:
         signal.signal(number, _interrupt)
     running: list[subprocess.Popen[str]] = []
@@ -63,6 +65,7 @@ def main() -> int:
         print(
             f"\n  {arguments.model_name} is served on http://localhost:{settings.port}   (Ctrl-C ends it)\n", flush=True
         )
+        # Wait for a signal, or for one of them to end.
         return _watch(running)
     finally:
         _stop(running, settings.grace)
@@ -101,44 +104,47 @@ def _start_model_server(arguments: argparse.Namespace, models: Path) -> subproce
         sys.executable,
         "-m",
         "loupe.modelserver",
-        "--address=127.0.0.1",  # it trusts whoever reaches it
+        "--address=127.0.0.1",  # it answers everybody who can reach it
         f"--port={arguments.grpc_port}",
         f"--model_name={name}",
         f"--model_base_path={models / name}",
         f"--engine={arguments.engine}",
-        "--max_num_load_retries=0",  # a model that is broken now should be said so now
+        "--max_num_load_retries=0",  # a broken model fails at once
     ]
     return _start(command, stdout=subprocess.PIPE)
 
 
 def _start(command: list[str], **options: Any) -> subprocess.Popen[str]:
-    """In a group of its own, so that Ctrl-C reaches this process alone; it stops them in order."""
+    """Start a process in a group of its own, so that Ctrl-C reaches only this process, which stops the others in
+    order."""
     return subprocess.Popen(command, cwd=ROOT, text=True, process_group=0, preexec_fn=_end_with_parent, **options)
 
 
 def _end_with_parent() -> None:
-    """Where the system can: should this process be killed outright, its children get SIGTERM."""
+    """Have the system send SIGTERM to the child if this process is killed outright (on Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _port_when_ready(server: subprocess.Popen[str]) -> int:
-    """The model server prints one line once it answers, naming its port."""
+    """Return the model server's port from the line that it prints once it answers."""
     assert server.stdout is not None
     ready, _, _ = select.select([server.stdout], [], [], START_SECONDS)
     line = server.stdout.readline() if ready else ""
-    found = re.search(r" on port (\d+)", line)
-    if found:
+    match = re.search(r" on port (\d+)", line)
+    if match:
         print(line.rstrip(), flush=True)
-        return int(found[1])
+        return int(match[1])
     if not ready:
         raise UserError(f"The model server was not ready after {START_SECONDS} s; see what it says above.")
     raise UserError("The model server ended before it was ready; the line above says why.")
 
 
 def _wait_until_ready(settings: Settings, running: list[subprocess.Popen[str]]) -> None:
+    # Find the gateway's address.
     host = "localhost" if settings.host in ("0.0.0.0", "::") else settings.host
     address = f"http://[{host}]" if ":" in host else f"http://{host}"
+    # Ask until it is ready, or cannot become ready.
     last = ""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
@@ -149,7 +155,7 @@ def _wait_until_ready(settings: Settings, running: list[subprocess.Popen[str]]) 
                 return
         except urllib.error.HTTPError as error:
             last = _detail(error)
-            if error.code == 502:  # the model is not one that the gateway can use, and waiting does not change it
+            if error.code == 502:  # the gateway cannot use the model, and waiting does not change that
                 raise UserError(last) from error
         except OSError:
             pass
@@ -165,42 +171,42 @@ def _detail(error: urllib.error.HTTPError) -> str:
 
 
 def _watch(running: list[subprocess.Popen[str]]) -> int:
-    told = _listen()
+    received = _collect_signals()
     while all(process.poll() is None for process in running):
-        if told:
+        if received:
             raise KeyboardInterrupt
         time.sleep(0.1)
     ended = next(process for process in running if process.poll() is not None)
-    part = "model server" if ended is running[0] else "gateway"
-    raise UserError(f"The {part} ended by itself (status {ended.returncode}); the rest is stopped. Start it again.")
+    program = "model server" if ended is running[0] else "gateway"
+    raise UserError(f"The {program} ended by itself (status {ended.returncode}); the rest is stopped. Start it again.")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    _ignore()  # closing a terminal sends more than one
+    _ignore_signals()  # closing a terminal sends several signals
     raise KeyboardInterrupt
 
 
-def _ignore() -> None:
+def _ignore_signals() -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _listen(*numbers: signal.Signals) -> list[int]:
-    """Signals that came. Raised as exceptions they could hit a Popen while it holds its lock, which is then held for
-    good: whoever waits for that process waits for ever."""
-    told: list[int] = []
+def _collect_signals(*numbers: signal.Signals) -> list[int]:
+    """Return a list that signals are added to as they come. An exception raised by a handler could hit a Popen while it
+    holds its lock: that would stay locked, and waiting for the process would never end."""
+    received: list[int] = []
     for number in numbers or SIGNALS:
-        signal.signal(number, lambda number, frame: told.append(number))
-    return told
+        signal.signal(number, lambda number, frame: received.append(number))
+    return received
 
 
 def _stop(running: list[subprocess.Popen[str]], grace: float) -> None:
-    """The gateway first: it answers what it has in hand, for which it needs the model server. Ctrl-C ends the wait."""
-    _ignore()
-    told = _listen(signal.SIGINT)
+    """Stop the gateway first: to answer the requests in hand it needs the model server. Ctrl-C ends the wait."""
+    _ignore_signals()
+    received = _collect_signals(signal.SIGINT)
     for process in reversed(running):
-        _end(process, STOP_SECONDS if process is running[0] else grace + STOP_SECONDS, told)
-    _ignore()
+        _stop_process(process, STOP_SECONDS if process is running[0] else grace + STOP_SECONDS, received)
+    _ignore_signals()
     for process in running:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -208,12 +214,12 @@ def _stop(running: list[subprocess.Popen[str]], grace: float) -> None:
                 os.waitpid(process.pid, 0)
 
 
-def _end(process: subprocess.Popen[str], patience: float, told: list[int]) -> None:
-    started, said = time.monotonic(), False
+def _stop_process(process: subprocess.Popen[str], timeout: float, received: list[int]) -> None:
+    started, announced = time.monotonic(), False
     process.terminate()
-    while process.poll() is None and not told and time.monotonic() - started < patience:
-        if not said and time.monotonic() - started > TELL_SECONDS:
-            said = True
+    while process.poll() is None and not received and time.monotonic() - started < timeout:
+        if not announced and time.monotonic() - started > NOTICE_SECONDS:
+            announced = True
             print("  Answering what is in hand. Ctrl-C once more ends it at once.", file=sys.stderr, flush=True)
         time.sleep(0.05)
 

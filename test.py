@@ -34,34 +34,36 @@ def main() -> int:
 
 
 def check(address: str, picture: str | Path, timeout: float) -> bool:
-    """Ask for one picture and print what came. Whether it came, and is what it should be."""
+    """Ask for one picture and print the answer. Return True if there is one, and it is the expected one."""
+    # Ask.
     name = picture if isinstance(picture, str) else picture.name
     started = time.monotonic()
     try:
         answer = ask(address, picture, timeout)
         label, confidence, model = answer["label"], answer["confidence"], answer["model"]
-        described = f"{label:<12} {confidence:6.1%}   {(time.monotonic() - started) * 1000:5.0f} ms"
-        described += f"   {model['name']}, version {model['version']}"
+        summary = f"{label:<12} {confidence:6.1%}   {(time.monotonic() - started) * 1000:5.0f} ms"
+        summary += f"   {model['name']}, version {model['version']}"
     except Failure as failure:
         print(f"FAILED  {name}: {failure}", file=sys.stderr)
         return False
     except (KeyError, TypeError, ValueError):
         print(f"FAILED  {name}: the answer is not one of a Loupe gateway; is --url right?", file=sys.stderr)
         return False
-    wanted = EXPECTED.get(picture) if isinstance(picture, Path) else None
-    if wanted not in (None, label):
-        print(f"FAILED  {name}: {described}: it should be {wanted}", file=sys.stderr)
+    # Compare the label, where one is expected.
+    expected = EXPECTED.get(picture) if isinstance(picture, Path) else None
+    if expected not in (None, label):
+        print(f"FAILED  {name}: {summary}: it should be {expected}", file=sys.stderr)
         return False
-    print(f"ok      {name:<20} {described}")
+    print(f"ok      {name:<20} {summary}")
     return True
 
 
 def ask(address: str, picture: str | Path, timeout: float) -> Any:
     if isinstance(picture, str) and picture.startswith(("http://", "https://")):
-        kind, body = "application/json", json.dumps({"url": picture}).encode()
+        content_type, body = "application/json", json.dumps({"url": picture}).encode()
     else:
-        kind, body = as_upload(Path(picture))
-    request = urllib.request.Request(address, body, {"Content-Type": kind})
+        content_type, body = as_upload(Path(picture))
+    request = urllib.request.Request(address, body, {"Content-Type": content_type})
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:
             return json.load(response)
@@ -75,7 +77,7 @@ def ask(address: str, picture: str | Path, timeout: float) -> Any:
 
 
 def as_upload(path: Path) -> tuple[str, bytes]:
-    """A form with one file, as a browser sends it."""
+    """Return content type and body of a form with one file, as a browser sends it."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -93,7 +95,7 @@ def detail(error: urllib.error.HTTPError) -> str:
 
 
 class Failure(Exception):
-    """Why there is no answer, in words for the person who asked."""
+    """An answer is missing; the message says why."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The card: what a model says of itself. Written when it is exported, obeyed by whoever serves it.
+"""The card: what a model says of itself. It is written at the export, and whoever serves the model follows it.
 
     card = Card.from_json(text)
     card.labels, card.height, card.width
@@ -18,12 +18,12 @@ from typing import Any
 from loupe.errors import UserError
 from loupe.images.decode import FIT, RESIZE
 
-FORMAT = 1  # of the card itself
-LARGEST = 4096  # px, of an input's side
+FORMAT = 1  # of the card's JSON
+LARGEST = 4096  # px, for a side of the input
 
 
 def check_name(name: str) -> None:
-    """It is a folder's, a flag's value and part of an address."""
+    """Refuse a name that cannot be a folder's, a flag's value and part of a URL."""
     if not re.fullmatch(r"[^\s/\\.-][^\s/\\]*", name) or not name.isprintable():
         raise UserError(f"A model's name has no space, no slash, and no dot or dash in front: not {name!r}.")
 
@@ -38,16 +38,16 @@ class Card:
     fit: str = FIT
     backbone: dict[str, Any] = field(default_factory=dict)
     precision: str = "float32"
-    heatmap: bool = True  # whether the model gives one: for some heads it cannot be computed
+    heatmap: bool = True  # True if the model gives one: for some heads it cannot be computed
     temperature: float = 1.0
-    certain_at: float | None = None  # below it an answer is marked uncertain; None: no such limit was fitted
+    certain_at: float | None = None  # answers below it are marked uncertain; None: no limit was fitted
     unfamiliar_below: float | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     parity: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        self._check_kinds()
+        self._check_types()
         check_name(self.name)
         if len(self.labels) < 2 or not all(isinstance(label, str) and label for label in self.labels):
             raise UserError(f"A card needs at least two labels, each a text; this one has {list(self.labels)}.")
@@ -61,11 +61,11 @@ class Card:
             if limit is not None and not 0 <= limit <= 1:
                 raise UserError(f"A card's limits and its accuracy must be from 0 to 1, not {limit}.")
 
-    def _check_kinds(self) -> None:
-        """A card is a file that people edit."""
+    def _check_types(self) -> None:
+        """Refuse values of a wrong type: people edit card files."""
         counts, accuracy = _entry(self.training, "images", {}), _entry(self.metrics, "accuracy", None)
         number: tuple[Any, ...] = (int, float)
-        for entry, value, kinds in (
+        for entry, value, types in (
             ("name", self.name, (str,)),
             ("backbone", self.backbone, (dict,)),
             ("metrics", self.metrics, (dict,)),
@@ -78,8 +78,8 @@ class Card:
             ("certain_at", self.certain_at, (*number, type(None))),
             ("unfamiliar_below", self.unfamiliar_below, (*number, type(None))),
         ):
-            if not isinstance(value, kinds) or (isinstance(value, bool) and kinds != (bool,)):
-                wanted = " or ".join(_KINDS[kind] for kind in kinds if kind is not int)
+            if not isinstance(value, types) or (isinstance(value, bool) and types != (bool,)):
+                wanted = " or ".join(_TYPE_NAMES[each] for each in types if each is not int)
                 raise UserError(f"A card's {entry} must be {wanted}, not {value!r}.")
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,6 +104,7 @@ class Card:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Card:
+        # Check that it is a card, of this format.
         try:
             data = json.loads(text)
             version = data["loupe"]
@@ -114,11 +115,12 @@ class Card:
                 f"The card is of format {version!r}; this Loupe reads format {FORMAT}. Export the model again."
             )
         try:
+            # Check how pixels are prepared, and read the rest.
             entry = data["input"]
-            how = (entry.get("resize", RESIZE), entry.get("fit", FIT))
-            if how != (RESIZE, FIT):
+            scaling = (entry.get("resize", RESIZE), entry.get("fit", FIT))
+            if scaling != (RESIZE, FIT):
                 raise UserError(
-                    f"The card asks for pixels prepared by {how}; this Loupe prepares them by {(RESIZE, FIT)}."
+                    f"The card asks for pixels prepared by {scaling}; this Loupe prepares them by {(RESIZE, FIT)}."
                 )
             optional = {key: data[key] for key in _OPTIONAL if key in data}
             labels = data["labels"]
@@ -136,11 +138,11 @@ class Card:
             raise UserError(f"There is no card at {path}. A finished run or an exported model has one.") from error
 
 
-_KINDS = {str: "a text", dict: "an object", float: "a number", bool: "true or false", type(None): "null"}
+_TYPE_NAMES = {str: "a text", dict: "an object", float: "a number", bool: "true or false", type(None): "null"}
 
 
-def _entry(of: Any, key: str, otherwise: Any) -> Any:
-    return of.get(key, otherwise) if isinstance(of, dict) else otherwise
+def _entry(mapping: Any, key: str, default: Any) -> Any:
+    return mapping.get(key, default) if isinstance(mapping, dict) else default
 
 
 _OPTIONAL = (

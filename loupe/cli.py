@@ -1,4 +1,4 @@
-"""How every script takes its flags and how it ends.
+"""Parse a script's flags, and run its main function with readable errors.
 
     parser = Parser(__doc__)
     parser.add_argument("--port", …)
@@ -6,8 +6,8 @@
     …
     run_script(main)
 
-An unknown flag is one line that names the nearest known one. An error meant for people is one line and status 2; Ctrl-C
-is status 130.
+An unknown flag gives one line that names the nearest known one. An error meant for people gives one line and status 2;
+Ctrl-C gives status 130.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
 
     def read(self) -> argparse.Namespace:
-        found, unknown = self.parse_known_args()
+        arguments, unknown = self.parse_known_args()
         if unknown and not unknown[0].startswith("-"):
             self.error(f"{unknown[0]!r} is one argument too many")
         if unknown:
             known = [flag for action in self._actions for flag in action.option_strings]
             near = difflib.get_close_matches(unknown[0].partition("=")[0], known, 1, 0)[0]
             self.error(f"{unknown[0]!r} is no flag of this script; did you mean {near}?")
-        return found
+        return arguments
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.rstrip('.?')}{'?' if message.endswith('?') else '.'} --help lists all flags.")
 
 
 def plain(text: str, longest: int | None = None) -> str:
-    """One line that a terminal shows and does not obey: no control characters, nothing that turns the text around."""
+    """Return the text as one harmless line for a terminal: control characters, and those that turn text around, are
+    escaped."""
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:longest])
     return shown if len(text) <= len(text[:longest]) else f"{shown}… ({len(text)} characters)"
 
@@ -50,7 +51,7 @@ def run_script(main: Callable[[], int | None]) -> None:
     try:
         status = main() or 0
     except LoupeError as error:
-        print(f"{name}: {plain(str(error))}", file=sys.stderr)  # which may quote a file of unknown origin
+        print(f"{name}: {plain(str(error))}", file=sys.stderr)  # the error may quote a file of unknown origin
         status = 2
     except ModuleNotFoundError as error:
         if not error.name or error.name.split(".")[0] in ("loupe", "proto", "data"):

@@ -1,4 +1,4 @@
-"""Every error that a person is meant to read, in one tree. Its text is one line: what was wrong, and what to do next.
+"""All errors that are meant for people, in one tree. The text is one line: what was wrong, and what to do next.
 
 LoupeError
 ├── UserError               at a terminal: a flag, a folder, a port; printed without a traceback, exit status 2
@@ -45,7 +45,7 @@ class UserError(LoupeError):
 
 
 class Problem(LoupeError):
-    """The message is public: it names no path, address or stack."""
+    """An error answered over HTTP. The message is public: it names no path, address or stack."""
 
     status = 500
     code = "internal_error"
@@ -116,7 +116,7 @@ class AllFailed(Problem):
     status, code = 422, "all_failed"
 
     def __init__(self, message: str, problems: Sequence[Problem]) -> None:
-        """`problems`: of each picture, in their order."""
+        """Take the message, and the problem of each picture in their order."""
         super().__init__(message)
         self.problems = problems
 
@@ -149,8 +149,8 @@ class ModelTooSlow(ModelError):
     status, code = 504, "model_too_slow"
 
 
-def bare(error: E) -> E:
-    """Without where it arose: those frames hold all that was in hand there, megabytes of it, and often this error too.
-    What so holds each other stays until the collector comes."""
+def without_traceback(error: E) -> E:
+    """Return the error without its traceback and its causes. Their frames keep megabytes of data alive, and often the
+    error itself: such a cycle stays in memory until the garbage collector runs."""
     error.__traceback__ = error.__cause__ = error.__context__ = None
     return error

@@ -1,4 +1,4 @@
-"""What training learnt of "like the training pictures", and how like them a picture is. numpy alone.
+"""Measure how familiar a picture is: how like the training pictures it is. Needs numpy only.
 
     familiarity = fit(train_features, train_classes, held_out_features)
     familiarity.score(features)               # [N, D] → [N] of 0…1: the share of held-out pictures that lay farther
@@ -6,10 +6,10 @@
     familiarity = Familiarity.load(path)
 
 The distance is that to the nearest class centroid. Features are first brought to length 1: a network answers faintly to
-what it does not know and strongly to bold patterns, and neither tells what kind of thing they are of. Then a step
-counts for less along the main axes, along which pictures of one class differ anyway (Mahalanobis, shrunk towards the
-plain distance). Of the distances tried it told strangers best; `benchmarks/trust.py` says how well. Only the main axes
-are kept, so that it is small enough to travel in the exported graph.
+what it does not know and strongly to bold patterns, and neither tells what the picture shows. A difference counts for
+less along the main axes, along which pictures of one class differ anyway (Mahalanobis, shrunk towards the plain
+distance). Of the distances tried it detects unfamiliar pictures best; `benchmarks/trust.py` says how well. Only the
+main axes are kept, so that it is small enough to travel in the exported graph.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from loupe.errors import UserError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-AXES = 128  # at most: with 2,048 features that is 1 MB
-MARKS = 513  # distances kept of the held-out pictures, spread evenly over them
-ROUNDS = 4  # of subspace iteration: more change the axes no longer in a way that shows
-LEAST = 1e-6  # what a step between marks, or a squared distance, is at least: it is divided by, or its root is taken
-FAINTEST = 1e-15  # what the features' length is at least; that of MobileNetV2's random weights is 1e-10
+AXES = 128  # at most; with 2,048 features they take 1 MB
+MARKS = 513  # quantiles of the held-out pictures' distances that are kept
+ROUNDS = 4  # of subspace iteration: more do not change the axes noticeably
+LEAST = 1e-6  # lower bound of a step between marks and of a squared distance
+FAINTEST = 1e-15  # lower bound of the features' length; with MobileNetV2's random weights it is 1e-10
 
 
 @dataclass(frozen=True)
 class Familiarity:
-    axes: Array  # float32 [D, K], the main axes; their lengths squared say what share of a step along them is forgiven
+    axes: Array  # float32 [D, K], the main axes; length² is the share of a difference along one that is forgiven
     centroids: Array  # float32 [C, D], of the classes
-    marks: Array  # float32 [M], rising: the distances of the held-out pictures, from the nearest to the farthest
+    marks: Array  # float32 [M], rising: quantiles of the held-out pictures' distances
 
     def distances(self, features: Array) -> Array:
-        """[N, D] → [N]: to the nearest centroid."""
+        """Return the distances to the nearest centroid, [N, D] → [N]."""
         unit = to_unit(features.astype(np.float32))
         squares = []
         for centroid in self.centroids:
-            apart = unit - centroid
-            squares.append(np.square(apart).sum(axis=1) - np.square(apart @ self.axes).sum(axis=1))
+            difference = unit - centroid
+            squares.append(np.square(difference).sum(axis=1) - np.square(difference @ self.axes).sum(axis=1))
         nearest: Array = np.sqrt(np.maximum(np.min(squares, axis=0), LEAST))
         return nearest
 
     def score(self, features: Array) -> Array:
-        """[N, D] → [N]: the share of held-out pictures that lay farther; between two marks it falls evenly."""
+        """Return the share of held-out pictures that lay farther, [N, D] → [N]. Between two marks it falls evenly."""
         low, high = self.marks[:-1], self.marks[1:]
         beyond = (high - self.distances(features)[:, None]) / np.maximum(high - low, LEAST)
         share: Array = np.clip(beyond, 0, 1).mean(axis=1, dtype=np.float32)
@@ -68,13 +68,13 @@ class Familiarity:
 
 
 def fit(train: Array, classes: Array, held_out: Array) -> Familiarity:
-    """`train` [N, D] and its `classes` [N] give centroids and spread; `held_out` [M, D] says what is far."""
+    """Fit centroids and axes to `train` [N, D] with its `classes` [N], and the marks to `held_out` [M, D]."""
     train = to_unit(train.astype(np.float32))
-    present, class_of = np.unique(classes, return_inverse=True)
-    centroids = np.stack([train[class_of == number].mean(axis=0) for number in range(len(present))])
-    unmarked = Familiarity(_forgiving_axes(train - centroids[class_of]), centroids, np.zeros(0, np.float32))
-    marks = np.quantile(unmarked.distances(held_out), np.linspace(0, 1, MARKS)).astype(np.float32)
-    return Familiarity(unmarked.axes, centroids, marks)
+    labels, class_of = np.unique(classes, return_inverse=True)
+    centroids = np.stack([train[class_of == number].mean(axis=0) for number in range(len(labels))])
+    without_marks = Familiarity(_forgiving_axes(train - centroids[class_of]), centroids, np.zeros(0, np.float32))
+    marks = np.quantile(without_marks.distances(held_out), np.linspace(0, 1, MARKS)).astype(np.float32)
+    return Familiarity(without_marks.axes, centroids, marks)
 
 
 def to_unit(features: Array) -> Array:
@@ -82,15 +82,15 @@ def to_unit(features: Array) -> Array:
 
 
 def _forgiving_axes(within: Array) -> Array:
-    """[D, K] of the spread [N, D] within classes. The variance along an axis counts against the mean variance of all:
-    with equal shares, half a step is forgiven. Found by subspace iteration, since to decompose 2,048 features in full
-    takes longer than to train a head on them."""
+    """Return the axes [D, K] of the spread [N, D] within classes. The variance along an axis is weighed against the
+    mean variance of all: if they are equal, half a difference is forgiven. The axes are found by subspace iteration:
+    a full decomposition of 2,048 features takes longer than to train a head on them."""
     count, width = within.shape
     basis = np.random.default_rng(0).normal(size=(width, min(width, AXES))).astype(np.float32)
     for _ in range(ROUNDS):
         basis, _ = np.linalg.qr(within.T @ (within @ basis))
-    along = within @ basis
-    variances, turn = np.linalg.eigh(along.T @ along / count)
+    projected = within @ basis
+    variances, rotation = np.linalg.eigh(projected.T @ projected / count)
     mean_variance = np.square(within).sum() / count / width
     forgiven = np.maximum(variances, 0) / (np.maximum(variances, 0) + mean_variance + LEAST**2)
-    return np.asarray((basis @ turn * np.sqrt(forgiven)).astype(np.float32))
+    return np.asarray((basis @ rotation * np.sqrt(forgiven)).astype(np.float32))

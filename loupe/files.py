@@ -1,9 +1,10 @@
-"""Files in folders that others write to: a pipe is not waited for, and no more is read than was reckoned with.
+"""Read files in folders that others write to, without waiting for a pipe or reading more than expected.
 
     with files.opened(path) as file: ...
     data = files.read(path, most=1 << 20)
 
-What is no regular file, or too large, is an OSError like any other. Links are followed: model stores are made of them.
+A path that is no regular file, or one that is too large, raises an OSError as any other failure does. Links are
+followed, since model stores use them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def opened(path: Path) -> io.BufferedReader:
 
 
 def read(path: Path, most: int) -> bytes:
-    """`most`: bytes."""
+    """Read the file; at most `most` bytes are allowed."""
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:

@@ -1,9 +1,9 @@
-"""Fill .venv with what a verb of the Makefile needs, and nothing more. Standard library alone.
+"""Install into .venv what a target of the Makefile needs, and nothing more. Standard library only.
 
     python3 tools/environment.py packages modelserver      # categories of Pipfile
-    python3 tools/environment.py --lock                    # make Pipfile.lock anew
+    python3 tools/environment.py --lock                    # write Pipfile.lock again
 
-The stamp .venv/loupe.json remembers the Python, the lock file and the categories, so that a verb that has nothing to
+The file .venv/loupe.json remembers the Python, the lock file and the categories, so that a target that has nothing to
 install costs a few milliseconds.
 """
 
@@ -23,14 +23,14 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "loupe.json"
 LOCK = ROOT / "Pipfile.lock"
-PIPENV = "2026.10.3"  # also in two dockerfiles; tests hold them together
+PIPENV = "2026.10.3"  # the same as in two dockerfiles; a test checks that
 OLDEST, NEWEST = (3, 11), (3, 13)  # the newest that TensorFlow 2.20 is built for
-# MB to download
-ALONE = {
+# For each category alone.
+DOWNLOAD_MB = {
     "packages": 40, "modelserver": 60, "training": 740, "export": 670, "dev-packages": 780, "tracing": 2, "gpu": 3450
 }  # fmt: skip
-TENSORFLOW = 640  # of these
-CATEGORIES = tuple(ALONE)
+TENSORFLOW_MB = 640  # included in some of these
+CATEGORIES = tuple(DOWNLOAD_MB)
 WITH_TENSORFLOW = ("training", "export", "dev-packages", "gpu")  # tensorflow-serving-api needs it, too
 
 
@@ -50,7 +50,7 @@ def main(wanted: list[str]) -> None:
 
 
 def installed() -> list[str]:
-    """The categories that are in .venv just as this lock file has them, for this Python."""
+    """Return the categories that .venv has as in this lock file, for this Python."""
     try:
         stamp = json.loads(STAMP.read_text())
     except (OSError, ValueError):
@@ -66,20 +66,22 @@ def install(missing: list[str]) -> None:
         make_venv()
     pipenv("sync", "--categories", " ".join(missing))
     stamp = {"python": _python(), "lock": _lock_hash(), "categories": sorted({*have, *missing})}
-    part = STAMP.with_suffix(".part")
-    part.write_text(json.dumps(stamp))
-    part.replace(STAMP)
+    partial = STAMP.with_suffix(".part")
+    partial.write_text(json.dumps(stamp))
+    partial.replace(STAMP)
     print(f"set up in {time.monotonic() - started:.0f} s", flush=True)
 
 
 def make_venv() -> None:
-    """A fresh .venv with pipenv in it; one of another Python, or a half-made one, is replaced."""
-    base = os.path.realpath(sys.executable)  # of the Python itself: this may be running from the .venv that goes
+    """Make a fresh .venv with pipenv in it. One of another Python, or a half-made one, is replaced."""
+    # Delete the old one.
+    base = os.path.realpath(sys.executable)  # the Python itself: this may be running from the .venv that is deleted
     try:
         shutil.rmtree(VENV, ignore_errors=True)
         VENV.mkdir()
     except OSError as error:
         fail(f"cannot write {VENV}: {error.strerror}. Work in a folder that is yours")
+    # Make a new one, and install pipenv.
     run(
         [base, "-m", "venv", str(VENV)],
         f"could not make .venv. On Debian and Ubuntu: apt install python{_python()}-venv",
@@ -109,7 +111,8 @@ def pipenv(*arguments: str) -> None:
 
 
 def lock() -> None:
-    """Pipfile.lock for all categories, naming no source: packages come from wherever pip is told to look."""
+    """Write Pipfile.lock for all categories. It names no source: packages come from wherever pip is configured to
+    look."""
     if not (VENV / "bin" / "pipenv").exists():
         make_venv()
     pipenv("lock", "--categories", " ".join(CATEGORIES))
@@ -120,20 +123,20 @@ def lock() -> None:
         for name, entry in content[category].items():
             entry.pop("index", None)
             versions.setdefault(name, set()).add(entry["version"])
-    part = LOCK.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=4, sort_keys=True) + "\n")
-    part.replace(LOCK)
-    differing = sorted(name for name, found in versions.items() if len(found) > 1)
+    partial = LOCK.with_suffix(".part")
+    partial.write_text(json.dumps(content, indent=4, sort_keys=True) + "\n")
+    partial.replace(LOCK)
+    differing = sorted(name for name, locked in versions.items() if len(locked) > 1)
     if differing:
         fail(f"locked in two versions: {', '.join(differing)}. Pin each in Pipfile in every category that needs it")
 
 
-def run(command: list[str], otherwise: str, environment: dict[str, str] | None = None) -> None:
-    """Run it silently; if it fails, show the end of what it said, then one line that says what to do."""
+def run(command: list[str], advice: str, environment: dict[str, str] | None = None) -> None:
+    """Run the command silently. If it fails, show the end of its output, then one line that says what to do."""
     done = subprocess.run(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
         print("\n".join(done.stdout.strip().splitlines()[-8:]), file=sys.stderr)
-        fail(otherwise)
+        fail(advice)
 
 
 def fail(message: str) -> None:
@@ -156,11 +159,11 @@ def _lock_hash() -> str:
 
 
 def _megabytes(categories: list[str]) -> int:
-    """Several bring TensorFlow in; it is downloaded once."""
-    here = {*installed()} & {*WITH_TENSORFLOW}
-    coming = {*categories} & {*WITH_TENSORFLOW}
-    again = max(0, len(coming) - (not here))
-    return sum(ALONE[category] for category in categories) - again * TENSORFLOW
+    """Return the size of the download. TensorFlow is counted once, though several categories need it."""
+    present = {*installed()} & {*WITH_TENSORFLOW}
+    wanted = {*categories} & {*WITH_TENSORFLOW}
+    counted_twice = max(0, len(wanted) - (not present))
+    return sum(DOWNLOAD_MB[category] for category in categories) - counted_twice * TENSORFLOW_MB
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Which of the two engines serves a model.
+"""Choose the engine that serves a model, and open the model with it.
 
     open_engine = chooser("auto", Options())
     engine = open_engine(savedmodel.read(folder))
     engine.run("serving_default", {"image": pixels}, ["probabilities"])
 
-`openvino` reads the SavedModel without TensorFlow, is about twice as fast and runs on ARM; `tensorflow` is a
+`openvino` reads the SavedModel without TensorFlow, is about twice as fast and runs on ARM. `tensorflow` is a
 `tf.compat.v1.Session`, which is how TensorFlow Serving loads. `auto` takes openvino where it is installed, loads the
-model and gets through one batch of zeros with it, and otherwise tensorflow where that is installed. It does not compare
-the two engines' answers: importing TensorFlow for it would cost seconds and half a gigabyte at every start. (That they
-agree is checked when a model is exported, and by the tests.)
+model and gets through one batch of zeros with it; otherwise tensorflow where that is installed. It does not compare the
+two engines' answers: importing TensorFlow would cost seconds and half a gigabyte at every start. That they agree is
+checked when a model is exported, and by the tests.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from loupe.engines.refused import Refused, say
 from loupe.engines.savedmodel import SavedModel
 from loupe.errors import UserError
 
-SYNC = {"openvino": "pipenv sync --categories modelserver", "tensorflow": "pipenv sync --categories training"}
-CHOICES = ("auto", *SYNC)
+INSTALL = {"openvino": "pipenv sync --categories modelserver", "tensorflow": "pipenv sync --categories training"}
+CHOICES = ("auto", *INSTALL)
 
 
 def chooser(choice: str, options: Options) -> Opener:
-    """UserError where what was chosen is not installed."""
-    names = [name for name in (SYNC if choice == "auto" else [choice]) if find_spec(name)]
+    """Return a function that opens a model with the chosen engine. Raises UserError if that is not installed."""
+    names = [name for name in (INSTALL if choice == "auto" else [choice]) if find_spec(name)]
     if not names:
         wanted = "openvino" if choice == "auto" else choice
-        raise UserError(f"the engine {wanted} is not installed; `{SYNC[wanted]}` installs it")
+        raise UserError(f"the engine {wanted} is not installed; `{INSTALL[wanted]}` installs it")
     return lambda model: _open_first(names, model, options)
 
 
@@ -45,6 +45,6 @@ def _open_first(names: Sequence[str], model: SavedModel, options: Options) -> En
 
 
 def _open(name: str, model: SavedModel, options: Options) -> Engine:
-    """Imported only here: a process with one engine never holds the other."""
+    """Open the model with one engine. The engine is imported here, so that a process never holds both."""
     engine: Engine = import_module(f"loupe.engines.{name}_engine").open_model(model, options)
     return engine

@@ -1,4 +1,4 @@
-"""What an engine is: it computes the signatures of one SavedModel.
+"""The interface of an engine: it computes the signatures of one SavedModel.
 
 engine.run("serving_default", {"image": pixels}, ["probabilities"])
 """
@@ -16,15 +16,15 @@ class Engine(Protocol):
     name: str
 
     def run(self, signature: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        """Refused if it cannot. Called by many threads at once."""
+        """Return the outputs by name, or raise Refused. Many threads may call it at once."""
 
     def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class Options:
-    threads: int = 0  # for one operation; 0: as many as there are CPUs
-    streams: int = 0  # operations, or whole calls, at once; 0: the engine's own choice
+    threads: int = 0  # threads for one operation; 0: one for each CPU
+    streams: int = 0  # operations, or whole calls, at the same time; 0: the engine chooses
     mixed_precision: str = ""  # "bfloat16" or nothing
 
 

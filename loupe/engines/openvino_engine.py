@@ -2,12 +2,13 @@
 
     engine = open_model(savedmodel.read(folder), Options())
 
-Where the export left an int8 variant in `assets.extra/openvino-int8/`, that one computes, unless `--mixed_precision`
-asks for bfloat16; one that is damaged, half copied or another version's is named in the log, and the
+Where the export left an int8 variant in `assets.extra/openvino-int8/`, that variant computes, unless
+`--mixed_precision` asks for bfloat16. If it is damaged, half copied or of another version, the log names it and the
 SavedModel computes.
-One stream over all CPUs and a few infer requests: a single caller gets the whole machine, concurrent ones take turns
-(`--tensorflow_inter_op_parallelism` makes more streams of fewer threads). float32 unless the card says bfloat16.
-Not covered: any other signature; those need the tensorflow engine.
+
+The engine has one stream over all CPUs and a few infer requests: a single caller gets the whole machine, concurrent
+ones take turns (`--tensorflow_inter_op_parallelism` makes more streams of fewer threads). It computes in float32 unless
+the card says bfloat16. Not covered: any other signature; those need the tensorflow engine.
 """
 
 from __future__ import annotations
@@ -33,50 +34,53 @@ sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 import openvino  # noqa: E402
 
 INT8 = Path("assets.extra", "openvino-int8")
-SUMMED = ("model.bin", "model.xml", "../../saved_model.pb")  # as `sha256sum --check` finds them from there
-LARGEST_SUMS = 1 << 16  # bytes
-MOST_CARDS = 1024  # a request of some bytes may ask for any number
+CHECKED_FILES = ("model.bin", "model.xml", "../../saved_model.pb")  # relative to the variant's folder, as in SHA256SUMS
+MAX_SUMS_BYTES = 1 << 16  # of the file SHA256SUMS
+MAX_CARDS = 1024  # a request of a few bytes may ask for any number
 
 
 class OpenVinoEngine:
     name = "openvino"
 
     def __init__(self, model: SavedModel, source: Path, precision: str, options: Options) -> None:
-        """`source`: the SavedModel's folder, or what else gives its outputs."""
+        """Compile `source`: the SavedModel's folder, or another file with the same outputs."""
         self._card = model.card
         signature = model.signatures[proto.PREDICT_SIGNATURE]
         compiled = compile_model(source, precision, options)
         self._inputs = _ports(compiled.inputs, signature.inputs)
         self._outputs = _ports(compiled.outputs, signature.outputs)
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        # One more than run at once, so that a caller's arrays are copied while another's are computed.
+        # One request more than run at once, so that a caller's arrays are copied while another's are computed.
         for _ in range(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") + 1):
             self._idle.put(compiled.create_infer_request())
         if batch := sample_batch(signature):
             self.run(proto.PREDICT_SIGNATURE, batch, list(signature.outputs))
 
     def run(self, signature: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        # The card.
         if signature == DESCRIBE and self._card is not None:
-            if len(inputs["request"]) > MOST_CARDS:
-                raise invalid(f"at most {MOST_CARDS} cards are given at once")
+            if len(inputs["request"]) > MAX_CARDS:
+                raise invalid(f"at most {MAX_CARDS} cards are given at once")
             return {alias: np.full(len(inputs["request"]), self._card, object) for alias in outputs}
+        # Refuse what openvino cannot compute.
         if signature != proto.PREDICT_SIGNATURE:
             raise Refused(
                 StatusCode.UNIMPLEMENTED, f"signature {signature} needs the tensorflow engine: --engine=tensorflow"
             )
         if not all(array.size for array in inputs.values()):
             raise invalid("an input is empty, and openvino would fail for every later caller, too")
+        # Compute, with an infer request that nobody else uses.
         request = self._idle.get()
         try:
-            found = request.infer({self._inputs[alias]: array for alias, array in inputs.items()})
-            return {alias: found[self._outputs[alias]] for alias in outputs}
+            results = request.infer({self._inputs[alias]: array for alias, array in inputs.items()})
+            return {alias: results[self._outputs[alias]] for alias in outputs}
         except RuntimeError as error:
             raise invalid(f"the model cannot compute this: {_reason(error)}") from error
         finally:
             self._idle.put(request)
 
     def close(self) -> None:
-        """Nothing to do: its memory goes with it."""
+        """Do nothing: the memory is freed with the object."""
 
 
 def compile_model(path: Path, precision: str = "float32", options: Options | None = None) -> Any:
@@ -88,17 +92,17 @@ def compile_model(path: Path, precision: str = "float32", options: Options | Non
     if options.streams:
         settings["NUM_STREAMS"] = str(options.streams)
     core = openvino.Core()
-    core.set_property({"ENABLE_MMAP": False})  # a file cut short beneath a map ends the process
+    core.set_property({"ENABLE_MMAP": False})  # if a memory-mapped file is cut short, the process is killed
     return core.compile_model(core.read_model(str(path)), "CPU", settings)
 
 
 def open_model(model: SavedModel, options: Options) -> Engine:
     if proto.PREDICT_SIGNATURE not in model.signatures:
         raise invalid(f"it has no signature {proto.PREDICT_SIGNATURE}, the one that openvino serves")
-    if DESCRIBE in model.signatures and model.card is None:  # half copied, it may be
+    if DESCRIBE in model.signatures and model.card is None:  # perhaps only half copied
         raise invalid(f"it has the signature {DESCRIBE}, but no card in {CARD}")
     precision = options.mixed_precision or model.precision
-    if options.mixed_precision != "bfloat16" and (engine := _int8(model, options)):
+    if options.mixed_precision != "bfloat16" and (engine := _open_int8(model, options)):
         return engine
     try:
         return OpenVinoEngine(model, model.folder, precision, options)
@@ -106,7 +110,7 @@ def open_model(model: SavedModel, options: Options) -> Engine:
         raise invalid(f"openvino cannot load it: {_reason(error)}") from error
 
 
-def _int8(model: SavedModel, options: Options) -> OpenVinoEngine | None:
+def _open_int8(model: SavedModel, options: Options) -> OpenVinoEngine | None:
     folder = model.folder / INT8
     if not folder.is_dir():
         return None
@@ -122,27 +126,27 @@ def _int8(model: SavedModel, options: Options) -> OpenVinoEngine | None:
 
 
 def _refuse_damaged(folder: Path) -> None:
-    """OpenVINO alone notices a file that is too short, and not one of the right length that has not arrived yet, nor
-    a variant that was made from another version."""
-    sums = files.read(folder / "SHA256SUMS", LARGEST_SUMS).splitlines()
-    for name in SUMMED:
+    """Refuse a variant that does not match its checksums. OpenVINO itself only notices a file that is too short: not
+    one of full length that is still being copied, nor a variant of another version."""
+    sums = files.read(folder / "SHA256SUMS", MAX_SUMS_BYTES).splitlines()
+    for name in CHECKED_FILES:
         with files.opened(folder / name) as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if f"{found}  {name}".encode() not in sums:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if f"{digest}  {name}".encode() not in sums:
             raise invalid(f"{(folder / name).name} is not as it was exported")
 
 
 def _ports(ports: Sequence[Any], declared: Mapping[str, Any]) -> dict[str, int]:
-    """Where each of the signature's names is; OpenVINO numbers its inputs and outputs in an order of its own."""
-    found = {name: index for index, port in enumerate(ports) for name in port.names}
-    missing = set(declared) - set(found)
+    """Return the position of each of the signature's names: OpenVINO numbers inputs and outputs in its own order."""
+    index_of = {name: index for index, port in enumerate(ports) for name in port.names}
+    missing = set(declared) - set(index_of)
     if missing:
         raise invalid(f"openvino finds no {', '.join(sorted(missing))} in it")
-    return {alias: found[alias] for alias in declared}
+    return {alias: index_of[alias] for alias in declared}
 
 
 def _reason(error: RuntimeError) -> str:
-    """The telling part of OpenVINO's message: not the lines that name its own source files."""
+    """Return OpenVINO's message without the lines that name its own source files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "src/" not in line and not line.startswith("To facilitate")]
-    return " ".join(telling or lines or ["no reason given"])
+    useful = [line for line in lines if "src/" not in line and not line.startswith("To facilitate")]
+    return " ".join(useful or lines or ["no reason given"])

@@ -1,8 +1,8 @@
-"""What the server says no with: a gRPC status and TensorFlow Serving's words for it.
+"""The model server's error: a gRPC status and TensorFlow Serving's words for it.
 
     raise Refused(StatusCode.NOT_FOUND, "Servable not found for request: Latest(nope)")
 
-The same error answers over gRPC and over REST, and is what a model that does not load is remembered by.
+The same error is answered over gRPC and over REST, and kept for a model that does not load.
 """
 
 from __future__ import annotations
@@ -41,5 +41,5 @@ def invalid(text: str) -> Refused:
 
 
 def say(text: str) -> None:
-    """One event, one line, on stderr."""
+    """Log one event as one line on stderr."""
     print("loupe.modelserver:", " ".join(text.split()), file=sys.stderr, flush=True)

@@ -2,7 +2,7 @@
 
     engine = open_model(savedmodel.read(folder), Options())
 
-The only module that serving imports TensorFlow by.
+This is the only module through which serving imports TensorFlow.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from loupe.engines.engine import Engine, Options
 from loupe.engines.refused import BY_NUMBER, Refused
 from loupe.engines.savedmodel import Array, SavedModel, sample_batch
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its log is not one line an event
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's own log lines are kept out of the server's log
 import tensorflow as tf  # noqa: E402
 
 tf.get_logger().setLevel("ERROR")
@@ -40,7 +40,7 @@ class TensorFlowEngine:
         self._warm_up()
 
     def _warm_up(self) -> None:
-        """The first run builds the executor; better now than in a caller's time. It proves nothing if it fails."""
+        """Run one batch of zeros, since the first run builds the executor. If it fails, that proves nothing."""
         signature = self._signatures.get(proto.PREDICT_SIGNATURE)
         batch = sample_batch(signature) if signature else None
         if signature and batch:
@@ -51,13 +51,13 @@ class TensorFlowEngine:
         declared = self._signatures[signature]
         feed = {declared.inputs[alias].name: array for alias, array in inputs.items()}
         try:
-            found: dict[str, Array] = self._session.run(
+            results: dict[str, Array] = self._session.run(
                 {alias: declared.outputs[alias].name for alias in outputs}, feed
             )
-            return found
+            return results
         except tf.errors.OpError as error:
             raise _refused(error) from error
-        except (ValueError, TypeError, RuntimeError) as error:  # a signature that names what is not in the graph
+        except (ValueError, TypeError, RuntimeError) as error:  # the signature names tensors that the graph lacks
             raise Refused(StatusCode.INTERNAL, f"the model cannot compute this: {error}") from error
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ def open_model(model: SavedModel, options: Options) -> Engine:
         return TensorFlowEngine(model, options)
     except tf.errors.OpError as error:
         raise _refused(error) from error
-    except Exception as error:  # whatever a broken graph makes the importer raise
+    except Exception as error:  # a broken graph raises errors of every type
         raise Refused(StatusCode.INVALID_ARGUMENT, f"tensorflow cannot load it: {error}") from error
 
 

@@ -1,9 +1,10 @@
-"""From a trained network to a version that is served, every step of it; train.py ends by the same.
+"""Export a trained network as a version that is served: all steps from source to publication.
 
     folder = convert(read_run(Path("runs/tires")), Options())      # → models/tires/<next version>
-    folder = publish(Path("runs/tires"), Path("models"))           # the same, with the defaults
+    folder = publish(Path("runs/tires"), Path("models"))           # the same, with the defaults; train.py ends by this
 
-Frozen, saved beside, compared with what it was made from (the parity gate), and only then renamed into place.
+The network is frozen, saved to a staging folder and compared with its source (the parity gate). Only then is the folder
+renamed into place.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from loupe.export.quiet import quiet
 from loupe.export.source import Source, read_run
 from loupe.export.variants.precision import choose, network_in
 
-SKIPPED = {"skipped": True}  # what the card says of parity where nobody looked
+PARITY_SKIPPED = {"skipped": True}  # the card's `parity` where the gate was left out
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Options:
     precision: str = "float32"  # or bfloat16, auto
     int8: bool = False
     parity: bool = True
-    keep: int | None = None  # versions; None: all
-    images: Path | None = None  # pictures to compare with, where the run's own are not there
+    keep: int | None = None  # how many versions; None: all
+    images: Path | None = None  # a folder of pictures to compare on, instead of the run's own
     batches: tuple[int, ...] = warmup.BATCHES  # sizes to warm up
 
 
@@ -47,30 +48,34 @@ def publish(run: Path, models: Path) -> Path:
 def convert(source: Source, options: Options) -> Path:
     for note in source.notes:
         print(f"note               {note}")
-    with publication(options.models, source.card.name) as part:  # first: what cannot be written is said at once
+    # Make the staging folder first, so that a folder that cannot be written fails at once.
+    with publication(options.models, source.card.name) as staging:
+        # Read the pictures, freeze and save the network.
         replayed = replay_pictures.for_replay(source.run, options.images, source.card.labels)
-        source, frozen = _frozen(source, options.precision, replayed)
+        source, frozen = _freeze_source(source, options.precision, replayed)
         with quiet():
-            save(frozen, source.card, part.folder)
-            left_out = warmup.write(part.folder, source.card, options.batches)
+            save(frozen, source.card, staging.folder)
+            left_out = warmup.write(staging.folder, source.card, options.batches)
         for batch in left_out:
             print(f"note               no warm-up for {batch} pictures of this size at once: they are too many bytes")
+        # Add the int8 variant, then compare everything with the source.
         if options.int8:
-            _add_int8(source, part.folder, options.images)
-        entry = gate(part.folder, source, replayed) if options.parity else SKIPPED
+            _add_int8(source, staging.folder, options.images)
+        parity = gate(staging.folder, source, replayed) if options.parity else PARITY_SKIPPED
         with quiet():
-            _describe_anew(frozen, replace(source.card, parity=entry), part.folder)
+            _rewrite_card(frozen, replace(source.card, parity=parity), staging.folder)
         if options.int8:
             from loupe.export.variants import int8
 
-            int8.bind(part.folder)
-        folder = part.publish(keep=options.keep)
-    print("".join(f"note               {note}\n" for note in part.notes), end="")
+            int8.bind(staging.folder)
+        # Publish.
+        folder = staging.publish(keep=options.keep)
+    print("".join(f"note               {note}\n" for note in staging.notes), end="")
     return folder
 
 
-def _frozen(source: Source, precision: str, replayed: replay_pictures.Pictures) -> tuple[Source, Frozen]:
-    """The source with the card of what is exported, and its graph."""
+def _freeze_source(source: Source, precision: str, replayed: replay_pictures.Pictures) -> tuple[Source, Frozen]:
+    """Return the frozen graph, and the source with the card of what is exported."""
     with quiet():
         if precision == "auto":
             size = (source.card.height, source.card.width)
@@ -85,35 +90,38 @@ def _frozen(source: Source, precision: str, replayed: replay_pictures.Pictures) 
 
 
 def _add_int8(source: Source, folder: Path, images: Path | None) -> None:
-    from loupe.export.variants import int8  # nncf and openvino: only where they are asked for
+    from loupe.export.variants import int8  # imported here since it needs nncf and openvino
 
     card = source.card
     size = (card.height, card.width)
-    calibration = replay_pictures.read(replay_pictures.for_calibration(source.run, images, card.labels), *size)
-    judged = replay_pictures.for_replay(source.run, images, card.labels, most=int8.JUDGED)
-    pixels, truth = replay_pictures.read_labelled(judged, card.labels, *size)
+    quantisation_pictures = replay_pictures.read(
+        replay_pictures.for_quantisation(source.run, images, card.labels), *size
+    )
+    heldout = replay_pictures.for_replay(source.run, images, card.labels, most=int8.MAX_HELDOUT)
+    pixels, truth = replay_pictures.read_labelled(heldout, card.labels, *size)
     with tempfile.TemporaryDirectory() as scratch:
         float32 = folder if card.precision == "float32" else Path(scratch) / "float32"
-        if float32 != folder:  # only that can be quantised
+        if float32 != folder:  # only a float32 SavedModel can be quantised
             with quiet():
-                plain = replace(card, precision="float32")
-                save(freeze(network_in(source, "float32"), plain, source.familiarity), plain, float32)
-        print(f"int8               {int8.add(folder, card, calibration, pixels, truth, float32=float32)}")
+                float32_card = replace(card, precision="float32")
+                save(freeze(network_in(source, "float32"), float32_card, source.familiarity), float32_card, float32)
+        print(f"int8               {int8.add(folder, card, quantisation_pictures, pixels, truth, float32=float32)}")
 
 
-def _describe_anew(frozen: Frozen, card: Card, folder: Path) -> None:
-    """The same SavedModel with the final card: it lies inside the graph, and tells what the gate found."""
-    first = folder.with_name(f"{folder.name}.first")
-    folder.rename(first)
+def _rewrite_card(frozen: Frozen, card: Card, folder: Path) -> None:
+    """Save the SavedModel again with the final card, which holds what the gate found: the card lies inside the
+    graph."""
+    draft = folder.with_name(f"{folder.name}.first")
+    folder.rename(draft)
     save(frozen, card, folder)
-    for entry in (first / "assets.extra").iterdir():
+    for entry in (draft / "assets.extra").iterdir():
         if not (folder / "assets.extra" / entry.name).exists():
             entry.rename(folder / "assets.extra" / entry.name)
     grey = {"image": np.full((1, card.height, card.width, 3), 128, np.uint8)}
-    with loaded(first) as before, loaded(folder) as after:
-        one, other = before("serving_default", grey), after("serving_default", grey)
-        told = list(after("describe", {"request": np.array([b""] * 2, object)})["card"])
-    same = one.keys() == other.keys() and all(np.allclose(one[name], other[name], atol=1e-6) for name in one)
-    if not same or told != [card.to_json().encode()] * 2:
+    with loaded(draft) as ask_before, loaded(folder) as ask_after:
+        old, new = ask_before("serving_default", grey), ask_after("serving_default", grey)
+        cards = list(ask_after("describe", {"request": np.array([b""] * 2, object)})["card"])
+    same = old.keys() == new.keys() and all(np.allclose(old[name], new[name], atol=1e-6) for name in old)
+    if not same or cards != [card.to_json().encode()] * 2:
         raise UserError("The export changed as its card was written; nothing is published. Convert it again.")
-    shutil.rmtree(first)
+    shutil.rmtree(draft)

@@ -1,10 +1,11 @@
-"""Keep TensorFlow's own notes off the terminal: its C++ side writes some to stderr whatever log level is asked for.
+"""Keep TensorFlow's log lines off the terminal: its C++ code writes some to stderr at any log level.
 
     with quiet():
         ...
-    with quiet(stdout=True):      # around converters, which chat there as well
+    with quiet(stdout=True):      # around converters, which print there as well
         ...
-If what is inside fails for a reason that is not ours to explain, the notes are shown after all.
+
+If the code inside fails with an error that is no LoupeError, the lines are shown after all.
 """
 
 from __future__ import annotations
@@ -20,24 +21,26 @@ from loupe.errors import LoupeError
 
 @contextmanager
 def quiet(stdout: bool = False) -> Iterator[None]:
-    hushed = (1, 2) if stdout else (2,)
+    # Redirect the streams to a file.
+    streams = (1, 2) if stdout else (2,)
     _flush()
-    kept = {number: os.dup(number) for number in hushed}
-    with tempfile.TemporaryFile() as notes:
-        for number in hushed:
-            os.dup2(notes.fileno(), number)
+    terminals = {stream: os.dup(stream) for stream in streams}
+    with tempfile.TemporaryFile() as log:
+        for stream in streams:
+            os.dup2(log.fileno(), stream)
         try:
             yield
         except BaseException as error:
             _flush()
             if not isinstance(error, LoupeError | KeyboardInterrupt):
-                notes.seek(0)
-                os.write(kept[2], notes.read())
+                log.seek(0)
+                os.write(terminals[2], log.read())
             raise
+        # Put the terminal back.
         finally:
             _flush()
-            for number, terminal in kept.items():
-                os.dup2(terminal, number)
+            for stream, terminal in terminals.items():
+                os.dup2(terminal, stream)
                 os.close(terminal)
 
 

@@ -1,11 +1,9 @@
-"""The pictures that an export is checked and calibrated on.
+"""Choose and read the pictures that an export is compared and quantised on. Needs no TensorFlow.
 
-    chosen = for_replay(run, images, labels)      # the run's validation pictures, a folder's, or the sample's
-    chosen.what, chosen.pictures, chosen.notes    # "validation", …, and what a person should know of it
-    pixels = read(chosen, height, width)          # uint8, as the gateway decodes; what cannot be read is left out
-    pixels, truth = read_labelled(chosen, labels, height, width)
-
-No TensorFlow in here.
+chosen = for_replay(run, images, labels)      # the run's validation pictures, a folder's, or the sample's
+chosen.origin, chosen.pictures, chosen.notes  # "validation", …; notes are for the user
+pixels = read(chosen, height, width)          # uint8, as the gateway decodes; what cannot be read is left out
+pixels, truth = read_labelled(chosen, labels, height, width)
 """
 
 from __future__ import annotations
@@ -26,15 +24,15 @@ from loupe.images.api import decode
 from loupe.images.resize import Pixels
 
 SAMPLES = Path(__file__).resolve().parents[2] / "data" / "samples"
-KEPT = "pictures.json"  # training writes it into the run
-REPLAY, CALIBRATION = 128, 300  # pictures, at most
-ROOM = 1_000_000_000  # bytes of pixels, at most
+PICTURES_FILE = "pictures.json"  # in the run's folder; training writes it
+REPLAY, QUANTISATION = 128, 300  # pictures, at most
+MAX_PIXEL_BYTES = 1_000_000_000  # at most
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".avif"}
 
 
 @dataclass(frozen=True)
-class Answered:
-    """What training's own network said of a picture."""
+class TrainingNote:
+    """The answer of training's own network for a picture."""
 
     label: str
     confidence: float
@@ -45,27 +43,29 @@ class Answered:
 class Picture:
     path: Path
     label: str | None
-    answered: Answered | None = None
+    noted: TrainingNote | None = None
 
 
 @dataclass(frozen=True)
 class Pictures:
-    what: str
+    origin: str
     pictures: tuple[Picture, ...]
     notes: tuple[str, ...] = ()
 
     def truth(self, labels: Sequence[str]) -> list[int] | None:
-        """Each picture's place among the labels; None where some bear none of these."""
-        known = {label: place for place, label in enumerate(labels)}
-        found = [known[picture.label] for picture in self.pictures if picture.label in known]
-        return found if found and len(found) == len(self.pictures) else None
+        """Return each picture's index among the labels, None if some have none of them."""
+        index_of = {label: index for index, label in enumerate(labels)}
+        indices = [index_of[picture.label] for picture in self.pictures if picture.label in index_of]
+        return indices if indices and len(indices) == len(self.pictures) else None
 
 
 def for_replay(run: Path | None, images: Path | None, labels: Sequence[str], most: int = REPLAY) -> Pictures:
     return _choose(run, images, labels, "validation", most)
 
 
-def for_calibration(run: Path | None, images: Path | None, labels: Sequence[str], most: int = CALIBRATION) -> Pictures:
+def for_quantisation(
+    run: Path | None, images: Path | None, labels: Sequence[str], most: int = QUANTISATION
+) -> Pictures:
     return _choose(run, images, labels, "training", most)
 
 
@@ -74,75 +74,78 @@ def read(chosen: Pictures, height: int, width: int) -> Pixels:
 
 
 def read_labelled(chosen: Pictures, labels: Sequence[str], height: int, width: int) -> tuple[Pixels, list[int] | None]:
-    """The pixels, and their places among the labels where all bear one."""
-    left, pixels = readable(chosen, height, width)
-    return pixels, left.truth(labels)
+    """Return the pixels, and the pictures' indices among the labels if all have one."""
+    usable, pixels = readable(chosen, height, width)
+    return pixels, usable.truth(labels)
 
 
 def readable(chosen: Pictures, height: int, width: int) -> tuple[Pictures, Pixels]:
-    """Those that can be read, and their pixels [N, H, W, 3], in the same order."""
+    """Return the pictures that can be read, and their pixels [N, H, W, 3] in the same order."""
     kept: list[Picture] = []
     pixels: list[Pixels] = []
-    unread = 0
-    for picture in chosen.pictures[: max(1, ROOM // (height * width * 3))]:
+    unreadable = 0
+    for picture in chosen.pictures[: max(1, MAX_PIXEL_BYTES // (height * width * 3))]:
         try:
             pixels.append(decode(picture.path.read_bytes(), height, width))
             kept.append(picture)
         except (ImageError, OSError):
-            unread += 1
-    notes = chosen.notes + ((f"{unread} of the {chosen.what} pictures cannot be read and are left out",) * bool(unread))
+            unreadable += 1
+    notes = chosen.notes + (
+        (f"{unreadable} of the {chosen.origin} pictures cannot be read and are left out",) * bool(unreadable)
+    )
     stacked = np.stack(pixels) if pixels else np.zeros((0, height, width, 3), np.uint8)
     return replace(chosen, pictures=tuple(kept), notes=notes), stacked
 
 
-def _choose(run: Path | None, images: Path | None, labels: Sequence[str], part: str, most: int) -> Pictures:
+def _choose(run: Path | None, images: Path | None, labels: Sequence[str], split: str, most: int) -> Pictures:
     if images:
-        return Pictures(images.resolve().name, _even(_of_folder(images, labels), most))
+        return Pictures(images.resolve().name, _sample_evenly(_from_folder(images, labels), most))
     notes: tuple[str, ...] = ()
-    if run and (run / KEPT).is_file():
-        folder, listed = _of_run(run / KEPT, part)
-        there = [picture for picture in listed if picture.path.is_file()]
-        if len(there) < len(listed):
-            notes = (f"{len(listed) - len(there)} of {len(listed)} {part} pictures are no longer in {folder}",)
-        if there:
-            return Pictures(part, _even(there, most), notes)
+    if run and (run / PICTURES_FILE).is_file():
+        folder, listed = _from_run(run / PICTURES_FILE, split)
+        present = [picture for picture in listed if picture.path.is_file()]
+        if len(present) < len(listed):
+            notes = (f"{len(listed) - len(present)} of {len(listed)} {split} pictures are no longer in {folder}",)
+        if present:
+            return Pictures(split, _sample_evenly(present, most), notes)
     sample = [Picture(path, None) for path in sorted(SAMPLES.glob("*.jpg"))[:most]]
-    instead = "the sample's pictures are taken; --images FOLDER names better ones"
-    return Pictures("sample", tuple(sample), (*notes, instead))
+    advice = "the sample's pictures are taken; --images FOLDER names better ones"
+    return Pictures("sample", tuple(sample), (*notes, advice))
 
 
-def _of_run(path: Path, part: str) -> tuple[Path, list[Picture]]:
+def _from_run(path: Path, split: str) -> tuple[Path, list[Picture]]:
     try:
         content = json.loads(path.read_bytes())
         folder = Path(content["folder"])
-        return folder, [_picture(folder, *entry) for entry in content[part]]
+        return folder, [_picture(folder, *entry) for entry in content[split]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged. Delete it, and name a folder of pictures by --images.") from error
 
 
-def _picture(folder: Path, name: str, label: str, *said: Any) -> Picture:
-    if not said:
+def _picture(folder: Path, name: str, label: str, *answer: Any) -> Picture:
+    if not answer:
         return Picture(folder / name, str(label))
-    answer, confidence, familiarity = said
-    near = None if familiarity is None else float(familiarity)
-    return Picture(folder / name, str(label), Answered(str(answer), float(confidence), near))
+    noted_label, confidence, familiarity = answer
+    score = None if familiarity is None else float(familiarity)
+    return Picture(folder / name, str(label), TrainingNote(str(noted_label), float(confidence), score))
 
 
-def _of_folder(folder: Path, labels: Sequence[str]) -> list[Picture]:
-    """Folders named by labels, wherever they are in it, give their pictures these; else all pictures, unlabelled."""
+def _from_folder(folder: Path, labels: Sequence[str]) -> list[Picture]:
+    """Return the pictures in a folder. Subfolders named like a label, at any depth, give their pictures that label;
+    without any, all pictures are unlabelled."""
     if not folder.is_dir():
         raise UserError(f"--images {folder} is no folder. Name one that holds pictures, or one folder a label.")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    known = set(labels)
-    inside = {path: known.intersection(path.relative_to(folder).parts[:-1]) for path in found}
-    labelled = [Picture(path, min(names)) for path, names in inside.items() if names]
-    if not found:
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    label_names = set(labels)
+    labels_of = {path: label_names.intersection(path.relative_to(folder).parts[:-1]) for path in paths}
+    labelled = [Picture(path, min(names)) for path, names in labels_of.items() if names]
+    if not paths:
         raise UserError(f"--images {folder} holds no picture. Name a folder that does.")
-    return labelled or [Picture(path, None) for path in found]
+    return labelled or [Picture(path, None) for path in paths]
 
 
-def _even(pictures: Iterable[Picture], most: int) -> tuple[Picture, ...]:
-    """At most so many, one of each label in turn; the same ones each time."""
+def _sample_evenly(pictures: Iterable[Picture], most: int) -> tuple[Picture, ...]:
+    """Return at most `most` pictures, one of each label in turn, always the same ones."""
     groups: dict[str | None, list[Picture]] = defaultdict(list)
     for picture in pictures:
         groups[picture.label].append(picture)

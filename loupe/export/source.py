@@ -1,7 +1,7 @@
-"""What is exported: a run of Loupe's own. Models made elsewhere are read by foreign/, into the same.
+"""Read a run of Loupe's own as a source to export. foreign/ reads models made elsewhere into the same class.
 
 source = read_run(Path("runs/tires"))
-source.reference(pixels)                  # what the trained model itself says: uint8 [N, H, W, 3] → [N, C]
+source.reference(pixels)                  # the trained model's own answers: uint8 [N, H, W, 3] → [N, C]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from loupe.card import Card
 from loupe.errors import UserError
 from loupe.export.graph.savedmodel import Network, network_of
 from loupe.export.graph.simplify import flat, in_precision
-from loupe.export.run_folder import check_run, newer_under_way
+from loupe.export.run_folder import check_run, is_retrained
 from loupe.familiarity import Familiarity
 
 BATCH = 32
@@ -29,7 +29,7 @@ Array = np.ndarray[Any, Any]
 @dataclass(frozen=True)
 class Source:
     card: Card
-    network: Network  # what is exported in float32, as it is
+    network: Network  # exported as it is, in float32
     model: (
         keras.Model | None
     )  # flat, from pixels of 0…255 to logits; None: a black box, exported as it is or not at all
@@ -38,11 +38,12 @@ class Source:
     ]  # the original's own probabilities, by its own library: uint8 [N, H, W, 3] → [N, C]
     familiarity: Familiarity | None = None
     run: Path | None = None
-    notes: tuple[str, ...] = ()  # for whoever asked for the export
+    notes: tuple[str, ...] = ()  # to show to the user
 
 
 def read_run(folder: Path, name: str | None = None) -> Source:
-    """`name`: what it is published as, if not by its card's."""
+    """Read a finished run. `name` replaces the card's name for the published model."""
+    # Read model and card, and check that they match.
     check_run(folder)
     card = Card.read(folder / "card.json")
     original = _load(folder / "model.keras")
@@ -53,17 +54,19 @@ def read_run(folder: Path, name: str | None = None) -> Source:
         raise UserError(
             f"{folder}: the model takes {size[0]}×{size[1]} pixels, and its card says {card.height}×{card.width}."
         )
+    # Make the model flat, and keep what its own answers are compared with.
     model = in_precision(flat(original), "float32")
-    exact = all(layer.compute_dtype == "float32" for layer in original.layers)
-    judge = original if exact else model  # trained in half precision, it rounds otherwise each time it is asked
+    is_float32 = all(layer.compute_dtype == "float32" for layer in original.layers)
+    reference_model = original if is_float32 else model  # trained in half precision it rounds differently each time
 
     def reference(pixels: Array) -> Array:
-        logits = [judge.predict_on_batch(some) for some in _batches(pixels.astype(np.float32))]
+        logits = [reference_model.predict_on_batch(batch) for batch in _batches(pixels.astype(np.float32))]
         return softmax(np.concatenate(logits) / card.temperature)
 
+    # Describe it as a source.
     familiarity = _familiarity(folder / "familiarity.npz", card)
     card = replace(card, name=name or card.name, parity=None)
-    notes = (f"a training of {folder.name} is under way; this is the run before it",) * newer_under_way(folder)
+    notes = (f"a training of {folder.name} is under way; this is the run before it",) * is_retrained(folder)
     return Source(card, network_of(model), model, reference, familiarity, folder, notes)
 
 
@@ -72,14 +75,14 @@ def _batches(pixels: Array) -> list[Array]:
 
 
 def softmax(logits: Array) -> Array:
-    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(raised / raised.sum(axis=1, keepdims=True))
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
 
 def _load(path: Path) -> keras.Model:
     try:
         return keras.saving.load_model(path, compile=False)
-    except Exception as error:  # whatever a damaged file makes Keras, h5py or zipfile raise
+    except Exception as error:  # a damaged file raises errors of every type
         raise UserError(
             f"{path} is not a Keras model that can be read: it is damaged or of another kind. Train it again."
         ) from error

@@ -14,7 +14,7 @@ from typing import Any
 from flask import Flask, Response, render_template, request, send_from_directory
 from werkzeug.exceptions import HTTPException
 
-from loupe.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, Problem, Stopping, bare
+from loupe.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, Problem, Stopping, without_traceback
 from loupe.gateway.access.guard import add_access_checks
 from loupe.gateway.docs.page import add_docs
 from loupe.gateway.model.client import ModelClient
@@ -176,7 +176,7 @@ def _add_errors(app: Flask) -> None:
     def answer_problem(problem: Problem) -> Response:
         entry = current_entry()
         entry.code = problem.code
-        status, headers, body = render(bare(problem), entry.request_id)
+        status, headers, body = render(without_traceback(problem), entry.request_id)
         response = _json_response(body)
         response.status_code = status
         response.headers.update(headers)
@@ -185,7 +185,7 @@ def _add_errors(app: Flask) -> None:
     # Flask's and Werkzeug's errors.
     @app.errorhandler(HTTPException)
     def answer_http(error: HTTPException) -> Response:
-        response = answer_problem(_to_problem(bare(error)))  # bare: the request holds on to this error
+        response = answer_problem(_to_problem(without_traceback(error)))  # the request holds on to this error
         for name, value in error.get_headers():
             if name == "Allow":
                 response.headers[name] = value

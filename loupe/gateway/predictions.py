@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from loupe.card import Card
-from loupe.errors import AllFailed, ImageError, OutOfTime, Problem, bare
+from loupe.errors import AllFailed, ImageError, OutOfTime, Problem, without_traceback
 from loupe.gateway.model.cardless import prepare_picture
 from loupe.gateway.model.client import Answer
 from loupe.gateway.observe.record import Prediction
@@ -61,7 +61,7 @@ class Batch:
         """Single picture: raise. Batch: keep the error with its picture. OutOfTime is always raised."""
         if not self._sent.is_batch or isinstance(problem, OutOfTime):
             raise problem
-        return bare(problem)
+        return without_traceback(problem)
 
     def results(
         self, answer: Answer, predictions: list[Prediction], top: int | None, heatmaps: bool

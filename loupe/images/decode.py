@@ -1,11 +1,11 @@
-"""Bytes → RGB pixels: the one path, for training and for serving, so that a model sees at work what it learnt from.
+"""Decode a picture's bytes to RGB pixels in this process.
 
     pixels = decode_here(data, height=224, width=224)      # uint8 [224, 224, 3]
 
-Formats are a list of what is allowed, judged by the bytes and never by a name or a label; HEIC is on it where the
-package pillow-heif is installed. The size is checked before any pixel is allocated. A JPEG is decoded (jpeg.py) at the
-smallest scale that is still 2.5 times the target; then it is made RGB, resized with antialiasing (resize.py),
-stretched to the target, and turned upright (EXIF). Only the first frame counts.
+Only the formats in FORMATS are read. The bytes tell the format, never a file name or a content type. HEIC needs the
+package pillow-heif. The size is checked before any pixel is allocated. A JPEG is decoded (jpeg.py) at the smallest
+scale that is still 2.5 times the target. The picture is then made RGB, resized with antialiasing (resize.py), stretched
+to the target, and turned upright (EXIF). Only the first frame counts.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from loupe.images.resize import Box, Pixels, resized
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"]  # HEIF joins them with the first HEIC picture that can be read
 NAMES = "JPEG, PNG, WebP, GIF, BMP or AVIF"
 MAX_PIXELS = 40_000_000
-MAX_SIDE = 65_535  # as of a JPEG; Pillow keeps an address for each row, and 40 million rows cost 1.4 GB
-MAX_SCANS = 100  # of a progressive JPEG: each costs a pass over all pixels, and few bytes; cameras write about 10
-MAX_SCANNED = 1_000_000_000  # pixels times scans
-MAX_RUNS = 10_000_000  # pixels of a BMP in runs, which are unpacked in Python
-MAX_EXIF = 1 << 20  # bytes, in which an orientation is looked for
-DRAFT = 2.5  # times the target: at 2, one sample in a hundred is 5 levels off a whole decode; at 2.5 it is at most 3
+MAX_SIDE = 65_535  # as in a JPEG; Pillow keeps a pointer for each row, and 40 million rows cost 1.4 GB
+MAX_SCANS = 100  # of a progressive JPEG: each costs a pass over all pixels and only few bytes; cameras write about 10
+MAX_SCANNED_PIXELS = 1_000_000_000  # pixels times scans
+MAX_RLE_PIXELS = 10_000_000  # of a run-length encoded BMP, which Pillow unpacks in Python
+MAX_EXIF = 1 << 20  # bytes; the orientation is not looked for in more
+DRAFT = 2.5  # times the target: at 2, 1 % of samples are 5 levels off a full decode; at 2.5 they are at most 3 off
 BEHIND_ALPHA = (255, 255, 255)
-RESIZE, FIT = "bilinear-antialiased", "stretch"  # as the card calls what happens here
+RESIZE, FIT = "bilinear-antialiased", "stretch"  # how the card names what this module does
 
 HEIC_BRANDS = {
     b"heic",
@@ -50,22 +50,22 @@ HEIC_BRANDS = {
     b"heif",
     b"mif1",
     b"msf1",
-}  # brands
-_OTHERS = (  # how the kinds of picture begin that are known and not read
-    (b"%PDF", b"%!PS", b"\xc5\xd0\xd3\xc6", b"8BPS", b"gimp xcf")  # PDF, PostScript, the workshops' own
+}
+_UNSUPPORTED = (  # first bytes of known formats that are not read here
+    (b"%PDF", b"%!PS", b"\xc5\xd0\xd3\xc6", b"8BPS", b"gimp xcf")  # PDF, PostScript, Photoshop, GIMP
     + (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"II\xbc", b"IIRO", b"FUJIFILM")  # TIFF and cameras' raw files
     + (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"\0\0\0\x0cJXL ", b"\xff\x0a")  # JPEG 2000, JPEG XL, each in two forms
     + (b"\0\0\1\0", b"\0\0\2\0", b"icns", b"FLIF", b"BPG\xfb", b"qoif", b"DDS ", b"\x8aMNG", b"\x8bJNG")  # icons first
     + (b"SIMPLE  =", b"#?RADIANCE", b"\x76\x2f\x31\x01", b"\xd7\xcd\xc6\x9a", b"AT&TFORM")  # FITS, HDR, EXR, WMF, DjVu
-    + tuple(b"P%d%c" % (kind, space) for kind in range(1, 8) for space in b"\n\r ")  # PNM
+    + tuple(b"P%d%c" % (digit, space) for digit in range(1, 8) for space in b"\n\r ")  # PNM
 )
-_SVG = re.compile(  # its own tag after any prolog; possessive, so that it takes one pass whatever the bytes
+_SVG = re.compile(  # the svg tag after any prolog; possessive quantifiers, so that any bytes take one pass
     rb"(?:\s++|<\?.*?\?>|<!--.*?-->|<!DOCTYPE[^>\[]*+(?:\[.*?\]\s*+)?>)*+<(?:[\w.-]+:)?svg[\s/>]",
     re.DOTALL | re.IGNORECASE,
 )
-_HEAD = 65_536  # bytes in which an SVG's own tag must begin
+_SVG_HEAD = 65_536  # bytes; the svg tag must begin within them
 _ORIENTATION = 0x0112  # the EXIF tag
-_EXIF = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow looks for it
+_EXIF_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # keys of Image.info with an orientation
 _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     2: np.fliplr,
     3: lambda pixels: np.rot90(pixels, 2),
@@ -75,61 +75,64 @@ _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     7: lambda pixels: np.rot90(pixels, 2).transpose(1, 0, 2),
     8: np.rot90,
 }
-_ON_ITS_SIDE = (5, 6, 7, 8)  # the orientations that swap width and height
+_QUARTER_TURNS = (5, 6, 7, 8)  # the orientations that swap width and height
 
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the size is judged here, and answered
-warnings.filterwarnings("ignore", module=r"PIL\.")  # of what is odd in callers' files: a line for each of 65,535 tags
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # decode_here checks the size itself
+warnings.filterwarnings("ignore", module=r"PIL\.")  # about odd metadata: up to 65,535 warnings for one file
 
 
 def decode_here(data: bytes, height: int, width: int) -> Pixels:
     if not data:
         raise ImageError("The picture is empty: 0 bytes; send the whole file.")
-    plain = _plain_size(data, height, width)
-    if plain:
+    # A plain JPEG that is not scaled down takes the fast path, without Pillow.
+    jpeg_size = _plain_size(data, height, width)
+    if jpeg_size:
         with suppress(ValueError):
-            return resized(jpeg.decoded(data, *plain, smaller=False), height, width)
+            return resized(jpeg.decoded(data, *jpeg_size, smaller=False), height, width)
+    # Refuse sizes and encodings that would take too long or too much memory.
     image = _open(data)
     if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
         raise TooManyPixels(
             f"The picture is {image.width}×{image.height}; send one of at most {MAX_PIXELS // 1_000_000} megapixels, "
             f"with no side over {MAX_SIDE:,}."
         )
-    pixels = image.width * image.height
+    pixel_count = image.width * image.height
     scans = data.count(b"\xff\xda") if _may_have_scans(image, data) else 1
-    if scans > MAX_SCANS or scans * pixels > MAX_SCANNED:
+    if scans > MAX_SCANS or scans * pixel_count > MAX_SCANNED_PIXELS:
         raise ImageError("The picture comes in too many scans; save it as a plain JPEG.")
-    if pixels > MAX_RUNS and any(tile.codec_name == "bmp_rle" for tile in getattr(image, "tile", ())):
+    if pixel_count > MAX_RLE_PIXELS and any(tile.codec_name == "bmp_rle" for tile in getattr(image, "tile", ())):
         raise ImageError("This BMP is too large to be packed; save it as a JPEG.")
+    # Decode, resize and turn upright.
     try:
-        exact = _draft(image, _least(height, width))
-        whole = _loaded(image, data, straight=not plain)
-        turn = _orientation(image)  # not before: to find a PNG's EXIF it is loaded, and what fails there is forgiven
-        lies = turn in _ON_ITS_SIDE
-        small = resized(whole, width if lies else height, height if lies else width, exact, lies)
-        return np.ascontiguousarray(_UPRIGHT[turn](small)) if turn in _UPRIGHT else small
+        exact = _draft(image, _draft_side(height, width))
+        rgb = _load_rgb(image, data, try_fast=not jpeg_size)
+        orientation = _orientation(image)  # after loading: looking for a PNG's EXIF loads it, and hides errors
+        rotated = orientation in _QUARTER_TURNS
+        small = resized(rgb, width if rotated else height, height if rotated else width, exact, rotated)
+        return np.ascontiguousarray(_UPRIGHT[orientation](small)) if orientation in _UPRIGHT else small
     except (MemoryError, KeyboardInterrupt):
         raise
-    except Exception as error:  # decoders raise whatever their format made them stumble over
+    except Exception as error:  # decoders raise errors of every type
         raise ImageError("The picture is damaged or cut short; send the whole file.") from error
 
 
 def upright_size_here(data: bytes) -> tuple[int, int]:
-    limits.judge(data)
+    limits.check_limits(data)
     image = _open(data)
-    return (image.width, image.height) if _orientation(image) in _ON_ITS_SIDE else (image.height, image.width)
+    return (image.width, image.height) if _orientation(image) in _QUARTER_TURNS else (image.height, image.width)
 
 
 def _plain_size(data: bytes, height: int, width: int) -> tuple[int, int] | None:
-    """Width and height of a plain JPEG that is not decoded smaller. To open it, too, takes Pillow a twentieth of what
-    the gateway spends on a request, and tells nothing more."""
-    size = limits.judge(data)
-    small = size and 0 < size[0] * size[1] <= MAX_PIXELS and min(size) < 2 * _least(height, width)
-    return size if small else None
+    """Return width and height of a plain JPEG that is not decoded smaller, else None. Opening it with Pillow would take
+    a twentieth of what the gateway spends on a request, and tell nothing more."""
+    size = limits.check_limits(data)
+    fits = size and 0 < size[0] * size[1] <= MAX_PIXELS and min(size) < 2 * _draft_side(height, width)
+    return size if fits else None
 
 
 def _open(data: bytes) -> Image.Image:
     heic = data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS
-    readable = heic and heic_is_read()
+    readable = heic and can_read_heic()
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
@@ -139,7 +142,7 @@ def _open(data: bytes) -> Image.Image:
             raise UnsupportedImage(
                 f"HEIC is read only where pillow-heif is installed (pip install pillow-heif); send {NAMES}."
             ) from error
-        if data.startswith(_OTHERS) or _is_svg(data):
+        if data.startswith(_UNSUPPORTED) or _is_svg(data):
             raise UnsupportedImage(f"This kind of picture is not read here; send {NAMES}.") from error
         raise ImageError(f"These bytes are not a picture that can be read; send {NAMES}.") from error
     except Exception as error:
@@ -147,20 +150,22 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _may_have_scans(image: Image.Image, data: bytes) -> bool:
-    """Of a plain JPEG the first scan has all components, and the decoder reads no second: nothing is to be counted."""
+    """Return True if the decoder may read more than one scan. In a plain JPEG the first scan has all components, and
+    the decoder reads no second one."""
     if not isinstance(image, JpegImageFile) or not image.fp:
         return False
     components = len(image.layer)
     if components > 4:
         return True
     length = 6 + 2 * components
-    begins = image.fp.tell() - length - 2  # Pillow stopped reading where the header of the first scan ends
-    first = data[begins : begins + 5] == bytes((0xFF, 0xDA, 0, length, components))
-    return "progressive" in image.info or not first
+    start = image.fp.tell() - length - 2  # Pillow stops reading at the end of the first scan's header
+    is_complete = data[start : start + 5] == bytes((0xFF, 0xDA, 0, length, components))
+    return "progressive" in image.info or not is_complete
 
 
-def heic_is_read() -> bool:
-    """Looked for only when a HEIC picture comes: the library is large, and most never see one."""
+def can_read_heic() -> bool:
+    """Return True if pillow-heif is installed. It is imported with the first HEIC picture: it is large, and most users
+    never need it."""
     if "HEIF" not in FORMATS:
         try:
             heif = importlib.import_module("pillow_heif")
@@ -172,16 +177,16 @@ def heic_is_read() -> bool:
 
 
 def _is_svg(data: bytes) -> bool:
-    head = data[:_HEAD].removeprefix(b"\xef\xbb\xbf")
+    head = data[:_SVG_HEAD].removeprefix(b"\xef\xbb\xbf")
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         head = head.decode("utf-16", "replace").encode()
     return _SVG.match(head) is not None
 
 
 def _orientation(image: Image.Image) -> int:
-    if image.format == "HEIF":  # its decoder has turned it: there the EXIF tag is but a copy
+    if image.format == "HEIF":  # its decoder has turned it already; the EXIF tag is a mere copy
         return 1
-    if any(len(image.info.get(name) or b"") > MAX_EXIF for name in _EXIF):
+    if any(len(image.info.get(name) or b"") > MAX_EXIF for name in _EXIF_KEYS):
         return 1
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
@@ -189,25 +194,26 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _least(height: int, width: int) -> int:
-    """What a side of a JPEG keeps that is decoded smaller, whichever way up it will be."""
+def _draft_side(height: int, width: int) -> int:
+    """Return the least side to which a JPEG may be scaled down while decoding, whichever way up it is."""
     return math.ceil(max(height, width) * DRAFT)
 
 
 def _draft(image: Image.Image, side: int) -> Box | None:
-    """Has a JPEG decoded smaller, and tells what of its pixels is picture, if not all: 3,731 rows come as 467, and are
-    466.4. Without that fraction everything would be shifted by up to half a pixel of the target."""
-    told = image.draft(image.mode, (side, side)) if image.format in ("JPEG", "MPO") else None
-    return told[1] if told and told[1][2:] != image.size else None
+    """Set a JPEG up to be decoded smaller. Return the box of its pixels that is picture, if not all of them are: 3,731
+    rows come as 467, and are 466.4. Without that fraction everything would be shifted by up to half a pixel of the
+    target."""
+    draft = image.draft(image.mode, (side, side)) if image.format in ("JPEG", "MPO") else None
+    return draft[1] if draft and draft[1][2:] != image.size else None
 
 
-def _loaded(image: Image.Image, data: bytes, straight: bool) -> Image.Image:
-    """As RGB or RGBX. `straight`: by jpeg.py, if it can be."""
+def _load_rgb(image: Image.Image, data: bytes, try_fast: bool) -> Image.Image:
+    """Return the pixels as RGB or RGBX. With `try_fast`, jpeg.py decodes a JPEG if it can."""
     if isinstance(image, JpegImageFile):
-        if straight and image.mode == "RGB":
-            with suppress(ValueError):  # damaged or rare: what of that is borne is Pillow's to say
+        if try_fast and image.mode == "RGB":
+            with suppress(ValueError):  # on any problem fall back to Pillow
                 return jpeg.decoded(data, *image.size, smaller=image.decoderconfig[0] > 1)
-        image.decodermaxblock = len(data)  # else it is copied twice on its way, 64 KB at a time
+        image.decodermaxblock = len(data)  # else the data is copied twice, in blocks of 64 KB
     image.load()
     return _to_rgb(image)
 
@@ -218,6 +224,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGBX" or (image.mode == "RGB" and "transparency" not in image.info):
         return image
     if image.has_transparency_data:
-        over = Image.new("RGBA", image.size, (*BEHIND_ALPHA, 255))
-        return Image.alpha_composite(over, image.convert("RGBA")).convert("RGB")
+        background = Image.new("RGBA", image.size, (*BEHIND_ALPHA, 255))
+        return Image.alpha_composite(background, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")

@@ -1,7 +1,7 @@
-"""The process that decodes AVIF and HEIC, started by sandbox.py: `python -m loupe.images.sandbox_child`.
+"""Decode AVIF and HEIC in a process that sandbox.py starts: `python -m loupe.images.sandbox_child`.
 
-A question on standard input is QUESTION and the file; the answer on standard output is ANSWER, its JSON and the pixels.
-The system ends the process when a picture takes more than its share of processor time.
+A request on standard input is REQUEST and the file. A response on standard output is RESPONSE, its JSON and the pixels.
+The system ends the process when a picture takes too much processor time.
 """
 
 from __future__ import annotations
@@ -16,36 +16,39 @@ from typing import Any
 
 from loupe.errors import ImageError
 from loupe.images.decode import decode_here, upright_size_here
-from loupe.images.sandbox import ANSWER, MEMORY, QUESTION, SECONDS
+from loupe.images.sandbox import MEMORY, REQUEST, RESPONSE, SECONDS
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is its parent's to handle, and ends this with it
+    # Limit time and memory.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C, and this process ends with it
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, whatever it is doing
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(OSError, ValueError):  # macOS has no such limit
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever some library prints is no answer
-    while len(head := sys.stdin.buffer.read(QUESTION.size)) == QUESTION.size:
-        height, width, count = QUESTION.unpack(head)
+    # Keep standard output for responses.
+    responses = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints must not end up among the responses
+    # Answer requests until standard input ends.
+    while len(head := sys.stdin.buffer.read(REQUEST.size)) == REQUEST.size:
+        height, width, count = REQUEST.unpack(head)
         data, pixels = sys.stdin.buffer.read(count), b""
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             if height:
-                found = decode_here(data, height, width)
-                told: dict[str, Any] = {"size": found.shape}
-                pixels = found.tobytes()
+                decoded = decode_here(data, height, width)
+                reply: dict[str, Any] = {"size": decoded.shape}
+                pixels = decoded.tobytes()
             else:
-                told = {"size": upright_size_here(data)}
+                reply = {"size": upright_size_here(data)}
         except ImageError as error:
-            told = {"error": type(error).__name__, "text": str(error)}
+            reply = {"error": type(error).__name__, "text": str(error)}
         except MemoryError:
-            told = {"error": "ImageError", "text": "The picture takes too much memory to decode; save it as a JPEG."}
+            reply = {"error": "ImageError", "text": "The picture takes too much memory to decode; save it as a JPEG."}
         signal.setitimer(signal.ITIMER_PROF, 0)
-        text = json.dumps(told).encode()
-        answers.write(ANSWER.pack(len(text), len(pixels)) + text + pixels)
-        answers.flush()
+        text = json.dumps(reply).encode()
+        responses.write(RESPONSE.pack(len(text), len(pixels)) + text + pixels)
+        responses.flush()
 
 
 if __name__ == "__main__":

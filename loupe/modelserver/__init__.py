@@ -1,4 +1,4 @@
-"""A model server that takes TensorFlow Serving's flags and answers as it does: `python -m loupe.modelserver --help`.
+"""A model server with TensorFlow Serving's flags and answers: `python -m loupe.modelserver --help`.
 
 In: calls over gRPC and HTTP, and a folder of versions that is polled. Out: TensorFlow Serving's answers, in its words.
 

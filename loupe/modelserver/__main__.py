@@ -26,11 +26,11 @@ from loupe.modelserver import flags, rest, service, warmup
 from loupe.modelserver.answers import Answers
 from loupe.modelserver.versions import Versions
 
-DRAIN = 10.0  # seconds
+STOP_DELAY = 10.0  # seconds
 
 
 class Stop:
-    """Set by SIGTERM or SIGINT; `woken` also by the first load's end."""
+    """Events for stopping: `asked` is set by SIGTERM or SIGINT, `woken` by them and by the end of the first load."""
 
     def __init__(self) -> None:
         self.asked, self.woken = threading.Event(), threading.Event()
@@ -52,9 +52,11 @@ def main(arguments: list[str]) -> None:
 
 
 def serve(settings: flags.Flags) -> None:
+    # Check the ports before a model is loaded.
     stop = Stop()
     for name in ("port", "rest_api_port"):
-        refuse_taken(settings.address, getattr(settings, name), name)
+        check_port(settings.address, getattr(settings, name), name)
+    # Choose the engine, and load the first version.
     streams = settings.tensorflow_inter_op_parallelism or settings.tensorflow_session_parallelism
     threads = settings.tensorflow_intra_op_parallelism or settings.tensorflow_session_parallelism
     options = Options(threads, streams, settings.mixed_precision)
@@ -68,25 +70,27 @@ def serve(settings: flags.Flags) -> None:
         return
     if not (serving := versions.serving):
         raise UserError(versions.hopeless or "nothing to serve")
+    # Open the ports.
     answers = Answers(versions, as_content=settings.enable_serialization_as_tensor_content)
     server, port = service.start(answers, settings)
     http = rest.start(answers, settings)
-    also = f" (REST {settings.rest_api_port})" if http else ""
+    rest_note = f" (REST {settings.rest_api_port})" if http else ""
     assert serving.engine
     print(
         f"loupe.modelserver: serving {versions.name} version {serving.number} with {serving.engine.name} "
-        f"on port {port}{also}",
+        f"on port {port}{rest_note}",
         flush=True,
     )
+    # Serve until a signal comes, then let calls in flight end.
     stop.asked.wait()
     say("stopping; calls in flight end first")
-    server.stop(DRAIN).wait()
+    server.stop(STOP_DELAY).wait()
     if http:
         http.server_close()
 
 
-def refuse_taken(address: str, port: int, flag: str) -> None:
-    """Before a model is loaded for nothing."""
+def check_port(address: str, port: int, flag: str) -> None:
+    """Refuse a port that is taken, before a model is loaded for nothing."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -97,8 +101,8 @@ def refuse_taken(address: str, port: int, flag: str) -> None:
 
 
 def usage() -> str:
-    known = "\n".join(f"  --{field.name}={field.default}" for field in fields(flags.Flags))
-    return f"{__doc__}\nFlags and defaults:\n{known}"
+    lines = "\n".join(f"  --{field.name}={field.default}" for field in fields(flags.Flags))
+    return f"{__doc__}\nFlags and defaults:\n{lines}"
 
 
 if __name__ == "__main__":

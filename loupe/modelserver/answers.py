@@ -1,11 +1,11 @@
-"""What each call answers, whichever way it came: requests and responses are proto.py's messages.
+"""Answer calls, whichever way they came. Requests and responses are proto.py's messages.
 
     answers = Answers(versions)
     answers.predict(request)    # a PredictResponse, or Refused
 
-Statuses and words are TensorFlow Serving's. One difference is on purpose: an input whose shape does not fit the
-signature is refused. There it goes to the graph unchecked, which may answer anything or abort the whole server.
-Not covered: Classify, Regress and MultiInference, default values of inputs in a signature.
+Statuses and messages are TensorFlow Serving's. One difference is on purpose: an input whose shape does not fit the
+signature is refused. TensorFlow Serving passes it to the graph unchecked, which may answer anything or abort the whole
+server. Not covered: Classify, Regress and MultiInference, default values of inputs in a signature.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from loupe.engines.refused import Refused, invalid
 from loupe.engines.savedmodel import Array, SavedModel
 from loupe.modelserver.versions import Versions, refuse_label
 
-TF_NAMES = {"float32": "float", "float64": "double", "float16": "half"}  # where they differ from numpy's
+TF_NAMES = {"float32": "float", "float64": "double", "float16": "half"}  # where TensorFlow's names are not numpy's
 METADATA_FIELD = "signature_def"
 
 
@@ -34,9 +34,9 @@ class Answers:
         _refuse_missing_spec(request)
         with self.versions.lease(request.model_spec) as version:
             assert version.model and version.engine
-            name, signature, found = compute(request, version.model, version.engine)
+            name, signature, arrays = compute(request, version.model, version.engine)
             response = proto.PredictResponse(model_spec=proto.model_spec(self.versions.name, version.number, name))
-        for alias, array in found.items():
+        for alias, array in arrays.items():
             tensor = _to_tensor(array, signature.outputs[alias].dtype, self._as_values)
             response.outputs[alias].CopyFrom(tensor)
         return response
@@ -66,8 +66,8 @@ class Answers:
         states = self.versions.states() if spec.name == self.versions.name else []
         states = [state for state in states if number in (None, state[0])]
         if not states:
-            what = "any versions" if number is None else f"version {number}"
-            raise Refused(StatusCode.NOT_FOUND, f"Could not find {what} of model {spec.name}")
+            versions = "any versions" if number is None else f"version {number}"
+            raise Refused(StatusCode.NOT_FOUND, f"Could not find {versions} of model {spec.name}")
         response = proto.GetModelStatusResponse()
         for version, state, error in states:
             entry = response.model_version_status.add(version=version, state=state)
@@ -77,14 +77,14 @@ class Answers:
 
 
 def compute(request: Any, model: SavedModel, engine: Engine) -> tuple[str, Any, dict[str, Array]]:
-    """The signature that a PredictRequest asks for, by name and as it is, and the arrays that it gives."""
-    name, inputs, outputs = checked(request, model)
-    found = engine.run(name, inputs, outputs)
-    return name, model.signatures[name], {alias: found[alias] for alias in outputs}
+    """Return the signature that a PredictRequest asks for, its name first, and the arrays that it gives."""
+    name, inputs, outputs = check_request(request, model)
+    arrays = engine.run(name, inputs, outputs)
+    return name, model.signatures[name], {alias: arrays[alias] for alias in outputs}
 
 
-def checked(request: Any, model: SavedModel) -> tuple[str, dict[str, Array], list[str]]:
-    """The name of the signature, the inputs and the names of the outputs, all as the model has them; or Refused."""
+def check_request(request: Any, model: SavedModel) -> tuple[str, dict[str, Array], list[str]]:
+    """Return the signature's name, the inputs and the names of the outputs, as the model has them. Raises Refused."""
     name = request.model_spec.signature_name or proto.PREDICT_SIGNATURE
     signature = model.signatures.get(name)
     if signature is None:
@@ -144,24 +144,25 @@ def _refuse_misfits(inputs: dict[str, Array], request: Any, signature: Any) -> N
             )
         shape = proto.shape_of(declared.tensor_shape)
         fits = shape is None or (
-            len(shape) == array.ndim and all(size in (-1, has) for size, has in zip(shape, array.shape, strict=True))
+            len(shape) == array.ndim
+            and all(size in (-1, given) for size, given in zip(shape, array.shape, strict=True))
         )
         if shape is not None and not fits:
             sizes = ",".join("?" if size < 0 else str(size) for size in shape)
-            has = ",".join(map(str, array.shape))
-            raise invalid(f"input {alias} must have the shape [{sizes}], not [{has}]")
+            given = ",".join(map(str, array.shape))
+            raise invalid(f"input {alias} must have the shape [{sizes}], not [{given}]")
 
 
 def _to_tensor(array: Array, declared: int, as_values: bool) -> Any:
-    kind = proto.BY_NUMBER.get(declared)
-    if kind is None:
+    dtype = proto.BY_NUMBER.get(declared)
+    if dtype is None:
         raise Refused(StatusCode.UNIMPLEMENTED, f"an output of dtype {declared} is not one that this server sends")
-    return proto.to_tensor(array, kind.name, as_values=as_values)
+    return proto.to_tensor(array, dtype.name, as_values=as_values)
 
 
 def _type_name(number: int) -> str:
-    kind = proto.BY_NUMBER.get(number)
-    return TF_NAMES.get(kind.name, kind.name) if kind else f"dtype {number}"
+    dtype = proto.BY_NUMBER.get(number)
+    return TF_NAMES.get(dtype.name, dtype.name) if dtype else f"dtype {number}"
 
 
 def _set(names: Collection[str]) -> str:

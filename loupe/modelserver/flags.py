@@ -1,11 +1,11 @@
-"""The flags: TensorFlow Serving's, by its names and with its defaults, and two of our own (`engine`, `address`).
+"""Read the flags: TensorFlow Serving's, by its names and with its defaults, and two of our own (`engine`, `address`).
 
     flags = flags.parse(["--port=8500", "--model_name=tires", "--model_base_path=models/tires"])
 
-`--flag=value` and `--flag value`; a switch is `--flag` or `--flag=true`. A flag that TensorFlow Serving knows and this
-server does not act on is named in a warning, so that its dockerfiles and manifests still start; an unknown one is an
-error. `--model_config_file` is an error too: without it another model than the one meant would be served.
-Differences: `--port=0` picks a free port (there it turns gRPC off); negative polling is refused.
+Both `--flag=value` and `--flag value` are read; a switch is `--flag` or `--flag=true`. A flag that TensorFlow Serving
+has and this server ignores gives a warning, so that dockerfiles and manifests for it still start; an unknown one is an
+error. `--model_config_file` is an error too: without it another model than the one meant would be served. Differences:
+`--port=0` picks a free port (there it turns gRPC off); a negative polling interval is refused.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from loupe.engines.refused import say
 from loupe.errors import UserError
 
 TRUE, FALSE = ("true", "t", "1", "yes", "y"), ("false", "f", "0", "no", "n")
-# Known to TensorFlow Serving, without effect here: switches, and those that take a value.
-IDLE_SWITCHES = """
+# Flags of TensorFlow Serving that have no effect here: switches, and those that take a value.
+IGNORED_SWITCHES = """
     enable_batching enable_per_model_batching_parameters allow_version_labels_for_unavailable_models
     force_allow_any_version_labels_for_unavailable_models flush_filesystem_caches use_alts_credentials
     remove_unused_fields_from_bundle_metagraph prefer_tflite_model
     enable_signature_method_name_check xla_cpu_compilation_enabled xla_gpu_compilation_enabled enable_profiler
     skip_initialize_tpu rest_api_enable_cors_support
 """
-IDLE_VALUES = """
+IGNORED_VALUES = """
     rest_api_num_threads batching_parameters_file model_config_file_poll_wait_seconds num_load_threads
     num_unload_threads tensorflow_session_config_file platform_config_file per_process_gpu_memory_fraction
     num_request_iterations_for_warmup monitoring_config_file num_tflite_pools num_tflite_interpreters_per_pool
     thread_pool_factory_config_file
 """
-# Ignoring these would serve another model, or the same one to whom it is not meant for.
-REFUSED = {
+# If these were ignored, another model would be served, or the same one to the wrong callers.
+REFUSED_FLAGS = {
     "model_config_file": "give --model_name and --model_base_path instead",
     "ssl_config_file": "this server speaks plain text only; put a proxy in front of it",
     "grpc_socket_path": "give --port instead",
@@ -67,47 +67,49 @@ class Flags:
 
     @property
     def threads(self) -> int:
-        return self.grpc_max_threads or 4 * cpus()
+        return self.grpc_max_threads or 4 * cpu_count()
 
     @property
     def channel_arguments(self) -> list[tuple[str, int | str]]:
-        pairs = [part.partition("=") for part in self.grpc_channel_arguments.split(",") if part]
+        pairs = [pair.partition("=") for pair in self.grpc_channel_arguments.split(",") if pair]
         return [(key, int(value) if value.lstrip("-").isdigit() else value) for key, _, value in pairs]
 
 
-KINDS = {field.name: str(field.type) for field in fields(Flags)}
+TYPES = {field.name: str(field.type) for field in fields(Flags)}
 
 
 def parse(arguments: Sequence[str]) -> Flags:
-    """UserError for whatever is wrong, all of it at once."""
-    found: dict[str, int | str | bool] = {}
-    wrong: list[str] = []
+    """Return the flags. Raises UserError with all that is wrong at once."""
+    values: dict[str, int | str | bool] = {}
+    errors: list[str] = []
     words = list(arguments)
+    # Read one flag after the other, and collect the errors.
     while words:
-        name, given, text = words.pop(0).partition("=")
+        name, equals, text = words.pop(0).partition("=")
         try:
             key = _known(name)
-            switch = key in IDLE_SWITCHES.split() or KINDS.get(key) == "bool"
-            if not given:
+            switch = key in IGNORED_SWITCHES.split() or TYPES.get(key) == "bool"
+            if not equals:
                 text = "true" if switch else _next(name, words)
-            if key in KINDS:
-                found[key] = _value(name, KINDS[key], text)
+            if key in TYPES:
+                values[key] = _value(name, TYPES[key], text)
             elif not (switch and text.lower() in FALSE):
                 say(f"{name} has no effect here")
         except UserError as error:
-            wrong.append(str(error))
-    flags = Flags(**found)  # type: ignore[arg-type]
-    wrong += _conflicts(flags)
-    if wrong:
-        raise UserError("; ".join(wrong))
+            errors.append(str(error))
+    # Check them together.
+    flags = Flags(**values)  # type: ignore[arg-type]
+    errors += _conflicts(flags)
+    if errors:
+        raise UserError("; ".join(errors))
     return flags
 
 
 def _known(name: str) -> str:
     key = name.removeprefix("--")
-    if key in REFUSED:
-        raise UserError(f"{name} is not read here: {REFUSED[key]}")
-    known = {*KINDS, *IDLE_SWITCHES.split(), *IDLE_VALUES.split()}
+    if key in REFUSED_FLAGS:
+        raise UserError(f"{name} is not read here: {REFUSED_FLAGS[key]}")
+    known = {*TYPES, *IGNORED_SWITCHES.split(), *IGNORED_VALUES.split()}
     if key == name or key not in known:
         near = difflib.get_close_matches(key, known, 1, 0)[0]
         raise UserError(f"unknown flag {name}; the nearest is --{near}")
@@ -120,10 +122,10 @@ def _next(name: str, words: list[str]) -> str:
     return words.pop(0)
 
 
-def _value(name: str, kind: str, text: str) -> int | str | bool:
-    if kind == "str":
+def _value(name: str, type_name: str, text: str) -> int | str | bool:
+    if type_name == "str":
         return text
-    if kind == "bool":
+    if type_name == "bool":
         if text.lower() not in TRUE + FALSE:
             raise UserError(f"{name} is true or false, not {text!r}")
         return text.lower() in TRUE
@@ -134,26 +136,27 @@ def _value(name: str, kind: str, text: str) -> int | str | bool:
 
 
 def _conflicts(flags: Flags) -> list[str]:
-    wrong = []
+    errors = []
     if not flags.model_base_path:
-        wrong.append("--model_base_path is missing: the folder that holds the model's numbered versions")
+        errors.append("--model_base_path is missing: the folder that holds the model's numbered versions")
     if flags.engine not in CHOICES:
-        wrong.append(f"--engine is one of {', '.join(CHOICES)}, not {flags.engine!r}")
+        errors.append(f"--engine is one of {', '.join(CHOICES)}, not {flags.engine!r}")
     if flags.mixed_precision not in ("", "bfloat16"):
-        wrong.append(f"--mixed_precision is bfloat16 or nothing, not {flags.mixed_precision!r}")
+        errors.append(f"--mixed_precision is bfloat16 or nothing, not {flags.mixed_precision!r}")
     for key in ("port", "rest_api_port"):
         if not 0 <= getattr(flags, key) <= 65535:
-            wrong.append(f"--{key} is from 0 to 65535, not {getattr(flags, key)}")
+            errors.append(f"--{key} is from 0 to 65535, not {getattr(flags, key)}")
     if flags.port and flags.port == flags.rest_api_port:
-        wrong.append("--rest_api_port must differ from --port")
+        errors.append("--rest_api_port must differ from --port")
     if flags.rest_api_timeout_in_ms < 1:
-        wrong.append("--rest_api_timeout_in_ms must be positive")
+        errors.append("--rest_api_timeout_in_ms must be positive")
     for key in ("file_system_poll_wait_seconds", "max_num_load_retries", "grpc_max_threads"):
         if getattr(flags, key) < 0:
-            wrong.append(f"--{key} must not be negative")
-    return wrong
+            errors.append(f"--{key} must not be negative")
+    return errors
 
 
-def cpus() -> int:
-    """Those this process may run on, as TensorFlow Serving counts them; macOS cannot tell."""
+def cpu_count() -> int:
+    """Return how many CPUs this process may run on, as TensorFlow Serving counts them; macOS only knows how many there
+    are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""The REST side: a model's status and metadata, as TensorFlow Serving's JSON.
+"""Answer REST calls for a model's status and metadata, in TensorFlow Serving's JSON.
 
     server = rest.start(Answers(versions), flags)      # None where --rest_api_port is 0
     curl localhost:8501/v1/models/tires
@@ -21,16 +21,18 @@ from loupe.errors import UserError
 from loupe.modelserver.answers import METADATA_FIELD, TF_NAMES, Answers
 from loupe.modelserver.flags import Flags
 
-MODEL = r"(?i:/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?"
-READ = re.compile(MODEL.replace("models/([^/:]+)", "models(?:/([^/:]+))?") + r"(/metadata)?)")
-CALL = re.compile(MODEL + r":(predict|classify|regress))")
+MODEL_PATH = r"(?i:/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?"
+READ_PATH = re.compile(MODEL_PATH.replace("models/([^/:]+)", "models(?:/([^/:]+))?") + r"(/metadata)?)")
+CALL_PATH = re.compile(MODEL_PATH + r":(predict|classify|regress))")
 MAX_VERSION = (1 << 63) - 1
 
 
 def start(answers: Answers, flags: Flags) -> ThreadingHTTPServer | None:
+    """Start the server in a thread. Return None if --rest_api_port is 0."""
     if not flags.rest_api_port:
         return None
 
+    # A handler that has the timeout and the answers.
     class Handler(_Handler):
         timeout = flags.rest_api_timeout_in_ms / 1000
 
@@ -41,6 +43,7 @@ def start(answers: Answers, flags: Flags) -> ThreadingHTTPServer | None:
                 path = self.path
             return reply(answers, method, path)
 
+    # Listen.
     try:
         server = ThreadingHTTPServer((flags.address, flags.rest_api_port), Handler)
     except OSError as error:
@@ -64,7 +67,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
-        if self.command != "GET":  # its body was not read
+        if self.command != "GET":  # the request's body was not read
             self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
@@ -72,18 +75,18 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _send
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Calls are not events."""
+        """Log nothing: a call is no event."""
 
 
 def reply(answers: Answers, method: str, path: str) -> tuple[int, dict[str, Any]]:
     try:
-        if method == "GET" and (found := READ.fullmatch(path)):
-            name, number, label, metadata = found.groups()
+        if method == "GET" and (match := READ_PATH.fullmatch(path)):
+            name, number, label, metadata = match.groups()
             if not name:
                 raise invalid("Missing model name in request.")
             spec = _spec(name, number, label)
             return 200, _metadata(answers, spec) if metadata else _status(answers, spec)
-        if method == "POST" and CALL.fullmatch(path):
+        if method == "POST" and CALL_PATH.fullmatch(path):
             return 501, {"error": "Predictions over REST are not answered by this server; use gRPC"}
         raise invalid(f"Malformed request: {method} {path}")
     except Refused as error:
@@ -134,9 +137,9 @@ def _metadata(answers: Answers, spec: Any) -> dict[str, Any]:
 
 
 def _info(info: Any) -> dict[str, Any]:
-    kind, shape = proto.BY_NUMBER.get(info.dtype), info.tensor_shape
+    dtype, shape = proto.BY_NUMBER.get(info.dtype), info.tensor_shape
     return {
-        "dtype": f"DT_{TF_NAMES.get(kind.name, kind.name).upper()}" if kind else info.dtype,
+        "dtype": f"DT_{TF_NAMES.get(dtype.name, dtype.name).upper()}" if dtype else info.dtype,
         "tensor_shape": {
             "dim": [{"size": str(dim.size), "name": dim.name} for dim in shape.dim],
             "unknown_rank": shape.unknown_rank,

@@ -1,12 +1,12 @@
-"""The gRPC side: Predict, GetModelMetadata and GetModelStatus, on proto.py's messages and no generated code.
+"""Answer gRPC calls: Predict, GetModelMetadata and GetModelStatus, on proto.py's messages and no generated code.
 
     server, port = service.start(Answers(versions), flags)
     server.stop(grace=10).wait()
 
 Other methods are UNIMPLEMENTED. More calls at once than `--grpc_max_threads` are RESOURCE_EXHAUSTED. gRPC itself counts
-a call until its thread has come back from sending the answer, when the caller may long have asked again: on a busy
-machine it would refuse as many callers as there are threads. Here a call counts until its answer is there, and threads
-that only come back are allowed for.
+a call until its thread has returned from sending the answer, when the caller may have asked again long since: on a busy
+machine it would refuse as many callers as there are threads. Here a call counts until its answer is computed, and
+threads that only return are allowed in addition.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ HEALTH, SERVING = "grpc.health.v1.Health", b"\x08\x01"  # HealthCheckResponse wi
 
 
 def start(answers: Answers, flags: Flags) -> tuple[grpc.Server, int]:
-    """The running server and its port."""
+    """Start the server. Return it and its port."""
     options = [
-        ("grpc.so_reuseport", 0),  # with it a second server on a taken port would share the calls in silence
+        ("grpc.so_reuseport", 0),  # else a second server on the same port would silently share the calls
         ("grpc.max_receive_message_length", -1),
         ("grpc.max_send_message_length", -1),
         *flags.channel_arguments,
     ]
-    most = 4 * flags.threads  # with those that come back
-    pool = ThreadPoolExecutor(most, thread_name_prefix="grpc")
-    server = grpc.server(pool, handlers(answers, flags), options=options, maximum_concurrent_rpcs=most)
+    max_calls = 4 * flags.threads  # with threads that only return
+    pool = ThreadPoolExecutor(max_calls, thread_name_prefix="grpc")
+    server = grpc.server(pool, handlers(answers, flags), options=options, maximum_concurrent_rpcs=max_calls)
     try:
         port = server.add_insecure_port(f"{flags.address}:{flags.port}")
     except RuntimeError as error:
@@ -47,22 +47,22 @@ def start(answers: Answers, flags: Flags) -> tuple[grpc.Server, int]:
 
 
 def handlers(answers: Answers, flags: Flags) -> list[grpc.GenericRpcHandler]:
-    room = BoundedSemaphore(flags.threads)
+    slots = BoundedSemaphore(flags.threads)
     services: dict[str, dict[str, grpc.RpcMethodHandler]] = {}
     for method, function in (
         (proto.PREDICT, answers.predict),
         (proto.GET_MODEL_METADATA, answers.metadata),
         (proto.GET_MODEL_STATUS, answers.status),
     ):
-        services.setdefault(method.service, {})[method.name] = _handler(method, function, room)
+        services.setdefault(method.service, {})[method.name] = _handler(method, function, slots)
     if flags.enable_grpc_healthcheck_service:
         services[HEALTH] = {"Check": grpc.unary_unary_rpc_method_handler(_health)}
     return [grpc.method_handlers_generic_handler(name, methods) for name, methods in services.items()]
 
 
-def _handler(method: proto.Method, function: Callable[[Any], Any], room: BoundedSemaphore) -> grpc.RpcMethodHandler:
+def _handler(method: proto.Method, function: Callable[[Any], Any], slots: BoundedSemaphore) -> grpc.RpcMethodHandler:
     def handle(request: Any, context: grpc.ServicerContext) -> Any:
-        if not room.acquire(blocking=False):
+        if not slots.acquire(blocking=False):
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Server Threadpool Exhausted")
         try:
             return function(request)
@@ -72,7 +72,7 @@ def _handler(method: proto.Method, function: Callable[[Any], Any], room: Bounded
             say(f"{method.name} failed: {error!r}")
             context.abort(grpc.StatusCode.INTERNAL, f"{method.name} failed inside the server; its log says why")
         finally:
-            room.release()
+            slots.release()
 
     return grpc.unary_unary_rpc_method_handler(
         handle,
@@ -82,7 +82,7 @@ def _handler(method: proto.Method, function: Callable[[Any], Any], room: Bounded
 
 
 def _health(request: bytes, context: grpc.ServicerContext) -> bytes:
-    """SERVING for the server as a whole, whatever its model's state: so does TensorFlow Serving's."""
+    """Answer SERVING for the server as a whole, whatever its model's state, as TensorFlow Serving does."""
     if request:
         context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
     return SERVING

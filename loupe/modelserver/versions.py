@@ -1,15 +1,15 @@
-"""Which version is served: polls the base path for numbered folders, loads the newest, unloads what it replaces.
+"""Serve the newest version: poll the base path for numbered folders, load the newest, unload what it replaces.
 
     versions = Versions(flags, open_engine, settled=event.set)
     versions.start()
     with versions.lease(spec) as version:
         version.engine.run(...)
 
-A new version is loaded whole before calls go to it; the old one is unloaded when its last call has ended. A version
-that does not load leaves the old one serving; it is tried again up to `--max_num_load_retries` times, and at once when
-its folder changes. A deleted newest version gives way to the one before; with no version left the last one stays.
-Differences from TensorFlow Serving: at the start an older version is tried where the newest does not load (there only
-the newest is), and a failed load shows as END between its retries, too.
+A new version is loaded completely before calls go to it; the old one is unloaded when its last call has ended. A
+version that does not load leaves the old one serving; it is tried again up to `--max_num_load_retries` times, and at
+once when its folder changes. If the newest version is deleted, the one before replaces it; with no version left the
+last one stays. Differences from TensorFlow Serving: at the start an older version is tried if the newest does not load
+(there only the newest is), and a failed load shows as END between its retries as well.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from loupe.engines.engine import Engine, Opener
 from loupe.engines.refused import Refused, invalid, say
 from loupe.modelserver.flags import Flags
 
-REMIND = 10.0  # seconds between two lines that say there is still nothing to serve
+REMINDER_SECONDS = 10.0  # between two log lines that say there is still nothing to serve
 
 
 @dataclass
 class Version:
-    """One version: its state, as GetModelStatus tells it, and its model while it has one."""
+    """A version: its state, as GetModelStatus reports it, and its model while that is loaded."""
 
     number: int
     folder: Path
@@ -46,7 +46,7 @@ class Version:
     in_flight: int = 0
     attempts: int = 0
     retry_at: float = 0.0
-    seen: object = field(default=None)  # what its folder looked like when it was last tried
+    fingerprint: object = field(default=None)  # of its folder, when it was last tried
 
 
 class Versions:
@@ -54,7 +54,7 @@ class Versions:
         self.name = flags.model_name
         self.base = Path(flags.model_base_path)
         self.serving: Version | None = None
-        self.hopeless: str | None = None  # set where nothing has loaded and nothing will be tried again
+        self.hopeless: str | None = None  # the reason, once nothing has loaded and nothing will be tried again
         self._flags = flags
         self._open_engine = open_engine
         self._settled = settled
@@ -69,7 +69,7 @@ class Versions:
 
     @contextmanager
     def lease(self, spec: Any) -> Iterator[Version]:
-        """The version a ModelSpec asks for, held: it is not unloaded before the lease ends."""
+        """Yield the version that a ModelSpec asks for. It is not unloaded before the lease ends."""
         with self._changed:
             version = self._find(spec)
             version.in_flight += 1
@@ -92,7 +92,7 @@ class Versions:
         raise Refused(StatusCode.NOT_FOUND, f"Servable not found for request: {asked}")
 
     def states(self) -> list[tuple[int, int, Refused | None]]:
-        """Number, state and error of every version ever seen, newest first."""
+        """Return number, state and error of every version ever seen, newest first."""
         with self._changed:
             return [(v.number, v.state, v.error) for _, v in sorted(self._known.items(), reverse=True)]
 
@@ -103,14 +103,14 @@ class Versions:
         while True:
             try:
                 self.poll()
-            except Exception as error:  # whatever happens to the folder, what is served stays
+            except Exception as error:  # whatever happens to the folder, the served version stays
                 say(f"looking for versions of {self.name} failed: {error!r}")
             if self.hopeless or (self.serving and not pause):
                 return
             time.sleep(pause or 1)
 
     def poll(self) -> None:
-        """Look once, and load what is newest and loads."""
+        """Look once, and load the newest version that loads."""
         folders = self._folders()
         if not folders:
             self._say_empty()
@@ -120,7 +120,7 @@ class Versions:
             if self.serving and self.serving.number == number:
                 return
             version = self._version(number, folder)
-            if self._due(version) and self._load(version, folders[position + 1 :]):
+            if self._is_due(version) and self._load(version, folders[position + 1 :]):
                 return
         self._give_up_if_hopeless([number for number, _ in folders])
 
@@ -129,21 +129,21 @@ class Versions:
             entries = list(self.base.iterdir())
         except OSError:
             return []
-        found = [(int(e.name), e) for e in entries if e.name.isascii() and e.name.isdigit() and e.is_dir()]
-        folders = dict(sorted(pair for pair in found if pair[0] < 1 << 63))  # of 007 and 7, the latter
+        numbered = [(int(e.name), e) for e in entries if e.name.isascii() and e.name.isdigit() and e.is_dir()]
+        folders = dict(sorted(pair for pair in numbered if pair[0] < 1 << 63))  # of 007 and 7, the latter
         return sorted(folders.items(), reverse=True)
 
     def _say_empty(self) -> None:
         if time.monotonic() < self._remind_at:
             return
-        first, self._remind_at = self._remind_at == 0.0, time.monotonic() + REMIND
-        what = "holds no version, a folder named by a number" if self.base.is_dir() else "is no folder"
+        first, self._remind_at = self._remind_at == 0.0, time.monotonic() + REMINDER_SECONDS
+        problem = "holds no version, a folder named by a number" if self.base.is_dir() else "is no folder"
         if self.serving:
             if first:
-                say(f"{self.base} {what}; version {self.serving.number} of {self.name} stays")
+                say(f"{self.base} {problem}; version {self.serving.number} of {self.name} stays")
         else:
             hint = "train or convert a model into it, or point --model_base_path elsewhere; " if first else ""
-            say(f"{self.base} {what}: {hint}waiting" if first else f"still waiting: {self.base} {what}")
+            say(f"{self.base} {problem}: {hint}waiting" if first else f"still waiting: {self.base} {problem}")
 
     # -------------------------------------------------------------------------------------------------- one version
 
@@ -156,14 +156,15 @@ class Versions:
                 self._known[number] = version
         return version
 
-    def _due(self, version: Version) -> bool:
-        looks = _looks(version.folder)
-        if version.seen != looks:
-            version.seen, version.attempts = looks, 0
+    def _is_due(self, version: Version) -> bool:
+        fingerprint = _fingerprint(version.folder)
+        if version.fingerprint != fingerprint:
+            version.fingerprint, version.attempts = fingerprint, 0
             return True
         return version.attempts <= self._flags.max_num_load_retries and time.monotonic() >= version.retry_at
 
     def _load(self, version: Version, older: list[tuple[int, Path]]) -> bool:
+        # Load it.
         started = time.monotonic()
         version.attempts += 1
         with self._changed:
@@ -175,6 +176,7 @@ class Versions:
             refused = error if isinstance(error, Refused) else Refused(StatusCode.INTERNAL, repr(error))
             self._failed(version, refused, older)
             return False
+        # Serve it, and unload the version before.
         with self._changed:
             version.model, version.engine, version.state = model, engine, proto.AVAILABLE
             old, self.serving = self.serving, version
@@ -192,14 +194,14 @@ class Versions:
         with self._changed:
             version.state, version.error = proto.END, error
         if self.serving:
-            then = f"version {self.serving.number} stays"
+            next_step = f"version {self.serving.number} stays"
         elif older:
-            then = f"trying version {older[0][0]}"
+            next_step = f"trying version {older[0][0]}"
         elif version.attempts <= self._flags.max_num_load_retries:
-            then = f"trying again in {interval:.0f} s"
+            next_step = f"trying again in {interval:.0f} s"
         else:
-            then = "giving up"
-        say(f"version {version.number} of {self.name} does not load: {error}; {then}")
+            next_step = "giving up"
+        say(f"version {version.number} of {self.name} does not load: {error}; {next_step}")
 
     def _unload(self, version: Version) -> None:
         with self._changed:
@@ -223,17 +225,17 @@ class Versions:
 
 
 def refuse_label(spec: Any) -> None:
-    if spec.version_label:  # labels come from --model_config_file alone
+    if spec.version_label:  # only --model_config_file defines labels
         raise invalid(f"Unrecognized servable version label: {spec.version_label}")
 
 
-def _looks(folder: Path) -> object:
-    """Something that differs once a folder was written to: the time and size of what is read of it."""
-    looks = []
+def _fingerprint(folder: Path) -> object:
+    """Return the inode, time and size of the files that are read, which change when the folder is written to."""
+    files = []
     for name in ("", "saved_model.pb", "variables", savedmodel.CARD, savedmodel.WARMUP):
         try:
-            about = (folder / name).stat()
-            looks.append((about.st_ino, about.st_mtime_ns, about.st_size))
+            stat = (folder / name).stat()
+            files.append((stat.st_ino, stat.st_mtime_ns, stat.st_size))
         except OSError:
-            looks.append((0, 0, 0))
-    return looks
+            files.append((0, 0, 0))
+    return files

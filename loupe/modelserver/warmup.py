@@ -1,13 +1,13 @@
-"""A model's own warm-up requests, replayed before it is served: TensorFlow Serving's file, rules and words.
+"""Replay a model's own warm-up requests before it is served, with TensorFlow Serving's file, rules and messages.
 
     open_engine = warmup.replaying(chooser("auto", options))
     engine = open_engine(model)         # has answered every request in assets.extra/tf_serving_warmup_requests
 
 Without the file nothing is done. A request that fails fails the load, and so do a damaged file and one of more than
-1,000 records. Differences: records that this server answers to nobody (Classify, Regress, MultiInference, and with
-openvino any signature but `serving_default`) are passed over with a line; there they are run. A record of more than
-32 MiB is refused. Warming up ends after 30 seconds, and a batch of more than 256 is not run: such records are passed
-over, too, since a file of some kilobytes may ask for hours.
+1,000 records. Differences: records that this server does not answer (Classify, Regress, MultiInference, and with
+openvino any signature but `serving_default`) are skipped with a log line; TensorFlow Serving runs them. A record of
+more than 32 MiB is refused. Warming up ends after 30 seconds, and a batch of more than 256 is skipped as well, since a
+file of a few kilobytes may ask for hours.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from loupe import tfrecord
 from loupe.engines.engine import Engine, Opener
 from loupe.engines.refused import Refused, invalid, say
 from loupe.engines.savedmodel import WARMUP, SavedModel
-from loupe.modelserver.answers import checked
+from loupe.modelserver.answers import check_request
 
-MOST = 1000
-SECONDS = 30.0  # after which no other record is begun
-LARGEST_BATCH = 256
-LONGEST = 500  # characters of a reason: it may quote names from the file
+MAX_RECORDS = 1000
+SECONDS = 30.0  # after this no further record is begun
+MAX_BATCH = 256
+MAX_REASON = 500  # characters of a reason, which may quote names from the file
 
 
 def replaying(open_engine: Opener) -> Opener:
+    """Return an opener that replays the model's requests before it returns the engine."""
+
     def open_and_replay(model: SavedModel) -> Engine:
         engine = open_engine(model)
         try:
@@ -50,8 +52,8 @@ def _replay(model: SavedModel, engine: Engine) -> None:
             if time.monotonic() > end:
                 say(f"{path}: warming up has taken {SECONDS:.0f} s; record {count} and what follows is passed over")
                 return
-            if count > MOST:
-                raise invalid(f"Number of warmup records exceeds the maximum ({MOST}) at {path}")
+            if count > MAX_RECORDS:
+                raise invalid(f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}")
             if log := _predict_log(record, f"{path}, record {count}"):
                 _run(log.request, model, engine, f"{path}, record {count}")
     except FileNotFoundError:
@@ -76,13 +78,13 @@ def _predict_log(record: bytes, where: str) -> Any:
 
 def _run(request: Any, model: SavedModel, engine: Engine, where: str) -> None:
     try:
-        name, inputs, outputs = checked(request, model)
+        name, inputs, outputs = check_request(request, model)
         batch = max((len(array) for array in inputs.values() if array.ndim), default=1)
-        if batch > LARGEST_BATCH:
-            say(f"{where}, is a batch of {batch}, more than {LARGEST_BATCH}: passed over")
+        if batch > MAX_BATCH:
+            say(f"{where}, is a batch of {batch}, more than {MAX_BATCH}: passed over")
             return
         engine.run(name, inputs, outputs)
     except Refused as error:
         if error.code != StatusCode.UNIMPLEMENTED:
-            raise Refused(error.code, f"{where}: {str(error)[:LONGEST]}") from error
-        say(f"{where}: {str(error)[:LONGEST]}; passed over")
+            raise Refused(error.code, f"{where}: {str(error)[:MAX_REASON]}") from error
+        say(f"{where}: {str(error)[:MAX_REASON]}; passed over")

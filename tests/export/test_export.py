@@ -1,4 +1,4 @@
-"""From a trained network to what is published: the same answers everywhere, in a graph that explains itself."""
+"""Export a trained network: the same answers everywhere, in a graph that holds its own card."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from loupe.card import Card
 from loupe.errors import UserError
 from loupe.export.convert import Options, publish
 from loupe.export.convert import convert as converted
-from loupe.export.graph.savedmodel import Parts, run
+from loupe.export.graph.savedmodel import NetworkOutputs, run
 from loupe.export.publish.publication import versions
 from loupe.export.source import Source, read_run
 from loupe.export.variants.precision import choose
@@ -86,6 +86,7 @@ def test_every_backbone_answers_alike_in_keras_numpy_a_tf1_session_and_openvino(
     folder = finished_run(tmp_path / "run", model, familiar=True, height=80, width=75)
     version = export(folder, tmp_path / "models")
     images = coarse(6, (80, 75, 3), 7)
+    # Ask the session and OpenVINO, then compute the same with Keras and numpy.
     session = run(version, "serving_default", {"image": images})
     vino = openvino_answer(version, images)
     outputs = keras.Model(model.input, [model.output, model.get_layer("pool").output])
@@ -95,6 +96,7 @@ def test_every_backbone_answers_alike_in_keras_numpy_a_tf1_session_and_openvino(
         "familiarity": Familiarity.load(folder / "familiarity.npz").score(features),
         "heatmap": heatmaps(model, images),
     }
+    # All agree, and the pictures get different answers.
     for output, tolerance in (("probabilities", 1e-4), ("familiarity", 1e-2), ("heatmap", 1e-2)):
         assert len(session[output]) == len(images)
         assert np.abs(session[output] - wanted[output]).max() < tolerance
@@ -178,9 +180,9 @@ def test_auto_measures_both_and_takes_bfloat16_only_where_it_agrees(tmp_path: Pa
 
 
 def test_a_black_box_is_exported_as_it_is_or_not_at_all(tmp_path: Path) -> None:
-    def brightness(pixels: Any) -> Parts:
+    def brightness(pixels: Any) -> NetworkOutputs:
         bright = tf.reduce_mean(pixels, [1, 2]) / 255
-        return Parts(tf.math.log(bright / tf.reduce_sum(bright, 1, keepdims=True)))
+        return NetworkOutputs(tf.math.log(bright / tf.reduce_sum(bright, 1, keepdims=True)))
 
     def reference(pixels: Any) -> Any:
         bright = pixels.mean(axis=(1, 2))

@@ -62,7 +62,7 @@ def read(path: Path, **changes: Any) -> Source:
 
 
 def served(source: Source, folder: Path, pictures: Any = PICTURES) -> dict[str, Any]:
-    """What TensorFlow Serving would answer."""
+    """Return what TensorFlow Serving would answer."""
     save(freeze(network_in(source, "float32"), source.card), source.card, folder)
     with loaded(folder) as ask:
         return ask("serving_default", {"image": pictures})
@@ -83,13 +83,14 @@ def refused(match: str) -> AbstractContextManager[Any]:
 
 def test_a_keras_2_file_with_groups_in_its_depthwise_layers_answers_as_it_did(tmp_path: Path) -> None:
     """MobileNet nested in a head as Keras 2.3 wrote it, as `Model`, and with preprocess_input in the network."""
+    # Build the network, and save it in the old form.
     size = (64, 64, 3)
     image = tf_keras.Input(size, name="input_2")
     base = tf_keras.applications.MobileNet(size, alpha=0.25, include_top=False, weights=None)
     pictures = coarse(8, size, 1)
     for layer in base.layers:
         if isinstance(layer, tf_keras.layers.BatchNormalization):
-            layer.momentum = 0.0  # one look, and it has seen something
+            layer.momentum = 0.0  # the statistics are those of one batch
     base(scaled(pictures), training=True)
     x = base(tf_keras.applications.mobilenet.preprocess_input(image), training=False)
     x = tf_keras.layers.GlobalAveragePooling2D()(x)
@@ -103,6 +104,7 @@ def test_a_keras_2_file_with_groups_in_its_depthwise_layers_answers_as_it_did(tm
     with pytest.raises(ValueError):
         keras.saving.load_model(tmp_path / "Old Model.h5")
 
+    # Its answers, notes and card are as they should be.
     source = read(tmp_path / "Old Model.h5", preprocess="none")
     wanted = old.predict(pictures.astype(np.float32), verbose=0)
     answer = served(source, tmp_path / "1", pictures)
@@ -306,7 +308,7 @@ class Brightness(tf.Module):  # type: ignore[misc]
 
 
 def save_module(folder: Path, *specs: Any, give: Callable[..., Any] | None = None) -> None:
-    """With one signature, not called serving_default, whose inputs are `specs`."""
+    """Save a module with one signature, not called serving_default, whose inputs are `specs`."""
     module = Brightness()
     function = tf.function(give or (lambda *given: {"probability": module.likely(given[0])}), input_signature=specs)
     tf.saved_model.save(module, str(folder), {"classify": function.get_concrete_function()})

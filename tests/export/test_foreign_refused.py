@@ -37,6 +37,7 @@ from tests.support.networks import finished_run
 
 
 def test_a_saved_model_that_cannot_be_served_is_refused_in_a_line(tmp_path: Path) -> None:
+    # Signatures of each kind that cannot be served, and what the message says.
     picture = tf.TensorSpec([None, *SHAPE], tf.float32)
     for name, specs, give, why in (
         ("two in", [picture, picture], None, "takes 2"),
@@ -55,6 +56,7 @@ def test_a_saved_model_that_cannot_be_served_is_refused_in_a_line(tmp_path: Path
         save_module(tmp_path / name, *specs, give=give)
         with refused(why):
             read(tmp_path / name)
+    # A folder without a SavedModel.
     (tmp_path / "nothing").mkdir()
     with refused("neither a run"):
         read(tmp_path / "nothing")
@@ -119,12 +121,14 @@ def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
 
 
 def test_weights_alone_and_files_that_claim_more_than_they_hold_are_refused(tmp_path: Path, files: Path) -> None:
+    # Files of weights, of both Keras versions.
     network(tf_keras, *usual(tf_keras)).save_weights(tmp_path / "weights.h5")
     with refused("weights alone"):
         read(tmp_path / "weights.h5")
     network(keras, *usual(keras)).save_weights(tmp_path / "new.weights.h5")
     with refused("weights alone"):
         read(tmp_path / "new.weights.h5")
+    # Files that claim more than they hold, or link to others.
     bomb = copied(files / "model.h5", tmp_path / "bomb.h5")
     with h5py.File(bomb, "r+") as file:
         file["model_weights"].create_dataset("vast", (10**6, 10**6), "f4", chunks=(10, 10))
@@ -190,16 +194,16 @@ def test_a_layer_that_keras_does_not_know_is_named(tmp_path: Path) -> None:
 
 def test_networks_that_take_or_give_something_else_are_refused_in_a_line(tmp_path: Path) -> None:
     layers = keras.layers
-    one, other, grey = keras.Input(SHAPE), keras.Input(SHAPE), keras.Input((*SIDES, 1))
+    image, other, grey = keras.Input(SHAPE), keras.Input(SHAPE), keras.Input((*SIDES, 1))
     fixed = keras.Input(SHAPE, batch_size=4)
     pooled = layers.GlobalAveragePooling2D()
     for name, model, why in (
-        ("two", keras.Model([one, other], layers.Dense(3)(pooled(one + other))), "2 inputs"),
+        ("two", keras.Model([image, other], layers.Dense(3)(pooled(image + other))), "2 inputs"),
         ("grey", keras.Model(grey, layers.Dense(3)(pooled(grey))), r"takes \[N, 24, 30, 1\]"),
-        ("maps", keras.Model(one, layers.Conv2D(3, 3)(one)), r"gives \[N, 22, 28, 3\]"),
+        ("maps", keras.Model(image, layers.Conv2D(3, 3)(image)), r"gives \[N, 22, 28, 3\]"),
         ("four", keras.Model(fixed, layers.Dense(3)(pooled(fixed))), "takes 4 pictures at once"),
-        ("many", keras.Model(one, layers.Dense(3, "sigmoid")(pooled(one))), "3 sigmoids"),
-        ("sure", keras.Model(one, layers.Dense(1, "softmax")(pooled(one))), "always 1"),
+        ("many", keras.Model(image, layers.Dense(3, "sigmoid")(pooled(image))), "3 sigmoids"),
+        ("sure", keras.Model(image, layers.Dense(1, "softmax")(pooled(image))), "always 1"),
     ):
         model.save(tmp_path / f"{name}.keras")
         with refused(why):
@@ -230,8 +234,8 @@ def test_what_is_asked_must_fit_the_model(tmp_path: Path, files: Path) -> None:
 def test_labels_are_a_list_or_a_file(tmp_path: Path) -> None:
     assert labels_of(" cup, fork ,spoon") == ("cup", "fork", "spoon")
     (tmp_path / "labels.txt").write_text("﻿Tasse\r\nGabel, groß\r\n\n", encoding="utf-8")
-    for told in ("", "@"):
-        assert labels_of(f"{told}{tmp_path}/labels.txt") == ("Tasse", "Gabel, groß")
+    for prefix in ("", "@"):
+        assert labels_of(f"{prefix}{tmp_path}/labels.txt") == ("Tasse", "Gabel, groß")
     for wrong, why in (("cup,fork,cup", "'cup' twice"), ("x.csv", "cannot be read"),
                        ("a,b\x07", "control"), ("cup,,fork", "number 2:"), ("cup", "two or more"),
                        ("", "two or more"), ("none.txt", "cannot be read"), ("NONE.JSON", "cannot be read"),
@@ -342,6 +346,7 @@ def test_a_size_is_one_number_or_two() -> None:
 
 
 def test_what_is_no_finished_run_is_refused_in_a_line(tmp_path: Path) -> None:
+    # No run, an interrupted one, one under way, an empty folder.
     with refused("There is nothing at"):
         read_run(tmp_path / "tires")
     (tmp_path / ".part-tires").mkdir()
@@ -354,6 +359,7 @@ def test_what_is_no_finished_run_is_refused_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with refused("holds no card.json"):
         read_run(tmp_path / "empty")
+    # A card that does not match the model, or a file is missing.
     for name, entries, why in (
         ("labels", {"labels": ("a", "b")}, "gives 3 classes, and its card has 2 labels"),
         ("size", {"height": 64}, "takes 48×64 pixels, and its card says 64×64"),
@@ -361,6 +367,7 @@ def test_what_is_no_finished_run_is_refused_in_a_line(tmp_path: Path) -> None:
     ):
         with refused(why):
             read_run(finished_run(tmp_path / name, **entries))
+    # Damaged files.
     folder = finished_run(tmp_path / "damaged")
     whole = (folder / "model.keras").read_bytes()
     for damaged in (b"torn", whole[: len(whole) // 2]):

@@ -1,4 +1,4 @@
-"""`--to`: what Keras's exporters write is the same network, and says what it is."""
+"""Test `--to`: Keras's exporters write the same network, and the card says what it is."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from loupe.training.network.backbones import BACKBONES, build_trunk, with_head
 from tests.support.networks import LABELS, coarse, finished_run, network
 from tests.support.servers import ROOT
 
-KINDS = sorted(FILES)
+TARGETS = sorted(FILES)
 IMAGES = coarse(7, (48, 64, 3), 11)
 
 
@@ -36,16 +36,16 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     return read_run(finished_run(tmp_path_factory.mktemp("formats") / "run", familiar=True))
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=TARGETS)
 def written(request: pytest.FixtureRequest, source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(source, request.param, tmp_path_factory.mktemp("out") / request.param)
 
 
 def answers(folder: Path, pixels: Any) -> Any:
-    """As somebody would who knows the file's names alone."""
-    kind = folder.name
-    file, fed = str(folder / FILES[kind]), pixels.astype(np.float32)
-    if kind == "litert":
+    """Ask the file as somebody would who knows only its names."""
+    target = folder.name
+    file, fed = str(folder / FILES[target]), pixels.astype(np.float32)
+    if target == "litert":
         with warnings.catch_warnings(action="ignore"):
             runner = tf.lite.Interpreter(file).get_signature_runner()
         return runner(image=fed)["probabilities"]
@@ -61,7 +61,7 @@ def test_it_answers_as_the_network_for_any_number_of_pictures(written: Path, sou
 
 
 def test_a_network_whose_layers_bear_the_usual_names_is_written(tmp_path: Path) -> None:
-    """As in a fresh process, where Keras counts from the start: its `rescaling` was ours, too."""
+    """Test layers named as in a fresh process, where Keras counts from the start: its `rescaling` was ours, too."""
     layers = keras.layers
     image = keras.Input((48, 64, 3), name="image")
     x = layers.Rescaling(1 / 255, name="rescaling")(image)
@@ -93,24 +93,25 @@ def test_every_backbone_in_every_format(tmp_path: Path, name: str) -> None:
     model = with_head(build_trunk(name, 80, 75), classes=3, head=8, dropout=0.2)
     source = read_run(finished_run(tmp_path / "run", model, height=80, width=75))
     images = coarse(5, (80, 75, 3), 7)
-    for kind in KINDS:
-        folder = write(source, kind, tmp_path / kind)
+    for target in TARGETS:
+        folder = write(source, target, tmp_path / target)
         assert np.abs(answers(folder, images) - source.reference(images)).max() < 1e-4
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_another_network_than_the_original_is_not_written(source: Source, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("target", TARGETS)
+def test_another_network_than_the_original_is_not_written(source: Source, tmp_path: Path, target: str) -> None:
     wrong = flat(network())
     wrong.get_layer("scale").scale = 2 / 127.5
-    with pytest.raises(UserError, match=f"The {kind} file (gives|moves) .*nothing is written"):
-        write(replace(source, model=wrong), kind, tmp_path / "out")
+    with pytest.raises(UserError, match=f"The {target} file (gives|moves) .*nothing is written"):
+        write(replace(source, model=wrong), target, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_written_is_one_line(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(match: str, source: Source, kind: str, folder: Path) -> None:
+    # Each cause gives one line.
+    def refused(match: str, source: Source, target: str, folder: Path) -> None:
         with pytest.raises(UserError, match=match) as caught:
-            write(source, kind, folder)
+            write(source, target, folder)
         assert "\n" not in str(caught.value)
 
     refused("only be exported as it is", replace(source, model=None), "onnx", tmp_path / "out")
@@ -150,7 +151,7 @@ def test_an_earlier_export_is_replaced_and_a_full_disk_leaves_it(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(formats, "_put", full)
+    monkeypatch.setattr(formats, "_replace", full)
     with pytest.raises(UserError, match="No space left on device"):
         write(source, "openvino", tmp_path / "out")
     assert Card.read(folder / "card.json").name == "second"
@@ -161,15 +162,15 @@ def test_an_earlier_export_is_replaced_and_a_full_disk_leaves_it(
 def test_the_converters_chat_nowhere(source: Source, tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
-from loupe.export import formats
-from loupe.export.sources import read_run
+from loupe.export.variants import formats
+from loupe.export.source import read_run
 source = read_run(Path({str(source.run)!r}))
-for kind in {KINDS!r}:
+for kind in {TARGETS!r}:
     print(formats.write(source, kind, Path({str(tmp_path)!r}, kind)).name)
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
     (tmp_path / "here").mkdir()
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, cwd=tmp_path / "here", env=environment, capture_output=True, text=True, timeout=120)
-    assert (done.stdout.split(), done.stderr) == (KINDS, "")
+    assert (done.stdout.split(), done.stderr) == (TARGETS, "")
     assert list((tmp_path / "here").iterdir()) == []

@@ -27,7 +27,7 @@ from loupe.errors import UserError
 from loupe.export.graph.savedmodel import freeze, network_of, save
 from loupe.export.graph.simplify import in_precision
 from loupe.export.variants import int8
-from loupe.export.variants.int8 import FOLDER, Accuracy, Cost, Verdict, add, judged
+from loupe.export.variants.int8 import FOLDER, Accuracy, Cost, Verdict, add, decide
 from tests.support.servers import ROOT, model_server
 
 SIDE, KINDS = 40, ("level", "rising", "falling")
@@ -135,19 +135,19 @@ def test_a_network_that_bears_it_is_kept_and_answers_alike(made: Made) -> None:
 def test_its_line_tells_the_numbers(made: Made) -> None:
     line = str(made.verdict)
     assert line.startswith("kept: of ")
-    for part in ("right answers", "heatmap 0.0", "familiarity 0.", "unfamiliar pictures", "at batch 8", "MB"):
-        assert part in line
+    for words in ("right answers", "heatmap 0.0", "familiarity 0.", "unfamiliar pictures", "at batch 8", "MB"):
+        assert words in line
     assert "\n" not in line
 
 
 def test_only_the_layers_up_to_the_feature_map_are_int8(made: Made) -> None:
     model = openvino.Core().read_model(str(made.folder / FOLDER / "model.xml"))
     constants = [node for node in model.get_ops() if node.get_type_name() == "Constant"]
-    kinds = {
+    types = {
         (len(node.shape), node.get_element_type().to_string()) for node in constants if len(node.data.ravel()) > 40
     }
-    assert (4, "i8") in kinds, "the convolutions"
-    assert all(kind == "f32" for rank, kind in kinds if rank < 4), "head and familiarity"
+    assert (4, "i8") in types, "the convolutions"
+    assert all(dtype == "f32" for rank, dtype in types if rank < 4), "head and familiarity"
 
 
 def test_a_network_that_quantisation_breaks_is_refused_and_leaves_nothing(made: Made, tmp_path: Path) -> None:
@@ -188,14 +188,14 @@ def test_what_is_kept(
     right: int, broken: int, mended: int, milliseconds: tuple[float, float], megabytes: tuple[float, float], kept: bool
 ) -> None:
     accuracy = Accuracy(300, right, broken, mended, True, {"heatmap": 0.01}, None)
-    verdict = judged(accuracy, Cost({1: milliseconds, 8: milliseconds}, megabytes))
+    verdict = decide(accuracy, Cost({1: milliseconds, 8: milliseconds}, megabytes))
     assert verdict.kept == kept, str(verdict)
 
 
 def test_an_answer_that_is_no_number_is_a_wrong_one() -> None:
     good, bad = np.array([[0.9, 0.1]] * 2, np.float32), np.array([[np.nan, np.nan], [0.9, 0.1]], np.float32)
-    found = int8.compared({"probabilities": good}, {"probabilities": bad}, [0, 0])
-    assert (found.right, found.broken) == (2, 1)
+    accuracy = int8.compare({"probabilities": good}, {"probabilities": bad}, [0, 0])
+    assert (accuracy.right, accuracy.broken) == (2, 1)
 
 
 def test_nncf_missing_or_no_pictures_is_one_line(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,16 +209,16 @@ def test_nncf_missing_or_no_pictures_is_one_line(made: Made, tmp_path: Path, mon
 
 
 def adding(folder: Path, here: Path) -> subprocess.Popen[str]:
-    """A process of its own, that says `go` when it begins, and what became of it."""
+    """Start a process that adds a variant, prints `go` when it begins, and then the verdict."""
     script = f"""
 import numpy as np
 from pathlib import Path
 from loupe.card import Card
-from loupe.export import int8
+from loupe.export.variants import int8
 from loupe.cli import run_script
 folder, pixels = Path({str(folder)!r}), np.random.default_rng(1).integers(0, 256, (300, {SIDE}, {SIDE}, 3), np.uint8)
 card = Card.read(folder / "assets.extra" / "card.json")
-int8._tools()
+int8._import_tools()
 print("go", flush=True)
 run_script(lambda: print(int8.add(folder, card, pixels, pixels, None)))
 """
@@ -251,7 +251,7 @@ def test_ctrl_c_in_the_middle_leaves_no_variant(made: Made, tmp_path: Path) -> N
 
 
 def ask(port: int, outputs: tuple[str, ...] = (), pixels: Any = FRESH) -> dict[str, Any]:
-    """By the official client."""
+    """Ask with the official client."""
     request = predict_pb2.PredictRequest(model_spec={"name": "stripes"}, output_filter=outputs)
     request.inputs["image"].CopyFrom(tf.make_tensor_proto(pixels))
     with grpc.insecure_channel(f"localhost:{port}") as channel:
@@ -259,9 +259,9 @@ def ask(port: int, outputs: tuple[str, ...] = (), pixels: Any = FRESH) -> dict[s
     return {name: tf.make_ndarray(tensor) for name, tensor in answer.outputs.items()}
 
 
-def differs(one: dict[str, Any], other: dict[str, Any]) -> float:
-    assert set(one) == set(other)
-    return max(float(np.abs(one[name] - other[name]).max()) for name in one)
+def differs(some: dict[str, Any], other: dict[str, Any]) -> float:
+    assert set(some) == set(other)
+    return max(float(np.abs(some[name] - other[name]).max()) for name in some)
 
 
 def test_the_model_server_computes_in_int8_and_describes_itself_as_before(made: Made) -> None:
@@ -275,8 +275,8 @@ def test_the_model_server_computes_in_int8_and_describes_itself_as_before(made: 
         request = predict_pb2.PredictRequest(model_spec={"name": "stripes", "signature_name": "describe"})
         request.inputs["request"].CopyFrom(tf.make_tensor_proto([b""]))
         with grpc.insecure_channel(f"localhost:{server.port}") as channel:
-            told = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request, timeout=20)
-    assert list(tf.make_ndarray(told.outputs["card"])) == [CARD.to_json().encode()]
+            described = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request, timeout=20)
+    assert list(tf.make_ndarray(described.outputs["card"])) == [CARD.to_json().encode()]
     assert differs(served, answers(made.folder / FOLDER / "model.xml", FRESH)) < 1e-4
     assert differs(served, answers(made.folder, FRESH)) > 1e-3
 
@@ -296,7 +296,7 @@ def _cut(path: Path) -> None:
 
 
 def _of_another_release(path: Path) -> None:
-    """Whole, and yet not to be read."""
+    """Make the file one of another release: complete, but not to be read."""
     path.write_bytes(path.read_bytes().replace(b'version="11"', b'version="99"', 1))
     int8.bind(path.parents[2])
 

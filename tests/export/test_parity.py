@@ -1,4 +1,4 @@
-"""Nothing is published that is not what was trained: each fault is caused, and the gate names the stage that has it."""
+"""Cause each fault, and check that the gate names its stage and nothing is published."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from PIL import Image
 
 from loupe.card import Card
 from loupe.errors import UserError
-from loupe.export.graph.savedmodel import Network, Parts, freeze, save
+from loupe.export.graph.savedmodel import Network, NetworkOutputs, freeze, save
 from loupe.export.parity.gate import SMOOTH, gate
-from loupe.export.parity.tolerance import Answers, Wanted, judged
-from loupe.export.replay_pictures import SAMPLES, for_calibration, for_replay, read, read_labelled
+from loupe.export.parity.tolerance import Answers, Expected, compare
+from loupe.export.replay_pictures import SAMPLES, for_quantisation, for_replay, read, read_labelled
 from loupe.export.source import Source, read_run
 from loupe.export.variants.precision import network_in
 from loupe.training.data import dataset
@@ -102,7 +102,7 @@ def verdicts(printed: str) -> dict[str, bool]:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the service: for faults that show before it."""
+    """Leave the service out, for faults that show before it."""
     monkeypatch.setitem(sys.modules, "flask", None)
 
 
@@ -131,10 +131,12 @@ def test_an_export_that_is_what_was_trained_passes_every_stage_whatever_the_envi
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    # Set variables that would change the service, and run the gate.
     for name, value in {"LOUPE_PORT": "1", "MODEL_NAME": "nope", "TF_SERVING_HOST": "x:1", "LOUPE_ODD": "1"}.items():
         monkeypatch.setenv(name, value)
     exact = replace(source, card=replace(source.card, precision=precision))
     entry = gate(exported(tmp_path, exact, network_in(exact, precision)), exact, replayed(source))
+    # All stages agree, and the service is gone.
     assert entry["largest_difference"] < (1e-4 if precision == "float32" else 0.1)
     assert {key: entry[key] for key in ("images", "pictures", "disagreements", "stages")} == {
         "images": EACH * len(LABELS),
@@ -150,7 +152,7 @@ def test_an_export_that_is_what_was_trained_passes_every_stage_whatever_the_envi
 def test_a_model_without_heat_map_is_compared_without(tmp_path: Path, source: Source) -> None:
     card = replace(source.card, heatmap=False, unfamiliar_below=None)
     black = replace(source, card=card, model=None, familiarity=None)
-    folder = exported(tmp_path, black, lambda pixels: Parts(source.network(pixels).logits))
+    folder = exported(tmp_path, black, lambda pixels: NetworkOutputs(source.network(pixels).logits))
     assert gate(folder, black, replayed(source))["stages"] == ["session", "openvino", "service"]
 
 
@@ -176,8 +178,8 @@ def test_labels_that_are_not_the_models_are_seen_in_its_accuracy(
 ) -> None:
     shifted = replace(source, card=replace(source.card, labels=SHIFTED))
     assert "the stage training is right on 0.0%; its card says 95.0%" in refused(exported(tmp_path, shifted), shifted)
-    told = verdicts(capsys.readouterr().out)
-    assert [stage for stage, well in told.items() if not well] == ["training"], "the rest agrees with itself"
+    stages = verdicts(capsys.readouterr().out)
+    assert [stage for stage, well in stages.items() if not well] == ["training"], "the rest agrees with itself"
 
 
 def test_some_wrong_labels_among_pictures_of_few_do_not_stop_it(
@@ -196,7 +198,7 @@ def test_rare_classes_drawn_evenly_do_not_make_a_model_look_worse_than_its_card(
     card = replace(source.card, training={"images": usual})
     chosen = replayed(source)
     labels = {"a": "a", "b": "c", "c": "b"}
-    pictures = [replace(one, label=labels[one.label]) for one in chosen.pictures]
+    pictures = [replace(picture, label=labels[picture.label]) for picture in chosen.pictures]
     lopsided = replace(source, card=card)
     assert gate(exported(tmp_path, lopsided), lopsided, replace(chosen, pictures=tuple(pictures)))
 
@@ -208,8 +210,8 @@ def test_a_card_changed_in_the_export_alone_fails_the_session_and_the_service(
     assert "the stage session describes itself by another card than the model's: labels differ" in refused(
         folder, source
     )
-    told = verdicts(capsys.readouterr().out)
-    assert told == {"training": True, "keras": True, "session": False, "openvino": True, "service": False}
+    stages = verdicts(capsys.readouterr().out)
+    assert stages == {"training": True, "keras": True, "session": False, "openvino": True, "service": False}
 
 
 def reads_bgr(source: Source) -> Network:
@@ -221,7 +223,7 @@ def scales_twice(source: Source) -> Network:
 
 
 def gives_nan(source: Source) -> Network:
-    def network(pixels: tf.Tensor) -> Parts:
+    def network(pixels: tf.Tensor) -> NetworkOutputs:
         parts = source.network(pixels)
         dark = tf.reduce_mean(pixels, [1, 2, 3]) < 120
         return replace(parts, logits=tf.where(dark[:, None], tf.math.log(-1.0), parts.logits))
@@ -230,7 +232,7 @@ def gives_nan(source: Source) -> Network:
 
 
 def mirrors_heat(source: Source) -> Network:
-    def network(pixels: tf.Tensor) -> Parts:
+    def network(pixels: tf.Tensor) -> NetworkOutputs:
         parts = source.network(pixels)
         assert parts.heatmap is not None
         return replace(parts, heatmap=parts.heatmap[:, :, ::-1])
@@ -243,7 +245,7 @@ def looks_at_neighbours(source: Source) -> Network:
 
 
 def gives_one_heat_map(source: Source) -> Network:
-    def network(pixels: tf.Tensor) -> Parts:
+    def network(pixels: tf.Tensor) -> NetworkOutputs:
         parts = source.network(pixels)
         return replace(parts, heatmap=tf.reduce_max(parts.heatmap, axis=0))
 
@@ -251,7 +253,7 @@ def gives_one_heat_map(source: Source) -> Network:
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "words"),
     [
         (reads_bgr, "moves a probability"),
         (scales_twice, "moves a probability"),
@@ -262,11 +264,11 @@ def gives_one_heat_map(source: Source) -> Network:
     ],
 )
 def test_a_fault_in_the_graph_is_the_sessions(
-    tmp_path: Path, source: Source, in_process: None, fault: Callable[[Source], Network], told: str
+    tmp_path: Path, source: Source, in_process: None, fault: Callable[[Source], Network], words: str
 ) -> None:
-    said = refused(exported(tmp_path, source, fault(source)), source)
-    assert "the stage session" in said
-    assert told in said
+    message = refused(exported(tmp_path, source, fault(source)), source)
+    assert "the stage session" in message
+    assert words in message
 
 
 def test_another_familiarity_than_trainings_is_the_sessions(tmp_path: Path, source: Source, in_process: None) -> None:
@@ -279,7 +281,8 @@ def test_another_familiarity_than_trainings_is_the_sessions(tmp_path: Path, sour
 def test_a_variable_left_out_of_the_savedmodel_is_the_sessions(
     tmp_path: Path, source: Source, in_process: None
 ) -> None:
-    """As seen: a Keras 3 model in a plain tf.Module loads in Python, and not where TensorFlow Serving would."""
+    """Test a case that was seen: a Keras 3 model in a plain tf.Module loads in Python, but not as TensorFlow Serving
+    would."""
     module, card = tf.Module(), source.card.to_json()
     module.model = network()
 
@@ -292,6 +295,7 @@ def test_a_variable_left_out_of_the_savedmodel_is_the_sessions(
     def describe(request: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"card": tf.fill(tf.shape(request), card)}
 
+    # It loads in Python, and not in a session.
     folder = tmp_path / "models" / "toy" / "1"
     tf.saved_model.save(module, str(folder), signatures={"serving_default": serve, "describe": describe})
     assert tf.saved_model.load(str(folder)).signatures["serving_default"], "it loads in Python"
@@ -304,7 +308,7 @@ def test_what_openvino_alone_computes_otherwise_is_openvinos(
 ) -> None:
     """It computes int64 in 32 bits: three thousand millions become two."""
 
-    def network(pixels: tf.Tensor) -> Parts:
+    def network(pixels: tf.Tensor) -> NetworkOutputs:
         millions = tf.cast(tf.reduce_max(pixels) * 0 + 3e9, tf.int64) // 1_000_000_000
         return source.network(pixels * tf.cast(millions, tf.float32) / 3)
 
@@ -321,22 +325,22 @@ def test_a_gateway_that_reads_bgr_is_the_services(
     turned = "import loupe.images.api as i; i.decode = lambda *a, real=i.decode: real(*a)[..., ::-1].copy()"
     customized("gunicorn", turned)
     assert "the stage service gives" in refused(exported(tmp_path, source), source)
-    told = verdicts(capsys.readouterr().out)
-    assert told == {"training": True, "keras": True, "session": True, "openvino": True, "service": False}
+    stages = verdicts(capsys.readouterr().out)
+    assert stages == {"training": True, "keras": True, "session": True, "openvino": True, "service": False}
 
 
 @pytest.mark.parametrize(
-    ("where", "code", "told"),
+    ("where", "code", "words"),
     [
         ("loupe.modelserver", "os._exit(3)", "ended before it was ready: serve.py: The model server ended"),
         ("gunicorn", "import loupe.images.api as i; i.decode = lambda *a: os._exit(3)", "does not answer"),
     ],
 )
 def test_a_service_that_dies_is_told(
-    tmp_path: Path, source: Source, customized: Callable[[str, str], None], where: str, code: str, told: str
+    tmp_path: Path, source: Source, customized: Callable[[str, str], None], where: str, code: str, words: str
 ) -> None:
     customized(where, code)
-    assert f"the stage service {told}" in refused(exported(tmp_path, source), source)
+    assert f"the stage service {words}" in refused(exported(tmp_path, source), source)
     until(lambda: not running(tmp_path), "the service to end")
 
 
@@ -344,7 +348,7 @@ def test_the_service_ends_with_a_gate_that_is_killed(tmp_path: Path, source: Sou
     folder = exported(tmp_path, source)
     code = f"""
 import pathlib, time
-from loupe.export.service import served
+from loupe.export.parity.service import served
 with served(pathlib.Path({str(folder)!r})) as port:
     print(port, flush=True)
     time.sleep(60)
@@ -358,44 +362,44 @@ with served(pathlib.Path({str(folder)!r})) as port:
 
 
 def running(models: Path) -> list[str]:
-    """Commands that name a folder."""
-    found = []
+    """Return the running commands that name a folder."""
+    commands = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             command = path.read_bytes().decode(errors="replace")
         except OSError:
             continue
         if str(models) in command and "serve" in command and path.parent.name != str(os.getpid()):
-            found.append(command)
-    return found
+            commands.append(command)
+    return commands
 
 
 def test_a_reference_that_is_no_reference_is_kerass(tmp_path: Path, source: Source, in_process: None) -> None:
     folder = exported(tmp_path, source)
-    for reference, told in (
+    for reference, words in (
         (lambda pixels: np.full((len(pixels), 3), np.nan, np.float32), "gives no number"),
         (lambda pixels: np.full((len(pixels), 4), 0.25, np.float32), "gives 4 classes, and the card has 3 labels"),
         (lambda pixels: np.full((len(pixels), 3), 2.0, np.float32), "do not add up to 1"),
     ):
-        said = refused(folder, replace(source, reference=reference))
-        assert "the stage keras" in said
-        assert told in said
+        message = refused(folder, replace(source, reference=reference))
+        assert "the stage keras" in message
+        assert words in message
 
 
 # ------------------------------------------------------------------------------------------------------------- bounds
 
 
 def two(*best: float) -> Any:
-    return np.array([[one, 1 - one] for one in best], np.float32)
+    return np.array([[share, 1 - share] for share in best], np.float32)
 
 
 def test_a_near_tie_may_go_either_way_and_nothing_else_may() -> None:
-    wanted = Wanted(two(0.509, 0.9))
-    near = judged("session", Answers(two(0.495, 0.9)), wanted, "bfloat16")
+    wanted = Expected(two(0.509, 0.9))
+    near = compare("session", Answers(two(0.495, 0.9)), wanted, "bfloat16")
     assert near.fault is None
-    assert near.steps
-    assert (near.steps.turned, near.steps.near_ties) == (0, 1)
-    other = judged("session", Answers(two(0.495, 0.9)), Wanted(two(0.511, 0.9)), "bfloat16")
+    assert near.differences
+    assert (near.differences.relabelled, near.differences.near_ties) == (0, 1)
+    other = compare("session", Answers(two(0.495, 0.9)), Expected(two(0.511, 0.9)), "bfloat16")
     assert other.fault == "gives 1 of 2 pictures another label"
 
 
@@ -403,8 +407,8 @@ def test_int8_may_turn_some_answers_and_is_still_not_another_model() -> None:
     random = np.random.default_rng(1)
     sure = random.uniform(0.9, 1, 100) * np.where(random.integers(0, 2, 100), 1, -1) % 1
     some = np.where(np.arange(100) < 5, 1 - sure, sure)
-    assert judged("service", Answers(two(*some)), Wanted(two(*sure)), "int8").fault is None
-    shifted = judged("service", Answers(two(*sure)[:, ::-1]), Wanted(two(*sure)), "int8")
+    assert compare("service", Answers(two(*some)), Expected(two(*sure)), "int8").fault is None
+    shifted = compare("service", Answers(two(*sure)[:, ::-1]), Expected(two(*sure)), "int8")
     assert "100 of 100 pictures another label" in str(shifted.fault)
 
 
@@ -412,6 +416,7 @@ def test_int8_may_turn_some_answers_and_is_still_not_another_model() -> None:
 
 
 def test_training_keeps_which_pictures_it_held_out_and_the_gate_finds_them(tmp_path: Path) -> None:
+    # A data set of two labels, and training's notes on it.
     for label, count in (("many", 40), ("few", 10)):
         (tmp_path / "photos" / label).mkdir(parents=True)
         for number in range(count):
@@ -419,21 +424,23 @@ def test_training_keeps_which_pictures_it_held_out_and_the_gate_finds_them(tmp_p
             Image.fromarray(pixels).resize((32, 32)).save(tmp_path / "photos" / label / f"{number}.png")
     data = dataset.read(Data(tmp_path / "photos"), 16, 16, seed=1, spill=tmp_path)
     rows = np.concatenate([data.validation, data.calibration])
-    sure = np.linspace(0.6, 0.9, len(rows))
-    answers = np.stack([sure, 1 - sure], axis=1)
-    heldout.write(tmp_path / "pictures.json", data, Predictions(rows, answers, answers, answers, sure / 2))
-    held_out = {data.pictures[row].file.path for row in (*data.validation, *data.calibration)}
+    confidences = np.linspace(0.6, 0.9, len(rows))
+    answers = np.stack([confidences, 1 - confidences], axis=1)
+    heldout.write(tmp_path / "pictures.json", data, Predictions(rows, answers, answers, answers, confidences / 2))
+    paths = {data.pictures[row].file.path for row in (*data.validation, *data.calibration)}
+    # The gate replays the held-out pictures, with what training noted of them.
     chosen = for_replay(tmp_path, None, data.labels)
-    assert chosen.what == "validation"
-    assert {picture.path for picture in chosen.pictures} == held_out
+    assert chosen.origin == "validation"
+    assert {picture.path for picture in chosen.pictures} == paths
     assert all(picture.path.parent.name == picture.label for picture in chosen.pictures)
-    said = {data.pictures[row].file.path: number for row, number in zip(rows, sure, strict=True)}
+    confidence_of = {data.pictures[row].file.path: number for row, number in zip(rows, confidences, strict=True)}
     for picture in chosen.pictures:
-        assert picture.answered
-        assert picture.answered.label == data.labels[0]
-        assert picture.answered.confidence == pytest.approx(said[picture.path], abs=1e-5)
-        assert picture.answered.familiarity == pytest.approx(said[picture.path] / 2, abs=1e-3)
-    learnt = for_calibration(tmp_path, None, data.labels, most=12)
+        assert picture.noted
+        assert picture.noted.label == data.labels[0]
+        assert picture.noted.confidence == pytest.approx(confidence_of[picture.path], abs=1e-5)
+        assert picture.noted.familiarity == pytest.approx(confidence_of[picture.path] / 2, abs=1e-3)
+    # int8 is quantised on training pictures.
+    learnt = for_quantisation(tmp_path, None, data.labels, most=12)
     assert {picture.path for picture in learnt.pictures} <= {data.pictures[row].file.path for row in data.train}
     assert [picture.label for picture in learnt.pictures].count("few") == 6, "drawn evenly"
 
@@ -443,10 +450,10 @@ def test_pictures_that_moved_are_told_and_the_samples_taken(tmp_path: Path, sour
     listed = json.loads((source.run / "pictures.json").read_text())
     (tmp_path / "pictures.json").write_text(json.dumps({**listed, "folder": str(tmp_path)}))
     chosen = for_replay(tmp_path, None, LABELS)
-    assert chosen.what == "sample"
+    assert chosen.origin == "sample"
     assert {picture.path for picture in chosen.pictures} == set(SAMPLES.glob("*.jpg"))
     assert any("12 of 12 validation pictures are no longer in" in note for note in chosen.notes)
-    assert for_replay(None, None, LABELS).what == "sample"
+    assert for_replay(None, None, LABELS).origin == "sample"
 
 
 def test_a_folder_of_pictures_gives_labels_where_its_folders_do(tmp_path: Path, source: Source) -> None:

@@ -26,9 +26,9 @@ def run(command: list[str]) -> str:
 
 
 def put(models_at: Path, content: str = "x", keep: int | None = None, name: str = "toy") -> Path:
-    with publication(models_at, name) as part:
-        write(part.folder, content)
-        return part.publish(keep)
+    with publication(models_at, name) as staging:
+        write(staging.folder, content)
+        return staging.publish(keep)
 
 
 def write(folder: Path, content: str = "x") -> None:
@@ -105,9 +105,11 @@ def test_publications_at_once_never_collide(tmp_path: Path) -> None:
                 print(part.publish().name)
     """
     processes = [subprocess.Popen(child(code, tmp_path, who), cwd=ROOT, stdout=subprocess.PIPE) for who in "abcd"]
-    told = {who: process.communicate(timeout=60)[0].split() for who, process in zip("abcd", processes, strict=True)}
-    assert sorted(int(number) for numbers in told.values() for number in numbers) == list(range(1, 49))
-    for who, numbers in told.items():
+    numbers_of = {
+        who: process.communicate(timeout=60)[0].split() for who, process in zip("abcd", processes, strict=True)
+    }
+    assert sorted(int(number) for numbers in numbers_of.values() for number in numbers) == list(range(1, 49))
+    for who, numbers in numbers_of.items():
         assert all((tmp_path / "toy" / number.decode() / "who").read_text() == who for number in numbers)
     assert len(names(tmp_path / "toy")) == 48
 
@@ -116,15 +118,16 @@ def test_publications_at_once_never_collide(tmp_path: Path) -> None:
 
 
 def test_a_part_is_a_models_folder_hidden_from_servers(tmp_path: Path) -> None:
-    with publication(tmp_path, "toy") as part:
-        write(part.folder)
-        assert part.folder.parent.parent.parent == tmp_path / "toy"
-        assert versions(part.folder.parent) == [1]
+    with publication(tmp_path, "toy") as staging:
+        write(staging.folder)
+        assert staging.folder.parent.parent.parent == tmp_path / "toy"
+        assert versions(staging.folder.parent) == [1]
         assert versions(tmp_path / "toy") == []
     assert names(tmp_path / "toy") == [], "not published, and cleared away"
 
 
 def test_the_parts_of_the_dead_are_cleared_and_those_of_the_living_are_not(tmp_path: Path) -> None:
+    # What killed processes leave, and a process that is publishing.
     home = tmp_path / "toy"
     write(home / ".part-1" / "toy" / "1")  # process 1 lives; it never wrote this
     (home / f".part-{os.getpid()}").mkdir()  # as does this one
@@ -138,6 +141,7 @@ def test_the_parts_of_the_dead_are_cleared_and_those_of_the_living_are_not(tmp_p
     """
     process = subprocess.Popen(child(code, tmp_path), cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout
+    # Nothing of a living process is deleted; all of a dead one is.
     with process, publication(tmp_path, "toy") as mine:
         write(mine.folder)
         theirs = Path(process.stdout.readline().strip())
@@ -155,7 +159,7 @@ def test_the_parts_of_the_dead_are_cleared_and_those_of_the_living_are_not(tmp_p
 
 def test_a_lock_held_for_long_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path)
-    monkeypatch.setattr(model_folder, "PATIENCE", 0.2)
+    monkeypatch.setattr(model_folder, "LOCK_SECONDS", 0.2)
     with (tmp_path / "toy" / ".numbers").open() as ledger:
         fcntl.flock(ledger, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="Another publication has held"):
@@ -270,6 +274,7 @@ def test_a_full_disk_leaves_no_half_version(tmp_path: Path) -> None:
     put(100)
     print(sorted(entry.name for entry in home.iterdir()))
     """
+    # Each failure is one line, and only whole versions are left.
     *lines, last = on_a_small_disk(tmp_path / "disk", code).splitlines()
     assert len(lines) == 2
     for line in lines:
@@ -294,6 +299,7 @@ def test_a_read_only_folder_is_one_line(tmp_path: Path) -> None:
     refused(rollback, models, "toy")
     print(versions(home))
     """
+    # Each failure is one line, and the versions stay.
     *lines, last = on_a_small_disk(tmp_path / "disk", code).splitlines()
     assert [line.split(": Read-only")[0] for line in lines] == [
         f"Cannot publish to {tmp_path}/disk/toy", f"Cannot publish to {tmp_path}/disk/new",
@@ -322,7 +328,7 @@ def test_a_file_too_large_for_the_user_leaves_no_half_version(tmp_path: Path) ->
 def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "ledger" / "toy" / ".numbers").mkdir(parents=True)
-    for at, name, words in (
+    for models_at, name, words in (
         (tmp_path / "file", "toy", f"{tmp_path}/file is a file where a folder should be. Move it away"),
         (tmp_path, "file", f"{tmp_path}/file is a file where a folder should be. Move it away"),
         (tmp_path / "ledger", "toy", f"Is a directory \\({tmp_path}/ledger/toy/.numbers\\)"),
@@ -331,7 +337,7 @@ def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
         (tmp_path, "../toy", "not '../toy'"),
     ):
         with pytest.raises(UserError, match=words) as refused:
-            put(at, name=name)
+            put(models_at, name=name)
         assert "\n" not in str(refused.value)
 
 

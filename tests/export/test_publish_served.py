@@ -34,7 +34,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (1, models.SIDE, models.SIDE,
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One model a seed, its card naming the seed."""
+    """Make one model for each seed; its card names the seed."""
     made = tmp_path_factory.mktemp("prepared")
     for seed in SEEDS:
         models.write(made / str(seed), seed=seed, text=models.card(training={"seed": seed}))
@@ -43,19 +43,19 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def right(prepared: Path) -> dict[int, Any]:
-    """What each of them answers."""
-    found = {}
+    """Return the answer of each model."""
+    answer_of = {}
     for seed in SEEDS:
         compiled = openvino.compile_model(prepared / str(seed), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        found[seed] = compiled(IMAGES)["probabilities"]
-    assert all(np.abs(found[1] - found[seed]).max() > 1e-2 for seed in SEEDS[1:])
-    return found
+        answer_of[seed] = compiled(IMAGES)["probabilities"]
+    assert all(np.abs(answer_of[1] - answer_of[seed]).max() > 1e-2 for seed in SEEDS[1:])
+    return answer_of
 
 
 def publish_seed(models_at: Path, prepared: Path, seed: int) -> Path:
-    with publication(models_at, "toy") as part:
-        shutil.copytree(prepared / str(seed), part.folder)
-        return part.publish()
+    with publication(models_at, "toy") as staging:
+        shutil.copytree(prepared / str(seed), staging.folder)
+        return staging.publish()
 
 
 def ask(server: ModelServer) -> tuple[int, Any]:
@@ -82,7 +82,7 @@ def test_a_server_falls_back_and_the_next_publication_has_a_new_number(
 
 
 class Watch:
-    """Looks at the folder every millisecond or so: each version whole, its number above all seen before it."""
+    """Look at the folder every millisecond or so: each version is complete, its number above all seen before."""
 
     def __init__(self, home: Path, prepared: Path) -> None:
         self.home = home
@@ -99,14 +99,14 @@ class Watch:
         for number, entry in model_folder.entries(self.home):
             try:
                 inode = entry.stat().st_ino
-                found = {path.relative_to(entry): path.read_bytes() for path in files(entry)}
-                same = entry.stat().st_ino == inode
+                content = {path.relative_to(entry): path.read_bytes() for path in files(entry)}
+                unchanged = entry.stat().st_ino == inode
             except FileNotFoundError:
-                same = False
-            if not same:
-                continue  # moved aside meanwhile: what was read is nobody's version
-            if found not in self.whole.values():
-                self.wrong.add(f"{number} is half a version: {sorted(map(str, found))}")
+                unchanged = False
+            if not unchanged:
+                continue  # moved aside meanwhile: this was no version any more
+            if content not in self.whole.values():
+                self.wrong.add(f"{number} is half a version: {sorted(map(str, content))}")
             if number not in self.seen and number <= max(self.seen, default=0):
                 self.wrong.add(f"{number} appears after {max(self.seen)}")
             if self.seen.setdefault(number, inode) != inode:
@@ -118,7 +118,7 @@ def files(folder: Path) -> list[Path]:
 
 
 class Client:
-    """Asks without end, and holds each answer against what the version says of itself."""
+    """Ask without end, and compare each answer with the card of the version that gave it."""
 
     def __init__(self, server: ModelServer, right: dict[int, Any]) -> None:
         channel = grpc.insecure_channel(f"localhost:{server.port}")
@@ -149,6 +149,7 @@ def looking(*looks: Callable[[], None]) -> Iterator[None]:
     done = threading.Event()
     faults: list[BaseException] = []
 
+    # Call each of them without end, in a thread.
     def keep(look: Callable[[], None]) -> None:
         try:
             while not done.wait(0.001):
@@ -194,6 +195,7 @@ RESTLESS = """
 def test_killed_at_any_moment_no_half_version_is_served_and_no_number_used_twice(
     tmp_path: Path, prepared: Path, right: dict[int, Any], times: int
 ) -> None:
+    # Kill a process that publishes and rolls back, again and again.
     home = tmp_path / "toy"
     publish_seed(tmp_path, prepared, 1)
     watch, seldom = Watch(home, prepared), random.Random(times)
@@ -209,6 +211,7 @@ def test_killed_at_any_moment_no_half_version_is_served_and_no_number_used_twice
                 process.communicate(timeout=60)
             last = int(publish_seed(tmp_path, prepared, 2).name)
             until(lambda: last in client.answered, "the last version to be served")
+    # All that was seen and served was right.
     assert (watch.wrong, client.wrong) == (set(), set())
     assert last > times
     assert len(client.answered) > min(times, 5) / 2, "the server has followed"

@@ -1,4 +1,4 @@
-"""What `show` tells of a SavedModel, held against TensorFlow's own tool, and of folders that are none."""
+"""Compare `show` with TensorFlow's own tool, and try it on folders that hold no SavedModel."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def by_tensorflow_1(folder: Path) -> None:
         pixels = tf.compat.v1.placeholder(tf.float32, [None, 4], name="pixels")
         weights = tf.compat.v1.get_variable("weights", [4, 2], use_resource=False)
         anything = tf.compat.v1.placeholder(tf.float16, None, name="anything")
-        one = tf.compat.v1.placeholder(tf.int64, [], name="one")
+        scalar = tf.compat.v1.placeholder(tf.int64, [], name="one")
         turned = tf.complex(pixels, pixels)
         session.run(tf.compat.v1.global_variables_initializer())
         predict = tf.compat.v1.saved_model.predict_signature_def
         signatures = {
             "serving_default": predict({"pixels": pixels}, {"scores": pixels @ weights}),
-            "odd": predict({"any": anything, "one": one, "pixels": pixels}, {"turned": turned, "same": anything}),
+            "odd": predict({"any": anything, "one": scalar, "pixels": pixels}, {"turned": turned, "same": anything}),
         }
         builder = tf.compat.v1.saved_model.Builder(str(folder))
         builder.add_meta_graph_and_variables(session, ["serve"], signatures)
@@ -84,29 +84,31 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def as_the_tool_tells_it(folder: Path) -> list[Row]:
-    with contextlib.redirect_stdout(io.StringIO()) as told:
+    with contextlib.redirect_stdout(io.StringIO()) as output:
         saved_model_cli._show_all(str(folder))
     rows, signature = [], ""
     entry = re.compile(r"(in|out)puts\['(.+)'\] tensor_info:\s+dtype: DT_(\w+)\s+shape: (.+)\s+name: (.+)")
-    for part in re.split(r"(signature_def\['.+'\]:)|(?=  +(?:in|out)puts\[)", told.getvalue().split("Concrete")[0]):
-        if part and part.startswith("signature_def"):
-            signature = part[15:-3]
-        elif part and (found := entry.search(part)):
-            way, alias, kind, shape, tensor = found.groups()
+    for segment in re.split(
+        r"(signature_def\['.+'\]:)|(?=  +(?:in|out)puts\[)", output.getvalue().split("Concrete")[0]
+    ):
+        if segment and segment.startswith("signature_def"):
+            signature = segment[15:-3]
+        elif segment and (match := entry.search(segment)):
+            way, alias, type_name, shape, tensor = match.groups()
             sizes = ", ".join("?" if size == "-1" else size for size in re.findall(r"-?\d+", shape))
-            name = kind.lower()
-            told_shape = "of any rank" if shape == "unknown_rank" else f"[{sizes}]"
-            rows.append((signature, way, alias, TF_NAMES.get(name, name), told_shape, tensor))
+            name = type_name.lower()
+            shown_shape = "of any rank" if shape == "unknown_rank" else f"[{sizes}]"
+            rows.append((signature, way, alias, TF_NAMES.get(name, name), shown_shape, tensor))
     return sorted(rows)
 
 
-def as_we_tell_it(told: str) -> list[Row]:
+def as_we_tell_it(text: str) -> list[Row]:
     rows, signature = [], ""
-    for line in told.splitlines():
-        if found := re.fullmatch(r"    (in|out) +(\S+) +(\S+) +(\[.*\]|of any rank) +(\S+)", line):
-            rows.append((signature, *found.groups()))
-        elif found := re.fullmatch(r"  (\w+)(?: \(\S+\))?", line):
-            signature = found[1]
+    for line in text.splitlines():
+        if match := re.fullmatch(r"    (in|out) +(\S+) +(\S+) +(\[.*\]|of any rank) +(\S+)", line):
+            rows.append((signature, *match.groups()))
+        elif match := re.fullmatch(r"  (\w+)(?: \(\S+\))?", line):
+            signature = match[1]
     return sorted(rows)  # type: ignore[arg-type]
 
 
@@ -120,17 +122,18 @@ def test_signatures_types_shapes_and_tensors_are_those_that_tensorflows_tool_tel
 
 
 def test_tags_weights_and_sizes_are_told(made: Path) -> None:
-    told = show(made / "by_tensorflow_1")
-    assert {"tags serve", "tags serve, gpu"} <= set(told.splitlines())
-    assert re.search(r"not frozen: its weights are variables, 0\.\d kB in variables/", told)
-    told = show(made / "by_tensorflow_2")
-    assert "a SavedModel of 4.0 MB" in told
-    assert "not frozen: its weights are variables, 4.0 MB in variables/" in told
+    shown = show(made / "by_tensorflow_1")
+    assert {"tags serve", "tags serve, gpu"} <= set(shown.splitlines())
+    assert re.search(r"not frozen: its weights are variables, 0\.\d kB in variables/", shown)
+    shown = show(made / "by_tensorflow_2")
+    assert "a SavedModel of 4.0 MB" in shown
+    assert "not frozen: its weights are variables, 4.0 MB in variables/" in shown
     assert "not frozen" in show(made / "by_keras")
     assert "\nfrozen: its weights are constants of the graph" in show(made / "by_loupe")
 
 
 def test_the_card_the_warm_up_and_the_int8_variant_are_told(made: Path, tmp_path: Path) -> None:
+    # A version with all of them.
     folder = tmp_path / "1"
     shutil.copytree(made / "by_loupe", folder)
     metrics = {"split": "test", "images": 325, "accuracy": 0.9123}
@@ -138,13 +141,14 @@ def test_the_card_the_warm_up_and_the_int8_variant_are_told(made: Path, tmp_path
     (folder / "assets.extra" / "card.json").write_text(models.card(metrics=metrics, parity=parity))
     (folder / "assets.extra" / "openvino-int8").mkdir()
     (folder / "assets.extra" / "openvino-int8" / "model.xml").write_bytes(b"x" * 250_000)
-    told = show(folder)
+    shown = show(folder)
     for words in (
         "name       tires", "labels     3: cracked, normal, worn", "input      32 × 32", "precision  float32",
         "accuracy   0.9123 on 325 test pictures", "parity     images 128, disagreements 0, near ties 1; by session",
         "warm-up requests: 4, of batch 1, 2, 4, 8", "int8 variant for Loupe's model server: 0.2 MB",
     ):  # fmt: skip
-        assert words in told
+        assert words in shown
+    # Damaged ones.
     (folder / warmup.REQUESTS).write_bytes(b"no records")
     (folder / "assets.extra" / "card.json").write_text(models.card(metrics=["no object"]))
     assert "warm-up requests: damaged after 0" in show(folder)
@@ -159,6 +163,7 @@ def test_the_card_the_warm_up_and_the_int8_variant_are_told(made: Path, tmp_path
 
 
 def test_hostile_names_are_shown_harmlessly(made: Path, tmp_path: Path) -> None:
+    # A SavedModel and a card with hostile names.
     saved = saved_model_pb2.SavedModel.FromString((made / "by_loupe" / "saved_model.pb").read_bytes())
     graph = saved.meta_graphs[0]
     escape, turned = "\x1b]0;owned\x07\x1b[2J", "evil\u202egnp.exe\nfake line"
@@ -175,13 +180,14 @@ def test_hostile_names_are_shown_harmlessly(made: Path, tmp_path: Path) -> None:
     (tmp_path / "assets.extra" / "card.json").write_text(
         models.card(name=escape, labels=[turned, escape] + ["c" * 9999])
     )
-    told = show(tmp_path)
-    assert all(line.isprintable() for line in told.splitlines())
-    assert "\nfake line" not in told
-    assert len(told) < 30_000
+    # Nothing but short printable lines is shown.
+    shown = show(tmp_path)
+    assert all(line.isprintable() for line in shown.splitlines())
+    assert "\nfake line" not in shown
+    assert len(shown) < 30_000
     for words in (r"\x1b]0;owned\x07\x1b[2J", r"evil\u202egnp.exe\nfake line", "type 99", "(3000000 characters)"):
-        assert words in told
-    assert f"and {10_001 - MOST} more" in told
+        assert words in shown
+    assert f"and {10_001 - MOST} more" in shown
     assert LONGEST < 100
 
 
@@ -189,14 +195,15 @@ def test_a_folder_of_versions_shows_the_newest(made: Path, tmp_path: Path) -> No
     home = tmp_path / "models" / "tires"
     for name, maker in (("1", "by_keras"), ("9", "by_keras"), ("10", "by_loupe"), (".withdrawn-11", "by_keras")):
         shutil.copytree(made / maker, home / name)
-    told = show(home).splitlines()
-    assert told[0].startswith(f"{home}/10: a SavedModel of ")
-    assert told[1] == "the newest version; others: 9, 1; withdrawn: .withdrawn-11"
+    shown = show(home).splitlines()
+    assert shown[0].startswith(f"{home}/10: a SavedModel of ")
+    assert shown[1] == "the newest version; others: 9, 1; withdrawn: .withdrawn-11"
     with pytest.raises(UserError, match="Name one of the models in it: tires"):
         show(home.parent)
 
 
 def test_what_is_no_savedmodel_is_one_clear_line(made: Path, tmp_path: Path) -> None:
+    # Files and folders of each kind.
     for name, content in (
         ("junk", b"\xff junk"),
         ("empty", b""),
@@ -209,6 +216,7 @@ def test_what_is_no_savedmodel_is_one_clear_line(made: Path, tmp_path: Path) -> 
     (tmp_path / "nothing").mkdir()
     (tmp_path / "file").touch()
     (tmp_path / "part" / "3").mkdir(parents=True)
+    # Each gives one line.
     for name, words in {
         "junk": "is damaged", "empty": "holds no graph", "cut": "is damaged", "pipe": "holds no saved_model.pb",
         "nothing": "holds no saved_model.pb and no numbered version", "file": "holds no saved_model.pb",

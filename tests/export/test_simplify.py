@@ -26,7 +26,7 @@ def norms(model: keras.Model) -> list[Any]:
 
 
 def experienced(model: keras.Model) -> keras.Model:
-    """With batch norm that has seen something: at its start it does nothing that merging could get wrong."""
+    """Give batch norm statistics: without any it does nothing that merging could get wrong."""
     random = np.random.default_rng(1)
     for norm in norms(model):
         width = norm.moving_mean.shape

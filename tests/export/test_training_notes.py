@@ -16,8 +16,8 @@ from loupe.card import Card
 from loupe.errors import UserError
 from loupe.export.convert import Options, convert
 from loupe.export.parity.tolerance import Row
-from loupe.export.parity.training_notes import trained
-from loupe.export.replay_pictures import Answered, Picture
+from loupe.export.parity.training_notes import compare_with_notes
+from loupe.export.replay_pictures import Picture, TrainingNote
 from loupe.export.source import read_run
 from tests.support.networks import LABELS, coarse, finished_run, known, lively, network
 
@@ -37,8 +37,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     answers, near = source.reference(pixels), known(model).score(features(source, pixels))
     (folder / "photos").mkdir()
     listed = []
-    for row, one in enumerate(pixels):
-        Image.fromarray(one).save(folder / "photos" / f"{row}.png")
+    for row, picture in enumerate(pixels):
+        Image.fromarray(picture).save(folder / "photos" / f"{row}.png")
         top = int(answers[row].argmax())
         listed.append([f"{row}.png", LABELS[top], LABELS[top], float(answers[row, top]), float(near[row])])
     content = {"folder": str(folder / "photos"), "training": [], "validation": listed}
@@ -106,27 +106,27 @@ def test_a_file_of_another_run_is_caught(
 # ------------------------------------------------------------------------------------- labelled pictures without notes
 
 
-def judged(card: Card, truth: Any, answered: Any, sure: float = 0.9) -> Row:
+def compared(card: Card, truth: Any, answered: Any, sure: float = 0.9) -> Row:
     classes = len(card.labels)
     probabilities = np.full((len(truth), classes), (1 - sure) / (classes - 1))
     probabilities[np.arange(len(truth)), answered] = sure
-    return trained(card, tuple(Picture(WORDS, card.labels[place]) for place in truth), probabilities, None)
+    return compare_with_notes(card, tuple(Picture(WORDS, card.labels[place]) for place in truth), probabilities, None)
 
 
 def test_labels_in_the_wrong_order_are_told_with_the_right_one() -> None:
     truth = np.arange(24) % 3
-    row = judged(replace(CARD, labels=("blue", "green", "red")), truth, 2 - truth)
+    row = compared(replace(CARD, labels=("blue", "green", "red")), truth, 2 - truth)
     assert "right on 33.3%, and would be on far more with the labels in another order: red for blue" in str(row.fault)
 
 
 def test_a_model_that_is_no_better_than_one_answer_for_all_is_refused() -> None:
     truth = np.arange(30) % 3
-    assert "not this model's" in str(judged(CARD, truth, np.zeros(30, int)).fault)
-    assert judged(CARD, truth, np.where(np.arange(30) < 18, truth, 0)).fault is None
+    assert "not this model's" in str(compared(CARD, truth, np.zeros(30, int)).fault)
+    assert compared(CARD, truth, np.where(np.arange(30) < 18, truth, 0)).fault is None
 
 
 def test_of_few_pictures_little_is_told() -> None:
-    row = judged(CARD, np.array([0, 1, 2]), np.array([1, 1, 1]))
+    row = compared(CARD, np.array([0, 1, 2]), np.array([1, 1, 1]))
     assert row.fault is None
     assert "too few pictures to tell much" in row.note
 
@@ -135,23 +135,23 @@ def test_an_accuracy_that_was_measured_on_eight_pictures_proves_little() -> None
     truth = np.arange(60) % 3
     answered = np.where(np.arange(60) < 45, truth, (truth + 1) % 3)
     card = replace(CARD, metrics={"accuracy": 1.0, "images": 8})
-    assert judged(card, truth, answered).fault is None
-    assert judged(replace(card, metrics={"accuracy": 1.0, "images": 2000}), truth, answered).fault
+    assert compared(card, truth, answered).fault is None
+    assert compared(replace(card, metrics={"accuracy": 1.0, "images": 2000}), truth, answered).fault
 
 
 def test_two_of_many_labels_that_were_swapped_show_in_what_training_noted() -> None:
-    """Of 40 classes and 120 pictures, six: less than an accuracy tells."""
+    """Test 40 classes and 120 pictures, of which six change: too few to show in an accuracy."""
     card = replace(CARD, labels=tuple(f"label {n}" for n in range(40)))
     truth = np.arange(120) % 40
-    then = tuple(Picture(WORDS, card.labels[n], Answered(card.labels[n], 0.9, None)) for n in truth)
+    then = tuple(Picture(WORDS, card.labels[n], TrainingNote(card.labels[n], 0.9, None)) for n in truth)
     probabilities = np.full((120, 40), 0.1 / 39)
     probabilities[np.arange(120), truth] = 0.9
-    assert trained(card, then, probabilities, None).fault is None
+    assert compare_with_notes(card, then, probabilities, None).fault is None
     swapped = replace(card, labels=("label 1", "label 0", *card.labels[2:]))
-    assert "gives 6 of 120 pictures another label" in str(trained(swapped, then, probabilities, None).fault)
+    assert "gives 6 of 120 pictures another label" in str(compare_with_notes(swapped, then, probabilities, None).fault)
 
 
 def test_what_half_precision_rounds_in_training_is_no_fault() -> None:
-    then = (Picture(WORDS, "a", Answered("a", 0.52, 0.4)), Picture(WORDS, "b", Answered("b", 0.97, 0.9)))
+    then = (Picture(WORDS, "a", TrainingNote("a", 0.52, 0.4)), Picture(WORDS, "b", TrainingNote("b", 0.97, 0.9)))
     now = np.array([[0.48, 0.51, 0.01], [0.02, 0.96, 0.02]])
-    assert trained(CARD, then, now, np.array([0.45, 0.86])).fault is None
+    assert compare_with_notes(CARD, then, now, np.array([0.45, 0.86])).fault is None

@@ -22,7 +22,7 @@ import tf_keras
 from loupe.errors import UserError
 from loupe.export.foreign import savedmodel
 from loupe.export.foreign.read import read_model
-from loupe.export.foreign.vet_keras import vetted
+from loupe.export.foreign.vet_keras import check_keras_file
 from tests.support.servers import ROOT
 
 SHAPE = (16, 16, 3)
@@ -52,8 +52,8 @@ def altered(path: Path, change: Callable[[dict[str, Any]], dict[str, Any] | None
     return path
 
 
-def layer(config: dict[str, Any], kind: str = "Conv2D") -> dict[str, Any]:
-    return next(each for each in config["config"]["layers"] if each["class_name"] == kind)
+def layer(config: dict[str, Any], class_name: str = "Conv2D") -> dict[str, Any]:
+    return next(each for each in config["config"]["layers"] if each["class_name"] == class_name)
 
 
 def refused(path: Path) -> str:
@@ -125,11 +125,11 @@ def with_object(**entry: Any) -> Callable[[dict[str, Any]], None]:
 def test_what_vetting_does_not_know_reaches_no_library(tmp_path: Path, file: str, change: Any) -> None:
     path = altered(tmp_path / file, change)
     with pytest.raises(UserError, match=r"does not know|never run"):
-        vetted(path)
+        check_keras_file(path)
 
 
 @pytest.mark.parametrize(
-    ("kind", "entries"),
+    ("class_name", "entries"),
     [
         ("Conv2D", {"kernel_size": [20000, 20000], "padding": "same"}),
         ("Conv2D", {"kernel_size": [30, 30]}),
@@ -142,14 +142,16 @@ def test_what_vetting_does_not_know_reaches_no_library(tmp_path: Path, file: str
     ],
 )
 @pytest.mark.parametrize("file", ["model.keras", "model.h5"])
-def test_sizes_that_the_weights_do_not_bear_out_are_refused(tmp_path: Path, file: str, kind: str, entries: Any) -> None:
-    path = altered(tmp_path / file, lambda config: layer(config, kind)["config"].update(entries))
+def test_sizes_that_the_weights_do_not_bear_out_are_refused(
+    tmp_path: Path, file: str, class_name: str, entries: Any
+) -> None:
+    path = altered(tmp_path / file, lambda config: layer(config, class_name)["config"].update(entries))
     with pytest.raises(UserError, match=r"refused|are taken"):
-        vetted(path)
+        check_keras_file(path)
 
 
 @pytest.mark.parametrize(
-    ("kind", "entries"),
+    ("class_name", "entries"),
     [
         ("ZeroPadding2D", {"padding": [[9999, 9999], [9999, 9999]]}),
         ("UpSampling2D", {"size": [1000, 1000]}),
@@ -157,9 +159,9 @@ def test_sizes_that_the_weights_do_not_bear_out_are_refused(tmp_path: Path, file
         ("Embedding", {"input_dim": 10**5, "output_dim": 10**5}),
     ],
 )
-def test_layers_that_make_much_of_little_are_bounded(tmp_path: Path, kind: str, entries: dict[str, Any]) -> None:
+def test_layers_that_make_much_of_little_are_bounded(tmp_path: Path, class_name: str, entries: dict[str, Any]) -> None:
     def change(config: dict[str, Any]) -> None:
-        layer(config).update(class_name=kind, config={"name": "large", **entries})
+        layer(config).update(class_name=class_name, config={"name": "large", **entries})
 
     refused(altered(tmp_path / "model.keras", change))
 
@@ -243,6 +245,7 @@ def test_a_saved_model_that_reaches_for_files_is_refused_by_the_name_of_its_oper
 
 
 def test_a_table_from_a_text_file_an_unknown_operation_and_a_second_graph_are_refused(tmp_path: Path) -> None:
+    # A table that is read from a file.
     (tmp_path / "words").write_text("a\n")
     table = tf.lookup.StaticHashTable(
         tf.lookup.TextFileInitializer(
@@ -254,13 +257,15 @@ def test_a_table_from_a_text_file_an_unknown_operation_and_a_second_graph_are_re
     save_module(tmp_path / "table", lambda _: table.size(), table)
     assert "InitializeTableFromTextFileV2" in refused(tmp_path / "table")
 
+    # An operation that TensorFlow does not know.
     save_module(tmp_path / "plain", lambda _: None)
-    savedmodel.vetted(tmp_path / "plain")
+    savedmodel.check_savedmodel(tmp_path / "plain")
     graph = tmp_path / "plain" / "saved_model.pb"
-    saved = savedmodel.vetted(tmp_path / "plain")
+    saved = savedmodel.check_savedmodel(tmp_path / "plain")
     saved.meta_graphs[0].graph_def.node.add(name="theirs", op="Theirs\x1b[31m")
     graph.write_bytes(saved.SerializeToString())
     assert "Theirs" in refused(tmp_path / "plain")
+    # A second graph.
     save_module(tmp_path / "two", lambda _: None)
     (tmp_path / "two" / "saved_model.cpb").touch()
     assert "second graph" in refused(tmp_path / "two")
@@ -268,7 +273,7 @@ def test_a_table_from_a_text_file_an_unknown_operation_and_a_second_graph_are_re
 
 def test_what_restoring_runs_may_not_write(tmp_path: Path) -> None:
     save_module(tmp_path / "theirs", lambda _: None)
-    saved = savedmodel.vetted(tmp_path / "theirs")
+    saved = savedmodel.check_savedmodel(tmp_path / "theirs")
     meta = saved.meta_graphs[0]
     restore = next(node for node in meta.graph_def.node if node.name == meta.saver_def.restore_op_name)
     restore.input.append("^StatefulPartitionedCall_1")  # the saver's own saving

@@ -27,7 +27,7 @@ from loupe.engines.engine import Engine, Options
 from loupe.engines.refused import Refused
 from loupe.export.graph import warmup
 from loupe.modelserver import warmup as replayed
-from loupe.modelserver.warmup import LARGEST_BATCH, MOST, replaying
+from loupe.modelserver.warmup import MAX_BATCH, MAX_RECORDS, replaying
 from tests.support import models
 from tests.support.servers import ModelServer, model_server, until
 
@@ -49,9 +49,9 @@ def bare(tmp_path: Path) -> Path:
 
 
 def logs(folder: Path) -> list[Any]:
-    """As TensorFlow and the official class read them."""
-    found = tf.data.TFRecordDataset(str(folder / warmup.REQUESTS)).as_numpy_iterator()
-    return [prediction_log_pb2.PredictionLog.FromString(record) for record in found]
+    """Read the requests with TensorFlow and the official class."""
+    records = tf.data.TFRecordDataset(str(folder / warmup.REQUESTS)).as_numpy_iterator()
+    return [prediction_log_pb2.PredictionLog.FromString(record) for record in records]
 
 
 # ------------------------------------------------------------------------------------------------------------ the file
@@ -59,9 +59,9 @@ def logs(folder: Path) -> list[Any]:
 
 def test_tensorflow_reads_a_predict_request_for_each_batch_size(warmed: Path) -> None:
     assert (warmed / warmup.REQUESTS).stat().st_size < 1000
-    found = logs(warmed)
-    assert [log.WhichOneof("log_type") for log in found] == ["predict_log"] * 4
-    for log, batch in zip(found, (1, 2, 4, 8), strict=True):
+    requests = logs(warmed)
+    assert [log.WhichOneof("log_type") for log in requests] == ["predict_log"] * 4
+    for log, batch in zip(requests, (1, 2, 4, 8), strict=True):
         request = log.predict_log.request
         assert (request.model_spec.name, request.model_spec.signature_name) == ("tires", "serving_default")
         image = tf.make_ndarray(request.inputs["image"])
@@ -122,12 +122,12 @@ def test_a_file_cut_off_or_with_any_byte_changed_is_damaged(tmp_path: Path) -> N
             list(tfrecord.read(path))
 
 
-@pytest.mark.parametrize("length", [1 << 62, tfrecord.LARGEST + 1, tfrecord.LARGEST])
+@pytest.mark.parametrize("length", [1 << 62, tfrecord.MAX_RECORD + 1, tfrecord.MAX_RECORD])
 def test_a_length_that_lies_takes_no_memory(tmp_path: Path, length: int) -> None:
     path = tmp_path / "file"
     header = length.to_bytes(8, "little")
     path.write_bytes(header + tfrecord._checksum(header))
-    os.truncate(path, 12 + tfrecord.LARGEST)  # sparse
+    os.truncate(path, 12 + tfrecord.MAX_RECORD)  # sparse
     tracemalloc.start()
     with pytest.raises(tfrecord.Damaged):
         list(tfrecord.read(path))
@@ -169,7 +169,7 @@ FAULTS = {
     "a shape that lies": ([predict(shape=[1 << 40, 32, 32, 3])], INVALID, "tensor parsing error: image"),
     "no such signature": ([predict(signature="nope")], grpc.StatusCode.FAILED_PRECONDITION, "nope"),
     "no PredictionLog": ([b"\xff junk"], INVALID, "Failed to parse warmup record"),
-    "too many": ([classify()] * (MOST + 1), INVALID, "exceeds the maximum (1000)"),
+    "too many": ([classify()] * (MAX_RECORDS + 1), INVALID, "exceeds the maximum (1000)"),
 }
 
 
@@ -179,8 +179,8 @@ def load(folder: Path) -> Engine:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_request_that_fails_fails_the_load(bare: Path, fault: str) -> None:
-    found, code, words = FAULTS[fault]
-    tfrecord.write(bare / warmup.REQUESTS, found)
+    records, code, words = FAULTS[fault]
+    tfrecord.write(bare / warmup.REQUESTS, records)
     with pytest.raises(Refused) as refused:
         load(bare)
     assert refused.value.code == code
@@ -206,8 +206,8 @@ def test_no_file_an_empty_file_and_records_of_other_calls_are_fine(
 ) -> None:
     path = bare / warmup.REQUESTS
     assert load(bare).name == "openvino"
-    for found in ([], [predict(), classify()]):
-        tfrecord.write(path, found)
+    for records in ([], [predict(), classify()]):
+        tfrecord.write(path, records)
         assert load(bare).name == "openvino"
     assert "record 2, is no Predict request: passed over" in capsys.readouterr().err
 
@@ -239,7 +239,7 @@ def test_the_old_version_keeps_serving_until_the_requests_are_mended(bare: Path)
 
 
 def test_a_batch_of_more_than_256_is_passed_over_with_a_line(bare: Path) -> None:
-    batches = (LARGEST_BATCH, LARGEST_BATCH + 1, 5461)
+    batches = (MAX_BATCH, MAX_BATCH + 1, 5461)
     tfrecord.write(bare / warmup.REQUESTS, [predict(shape=[batch, 32, 32, 3]) for batch in batches])
     with model_server(bare.parent.parent, "tires") as server:
         lines = [line for line in server.stderr().splitlines() if "passed over" in line]
@@ -251,11 +251,11 @@ def test_a_batch_of_more_than_256_is_passed_over_with_a_line(bare: Path) -> None
 
 
 def slow_requests(folder: Path, turns: float) -> None:
-    """As many as are read, each of some milliseconds' work for a hundred turns."""
+    """Write as many requests as are read; each takes some milliseconds for a hundred turns."""
     log = proto.PredictionLog()
     log.predict_log.request.CopyFrom(proto.predict_request("slow", {"turns": np.array([[turns]], np.float32)}))
     (folder / "assets.extra").mkdir()
-    tfrecord.write(folder / warmup.REQUESTS, [log.SerializeToString()] * MOST)
+    tfrecord.write(folder / warmup.REQUESTS, [log.SerializeToString()] * MAX_RECORDS)
 
 
 def test_what_is_left_when_warming_up_has_taken_long_is_passed_over(

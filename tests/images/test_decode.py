@@ -33,9 +33,9 @@ TURNS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"])
-def test_every_allowed_format_becomes_rgb_of_the_wanted_size(kind: str) -> None:
-    pixels = decode(encoded(kind=kind), 30, 40)
+@pytest.mark.parametrize("format_name", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"])
+def test_every_allowed_format_becomes_rgb_of_the_wanted_size(format_name: str) -> None:
+    pixels = decode(encoded(kind=format_name), 30, 40)
     assert pixels.shape == (30, 40, 3)
     assert pixels.dtype == np.uint8
     wanted = np.asarray(picture().resize((40, 30), Image.Resampling.BILINEAR)).astype(int)
@@ -60,9 +60,9 @@ def test_every_mode_shows_the_same_grey(mode: str) -> None:
     else:
         grey = Image.new("RGB", (20, 20), (200, 200, 200))
         image = grey.quantize(4) if mode == "P" else grey.convert("L" if mode == "LA" else "RGB").convert(mode)
-    kind = "JPEG" if mode == "CMYK" else "PNG"
+    format_name = "JPEG" if mode == "CMYK" else "PNG"
     wanted = 255 if mode == "1" else 200
-    assert np.abs(decode(encoded(image, kind), 8, 8).astype(int) - wanted).max() <= 3
+    assert np.abs(decode(encoded(image, format_name), 8, 8).astype(int) - wanted).max() <= 3
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
@@ -99,15 +99,15 @@ def test_a_picture_as_long_as_any_may_be_costs_little_more_memory_than_its_pixel
 def test_one_that_is_long_and_thin_needs_no_room_between_rows_and_columns(
     size: tuple[int, int], orientation: int
 ) -> None:
-    """In a process of its own: this one may have needed more before."""
+    """Measure in a process of its own: this one may have needed more before."""
     code = (
         "import re, sys; from loupe.images.api import decode\n"
         "def most(): return int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])\n"
         "data = sys.stdin.buffer.read(); before = most(); decode(data, 299, 299); print(most() - before)"
     )
     thin = encoded(Image.linear_gradient("L").resize(size).convert("RGB"), "PNG", exif=exif(orientation))
-    told = subprocess.run([sys.executable, "-c", code], input=thin, capture_output=True, cwd=ROOT, check=True).stdout
-    assert int(told) < 20_000  # kB
+    output = subprocess.run([sys.executable, "-c", code], input=thin, capture_output=True, cwd=ROOT, check=True).stdout
+    assert int(output) < 20_000  # kB
 
 
 @pytest.mark.parametrize("size", [(50_000, 50_000), (2**31 - 1, 2**31 - 1), (6400, 6400), (65_536, 1), (1, 40_000_000)])
@@ -120,9 +120,9 @@ def test_a_small_file_that_declares_a_huge_picture_is_refused_before_anything_is
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kB
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"])
-def test_a_file_cut_short_anywhere_is_broken(kind: str) -> None:
-    data = encoded(kind=kind)
+@pytest.mark.parametrize("format_name", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"])
+def test_a_file_cut_short_anywhere_is_broken(format_name: str) -> None:
+    data = encoded(kind=format_name)
     for kept in (1, 10, len(data) // 4, len(data) // 2, len(data) * 3 // 4):
         with pytest.raises(ImageError):
             decode(data[:kept], 16, 16)
@@ -160,10 +160,10 @@ BEGINNINGS = {
 }
 
 
-@pytest.mark.parametrize("kind", BEGINNINGS)
-def test_other_known_kinds_of_picture_are_called_unsupported_and_not_broken(kind: str) -> None:
+@pytest.mark.parametrize("format_name", BEGINNINGS)
+def test_other_known_kinds_of_picture_are_called_unsupported_and_not_broken(format_name: str) -> None:
     with pytest.raises(UnsupportedImage, match="send JPEG"):
-        decode(BEGINNINGS[kind] + b"\0" * 100, 16, 16)
+        decode(BEGINNINGS[format_name] + b"\0" * 100, 16, 16)
 
 
 SVG = b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"
@@ -227,7 +227,7 @@ def test_without_its_package_heic_is_unsupported_and_the_answer_says_how_to_have
     brand: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not there, where it is
-    monkeypatch.setattr("loupe.images.decode.FORMATS", [kind for kind in FORMATS if kind != "HEIF"])
+    monkeypatch.setattr("loupe.images.decode.FORMATS", [name for name in FORMATS if name != "HEIF"])
     with pytest.raises(UnsupportedImage, match="pip install pillow-heif") as caught:
         decode_here(HEIC.replace(b"heic", brand, 1), 16, 16)
     assert caught.value.status == 415
@@ -260,8 +260,8 @@ def test_a_heic_picture_is_turned_upright_once(orientation: int) -> None:
 @pytest.mark.parametrize("size", [(6400, 6400), (12_000, 12_000), (30_000, 30_000)])
 def test_a_heic_that_declares_a_huge_picture_is_refused_before_anything_is_allocated(size: tuple[int, int]) -> None:
     data = bytearray(heic(picture(320, 200)))  # smaller ones are padded and cropped
-    at = data.index(b"ispe") + 8
-    data[at : at + 8] = struct.pack(">II", *size)
+    position = data.index(b"ispe") + 8
+    data[position : position + 8] = struct.pack(">II", *size)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(TooManyPixels):
         decode(bytes(data), 16, 16)
@@ -331,10 +331,10 @@ def test_only_the_first_frame_counts() -> None:
 
 
 @pytest.mark.parametrize("times", [150, pytest.param(20_000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"])
-def test_changing_any_one_byte_never_leads_past_the_error_tree(kind: str, times: int) -> None:
+@pytest.mark.parametrize("format_name", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"])
+def test_changing_any_one_byte_never_leads_past_the_error_tree(format_name: str, times: int) -> None:
     random = np.random.default_rng(3)
-    data = encoded(kind=kind)
+    data = encoded(kind=format_name)
     for _ in range(times):
         spoilt: Any = bytearray(data)
         spoilt[random.integers(len(data))] = random.integers(256)

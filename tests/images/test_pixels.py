@@ -1,5 +1,4 @@
-"""What `loupe/images` makes of awkward pictures is frozen: a model is only as good as the pixels it meets at work
-are those that it learnt from.
+"""Freeze the pixels that `loupe/images` makes of awkward pictures: a model must be served the pixels it was trained on.
 
 `pixels.json` holds a checksum of the pixels where the format keeps every bit, and a grid of 4 × 4 mean colours where
 an encoder of another version may lose others. A change of it changes what every trained model sees; where that is
@@ -43,8 +42,8 @@ PHOTOGRAPHS = Path(os.environ.get("PHOTOGRAPHS", ROOT / "data" / "clothing"))
 TARGETS = (150, 224, 299)
 
 
-def told(name: str) -> Any:
-    """What the table holds of a picture."""
+def frozen_form(name: str) -> Any:
+    """Return what the table holds of a picture."""
     pixels = decode(AWKWARD[name](), HEIGHT, WIDTH)
     if name in LOSSLESS:
         return hashlib.sha256(pixels.tobytes()).hexdigest()[:16]
@@ -58,7 +57,7 @@ def test_the_table_holds_every_picture() -> None:
 
 @pytest.mark.parametrize("name", AWKWARD)
 def test_the_pixels_are_those_of_the_frozen_table(name: str) -> None:
-    frozen, now = json.loads(TABLE.read_text())[name], told(name)
+    frozen, now = json.loads(TABLE.read_text())[name], frozen_form(name)
     if name in LOSSLESS:
         if not resize.WITH_VECTORS:
             pytest.skip("Pillow resizes here: a sample may be one level off")
@@ -73,7 +72,7 @@ def test_where_pillow_resizes_a_sample_is_at_most_one_level_off(monkeypatch: pyt
     fast = [decode(data, HEIGHT, WIDTH).astype(int) for data in pictures]
     monkeypatch.setattr(resize, "WITH_VECTORS", False)
     off = [np.abs(decode(data, HEIGHT, WIDTH) - before) for data, before in zip(pictures, fast, strict=True)]
-    assert max(one.max() for one in off) == 1, "they are not the same code"
+    assert max(difference.max() for difference in off) == 1, "they are not the same code"
 
 
 PLAIN: dict[str, dict[str, Any]] = {
@@ -92,15 +91,15 @@ def test_a_plain_jpeg_has_the_same_pixels_without_pillow(
 ) -> None:
     plain = encoded(photograph(133, 101), **options)
     turned_by_nothing = plain[:2] + b"\xff\xe1\0\x0e" + exif(1)[:12] + plain[2:]  # what only Pillow reads
-    assert limits.judge(plain) == (133, 101)
-    assert limits.judge(turned_by_nothing) is None
+    assert limits.check_limits(plain) == (133, 101)
+    assert limits.check_limits(turned_by_nothing) is None
     asked = decode(turned_by_nothing, HEIGHT, WIDTH)
     monkeypatch.setattr(Image, "open", None)
     assert (decode(plain, HEIGHT, WIDTH) == asked).all()
 
 
 def test_a_damaged_plain_jpeg_is_judged_by_pillow() -> None:
-    """Which bears what a decoder gets over."""
+    """Test that Pillow decodes it if a decoder can get over the damage."""
     data = encoded(photograph(133, 101))
     pixels = data.index(b"\xff\xda") + 14
     assert decode(data[:pixels] + b"\xff\xd3" + data[pixels:], HEIGHT, WIDTH).shape == (HEIGHT, WIDTH, 3)
@@ -122,7 +121,7 @@ BESIDE = {
 @pytest.mark.parametrize("segment", BESIDE.values(), ids=BESIDE)
 def test_what_pillow_reads_in_a_jpeg_is_left_to_it(segment: bytes) -> None:
     data = encoded(photograph(133, 101))
-    assert limits.judge(data[:2] + segment + data[2:]) is None
+    assert limits.check_limits(data[:2] + segment + data[2:]) is None
 
 
 def test_training_and_the_gateway_see_identical_pixels(tmp_path: Path) -> None:
@@ -137,7 +136,9 @@ def test_training_and_the_gateway_see_identical_pixels(tmp_path: Path) -> None:
     assert not skipped
     assert [picture.file for picture in read] == files
     assert len(served) == len(learnt) == len(pictures)
-    differ = [name for name, one, other in zip(pictures, learnt, served, strict=True) if not np.array_equal(one, other)]
+    differ = [
+        name for name, ours, theirs in zip(pictures, learnt, served, strict=True) if not np.array_equal(ours, theirs)
+    ]
     assert not differ
 
 
@@ -152,6 +153,7 @@ def mosaic(paths: list[Path], across: int) -> Image.Image:
 
 def photographs() -> dict[str, bytes]:
     """JPEGs that are decoded smaller: 12 megapixels, and sizes that 2 or 4 just divides."""
+    # Made pictures and samples.
     samples = sorted((ROOT / "data" / "samples").glob("*.jpg"))
     made = photograph(4000, 3000)
     large = {
@@ -161,32 +163,35 @@ def photographs() -> dict[str, bytes]:
         "a sample, 12 megapixels": Image.open(samples[0]).resize((3000, 4000), Image.Resampling.LANCZOS),
         "samples, 3 × 3": mosaic((samples * 2)[:9], 3),
     }
-    if found := sorted(PHOTOGRAPHS.glob("train/*/*.jpg"))[::40][:64]:
-        sharp = mosaic(found, 8)
+    # Photographs, where there are any.
+    if paths := sorted(PHOTOGRAPHS.glob("train/*/*.jpg"))[::40][:64]:
+        sharp = mosaic(paths, 8)
         for side in (300, 375, 448, 560, 598, 748):  # 2 and 2.5 times the targets
             for factor in (2, 4):
                 box = (77, 99, 77 + side * factor, 99 + side * factor * 4 // 3)
                 large[f"clothes, {factor} times {side}"] = sharp.crop(box)
         large["clothes, 12 megapixels"] = sharp.crop((1, 2, 2999, 4001))
-        large["one of clothes, 12 megapixels"] = Image.open(found[3]).resize((3000, 4000), Image.Resampling.LANCZOS)
-    ways = ({"subsampling": "4:4:4"}, {"subsampling": "4:2:0"})
+        large["one of clothes, 12 megapixels"] = Image.open(paths[3]).resize((3000, 4000), Image.Resampling.LANCZOS)
+    # Each in two subsamplings.
+    options = ({"subsampling": "4:4:4"}, {"subsampling": "4:2:0"})
     return {
-        f"{name}, {way['subsampling']}": encoded(image.convert("RGB"), quality=92, **way)
+        f"{name}, {option['subsampling']}": encoded(image.convert("RGB"), quality=92, **option)
         for name, image in large.items()
-        for way in ways
+        for option in options
     }
 
 
 def test_a_jpeg_decoded_smaller_is_at_least_twice_the_target_and_hardly_differs_from_a_whole_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Within 1 level on average, and within 3 for 99 of 100 samples."""
+    """Test a difference of at most 1 level on average, and at most 3 for 99 of 100 samples."""
     sizes: list[tuple[int, int]] = []
 
     def spy(image: Image.Image, *how: Any) -> Any:
         sizes.append(image.size)
         return resized(image, *how)
 
+    # Compare each picture with one that is decoded whole.
     wrong, reduced = [], 0
     for name, data in photographs().items():
         with Image.open(io.BytesIO(data)) as image:
@@ -205,7 +210,7 @@ def test_a_jpeg_decoded_smaller_is_at_least_twice_the_target_and_hardly_differs_
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_jpeg_decoded_smaller_lies_where_a_whole_one_does_whichever_way_up(orientation: int) -> None:
-    """Its last row and column are only part of a pixel, and a turn takes them to another edge."""
+    """Test a picture whose last row and column are only part of a pixel; a turn takes them to another edge."""
     image = photograph(1003, 1203)
     data = encoded(image, quality=95, exif=exif(orientation))
     with Image.open(io.BytesIO(data)) as stored:
@@ -218,18 +223,18 @@ def test_a_jpeg_decoded_smaller_lies_where_a_whole_one_does_whichever_way_up(ori
 def test_what_cannot_be_read_is_the_same_in_training_and_in_the_gateway(tmp_path: Path) -> None:
     data = [b"", b"hello", encoded(kind="TIFF"), encoded()[:400], encoded(kind="PNG")]
     files = [File(tmp_path / str(place), "any") for place in range(len(data))]
-    for file, one in zip(files, data, strict=True):
-        file.path.write_bytes(one)
+    for file, content in zip(files, data, strict=True):
+        file.path.write_bytes(content)
     _, read, skipped = decode_all(files, HEIGHT, WIDTH, tmp_path)
     batch = Batch(SentPictures(list(data), is_batch=True), Settings.from_environment({}))
     batch.fetch_urls()
     assert len(batch.pixels(CARD)) == len(read) == 1
-    assert [file.path for file in files[:4]] == [one.path for one in skipped]
-    for one in data[:4]:
+    assert [file.path for file in files[:4]] == [picture.path for picture in skipped]
+    for content in data[:4]:
         with pytest.raises(ImageError):
-            decode(one, HEIGHT, WIDTH)
+            decode(content, HEIGHT, WIDTH)
 
 
 if __name__ == "__main__":
-    rows = (f"{json.dumps(name, ensure_ascii=False)}: {json.dumps(told(name))}" for name in AWKWARD)
+    rows = (f"{json.dumps(name, ensure_ascii=False)}: {json.dumps(frozen_form(name))}" for name in AWKWARD)
     TABLE.write_text("{\n" + ",\n".join(rows) + "\n}\n")

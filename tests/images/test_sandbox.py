@@ -70,7 +70,7 @@ def test_killed_while_idle_it_is_started_again() -> None:
 
 
 def test_after_ctrl_c_the_next_picture_gets_its_own_answer(tmp_path: Path) -> None:
-    """In a process of its own, whose Ctrl-C it is."""
+    """Test in a process of its own, which gets the Ctrl-C."""
     (tmp_path / "slow").write_bytes(avif_of_frames(80))
     (tmp_path / "next").write_bytes(AVIF)
     code = """
@@ -87,6 +87,7 @@ try:
 except KeyboardInterrupt:
     print("same" if (decode(following, 8, 8) == decode_here(following, 8, 8)).all() else "other")
 """
+    # Interrupt it while it decodes the slow picture.
     command = [sys.executable, "-c", code, str(tmp_path / "slow"), str(tmp_path / "next")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout and process.stdout.readline() == "now\n"

@@ -98,9 +98,9 @@ def test_predict_answers_the_official_client_in_typed_values(client: Client) -> 
     response = client.predict({"name": "tires"}, image=IMAGES)
     spec = response.model_spec
     assert (spec.name, spec.version.value, spec.signature_name) == ("tires", 3, "serving_default")
-    found = answers(response)
-    assert {name: array.shape for name, array in found.items()} == {"probabilities": (2, 3), "heatmap": (2, 16, 16)}
-    np.testing.assert_allclose(found["probabilities"].sum(1), 1, atol=1e-5)
+    arrays = answers(response)
+    assert {name: array.shape for name, array in arrays.items()} == {"probabilities": (2, 3), "heatmap": (2, 16, 16)}
+    np.testing.assert_allclose(arrays["probabilities"].sum(1), 1, atol=1e-5)
     assert len(response.outputs["probabilities"].float_val) == 6
     assert not response.outputs["probabilities"].tensor_content
 
@@ -117,17 +117,17 @@ def test_both_engines_agree_with_tensorflow_in_this_process(client: Client, fold
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         tf.compat.v1.saved_model.loader.load(session, ["serve"], str(folder / "tires" / "3"))
         expected = session.run({"probabilities": "probabilities:0", "heatmap": "heatmap:0"}, {"image:0": IMAGES})
-    found = answers(client.predict({"name": "tires"}, image=IMAGES))
+    arrays = answers(client.predict({"name": "tires"}, image=IMAGES))
     for name, array in expected.items():
-        np.testing.assert_allclose(found[name], array, atol=1e-4)
+        np.testing.assert_allclose(arrays[name], array, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [1, 7])
 def test_any_batch_size_is_answered_each_image_by_itself(client: Client, size: int) -> None:
     images = np.resize(IMAGES, (size, *IMAGES.shape[1:]))
-    found = answers(client.predict({"name": "tires"}, ("probabilities",), image=images))["probabilities"]
+    arrays = answers(client.predict({"name": "tires"}, ("probabilities",), image=images))["probabilities"]
     alone = answers(client.predict({"name": "tires"}, ("probabilities",), image=IMAGES))["probabilities"]
-    np.testing.assert_allclose(found.reshape(-1, 3), np.resize(alone, (size, 3)).reshape(-1, 3), atol=1e-6)
+    np.testing.assert_allclose(arrays.reshape(-1, 3), np.resize(alone, (size, 3)).reshape(-1, 3), atol=1e-6)
 
 
 def test_concurrent_callers_get_each_their_own_answer(client: Client) -> None:
@@ -144,13 +144,13 @@ def test_concurrent_callers_get_each_their_own_answer(client: Client) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_empty_batch_spoils_nothing_for_the_next_caller(sample_models: Path, engine: str) -> None:
     """OpenVINO fails at a MaxPool, for every later batch of one, once it has computed an empty batch."""
-    one = np.zeros((1, 224, 224, 3), np.uint8)
+    image = np.zeros((1, 224, 224, 3), np.uint8)
     with model_server(sample_models, "tires", engine=engine) as server:
         client = Client(server)
-        wanted = answers(client.predict({"name": "tires"}, image=one))["probabilities"]
+        wanted = answers(client.predict({"name": "tires"}, image=image))["probabilities"]
         with contextlib.suppress(grpc.RpcError):
-            client.predict({"name": "tires"}, image=one[:0])
-        assert np.array_equal(answers(client.predict({"name": "tires"}, image=one))["probabilities"], wanted)
+            client.predict({"name": "tires"}, image=image[:0])
+        assert np.array_equal(answers(client.predict({"name": "tires"}, image=image))["probabilities"], wanted)
 
 
 def test_describe_answers_the_card_for_every_request(client: Client) -> None:
@@ -170,14 +170,14 @@ def test_a_version_can_be_named(client: Client) -> None:
 def test_one_value_stands_for_a_whole_image(client: Client) -> None:
     few = tf.make_tensor_proto(5, tf.uint8, (1, 32, 32, 3))
     whole = np.full((1, 32, 32, 3), 5, np.uint8)
-    one, other = client.predict({"name": "tires"}, image=few), client.predict({"name": "tires"}, image=whole)
-    assert one == other
+    spread, sent_whole = client.predict({"name": "tires"}, image=few), client.predict({"name": "tires"}, image=whole)
+    assert spread == sent_whole
 
 
 def test_a_model_that_knows_nothing_of_loupe_is_served(plain: Client) -> None:
     pixels = np.ones((2, 32, 32, 3), np.float32)
-    found = answers(plain.predict({"name": "plain"}, input_8=pixels))["dense_7"]
-    assert found.tolist() == [[1, 1, 1, 0]] * 2
+    arrays = answers(plain.predict({"name": "plain"}, input_8=pixels))["dense_7"]
+    assert arrays.tolist() == [[1, 1, 1, 0]] * 2
     assert refusal(plain.predict, {"name": "plain"}, input_8=pixels.astype(np.float64)) == (
         INVALID, "Expects arg[0] to be float but double is provided",
     )  # fmt: skip
@@ -266,13 +266,13 @@ def test_what_is_no_message_and_what_is_no_method_are_refused(client: Client) ->
 def test_metadata_is_the_signatures_of_the_saved_model(client: Client, folder: Path) -> None:
     response = client.metadata(TIRES, "signature_def")
     assert (response.model_spec.name, response.model_spec.version.value) == ("tires", 3)
-    found = get_model_metadata_pb2.SignatureDefMap()
-    assert response.metadata["signature_def"].Unpack(found)
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    assert response.metadata["signature_def"].Unpack(signatures)
     graph = tf.compat.v1.saved_model.loader.load(
         tf.compat.v1.Session(graph=tf.Graph()), ["serve"], str(folder / "tires" / "3")
     )
-    assert dict(found.signature_def) == dict(graph.signature_def)
-    assert found.signature_def["serving_default"].method_name == "tensorflow/serving/predict"
+    assert dict(signatures.signature_def) == dict(graph.signature_def)
+    assert signatures.signature_def["serving_default"].method_name == "tensorflow/serving/predict"
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 
 def publish(model: Path, folder: Path) -> None:
-    """By rename, as Loupe publishes."""
+    """Publish by a rename, as Loupe does."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(model, folder.parent / f".{folder.name}")
     (folder.parent / f".{folder.name}").rename(folder)
@@ -95,8 +95,8 @@ def test_a_new_version_is_swapped_in_under_load_without_a_failed_call(shelf: Pat
         done.set()
         for thread in threads:
             thread.join(20)
-        assert [one for one in seen if isinstance(one, Exception)] == []
-        answers = {one for one in seen if not isinstance(one, Exception)}
+        assert [answer for answer in seen if isinstance(answer, Exception)] == []
+        answers = {answer for answer in seen if not isinstance(answer, Exception)}
         assert sorted(version for version, _ in answers) == [1, 2]  # each version has one answer, and it is its own
         assert len({answer for _, answer in answers}) == 2
 
@@ -273,24 +273,24 @@ def test_a_taken_port_is_one_line_and_status_2(tmp_path: Path, flag: str) -> Non
 def test_a_wrong_command_line_is_one_line_and_status_2() -> None:
     done = run("--prot=1", "--port=x", "--model_config_file=models.config", "--engine=torch")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-    for part in (
+    for words in (
         "unknown flag --prot; the nearest is --port", "--port is a whole number, not 'x'",
         "--model_config_file is not read here", "--model_base_path is missing", "--engine is one of auto,",
     ):  # fmt: skip
-        assert part in done.stderr
+        assert words in done.stderr
 
 
 def test_flags_are_read_in_every_form_that_tensorflow_serving_takes(capsys: pytest.CaptureFixture[str]) -> None:
-    found = flags.parse([
+    parsed = flags.parse([
         "--port=1", "--rest_api_port", "2", "--enable_batching", "--monitoring_config_file=m",
         "--num_load_threads", "3", "--enable_grpc_healthcheck_service", "--enable_profiler=false",
         "--enable_serialization_as_tensor_content=false",
         "--grpc_channel_arguments=grpc.max_connection_age_ms=20000,grpc.x=y", "--model_base_path=m",
     ])  # fmt: skip
-    assert (found.port, found.rest_api_port, found.model_name) == (1, 2, "default")
-    assert found.enable_grpc_healthcheck_service
-    assert not found.enable_serialization_as_tensor_content
-    assert found.channel_arguments == [("grpc.max_connection_age_ms", 20000), ("grpc.x", "y")]
+    assert (parsed.port, parsed.rest_api_port, parsed.model_name) == (1, 2, "default")
+    assert parsed.enable_grpc_healthcheck_service
+    assert not parsed.enable_serialization_as_tensor_content
+    assert parsed.channel_arguments == [("grpc.max_connection_age_ms", 20000), ("grpc.x", "y")]
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[1] for line in lines] == [
         "--enable_batching",

@@ -47,7 +47,7 @@ def channel(server: ModelServer) -> Any:
 
 
 def state(server: ModelServer) -> tuple[int, int, int]:
-    """Of the newest version: its number, state and error code."""
+    """Return the newest version's number, state and error code."""
     request = proto.GetModelStatusRequest(model_spec=proto.model_spec("tires"))
     newest = proto.call(channel(server), proto.GET_MODEL_STATUS)(request, timeout=20).model_version_status[0]
     return newest.version, newest.state, newest.status.error_code
@@ -95,7 +95,7 @@ def test_a_pipe_is_not_waited_for_and_the_next_version_is_served(home: Path, eng
 
 def test_a_card_of_megabytes_is_refused(home: Path, server: ModelServer) -> None:
     made = shutil.copytree(home / "1", home / ".made")
-    (made / CARD).write_bytes((made / CARD).read_bytes() + b" " * savedmodel.LARGEST_CARD)
+    (made / CARD).write_bytes((made / CARD).read_bytes() + b" " * savedmodel.MAX_CARD_BYTES)
     made.rename(home / "2")
     until(lambda: state(server) == (2, proto.END, LOST.value[0]), "version 2 to be refused", 10)
     assert "it is larger than 1048576 bytes" in server.stderr()

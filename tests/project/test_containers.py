@@ -1,4 +1,4 @@
-"""Both images and docker-compose with a real engine, on a copy of what git tracks: as on a fresh clone.
+"""Test both images and docker-compose with a real engine, on a copy of what git tracks, as on a fresh clone.
 
     make test-containers          # needs docker and docker-compose, and an engine (DOCKER_HOST)
 

@@ -1,4 +1,4 @@
-"""What the house promises about itself: who imports whom, what is pinned where, and what no file says."""
+"""Test the repository's own rules: who imports whom, what is pinned where, and words that no file contains."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ def test_one_lock_file_pins_one_version_of_each_package_and_names_no_source() ->
         for name, entry in lock[category].items():
             assert entry["hashes"]
             versions.setdefault(name, set()).add(entry["version"])
-    assert {name: found for name, found in versions.items() if len(found) > 1} == {}
+    assert {name: pinned for name, pinned in versions.items() if len(pinned) > 1} == {}
 
 
 def test_pipenv_is_the_same_in_the_image_as_in_the_makefile() -> None:

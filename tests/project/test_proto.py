@@ -77,13 +77,13 @@ def floats() -> st.SearchStrategy[np.ndarray[Any, Any]]:
     return hnp.arrays(np.uint32, SHAPES).map(lambda bits: bits.view(np.float32))
 
 
-def same(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
-    """Bit for bit; a NaN equals itself."""
-    return one.shape == other.shape and one.dtype == other.dtype and one.tobytes() == other.tobytes()
+def same(array: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
+    """Return True if the arrays are equal bit for bit; a NaN equals itself."""
+    return array.shape == other.shape and array.dtype == other.dtype and array.tobytes() == other.tobytes()
 
 
-def official(ours: Any, kind: Any) -> Any:
-    return kind.FromString(ours.SerializeToString())
+def official(ours: Any, message_class: Any) -> Any:
+    return message_class.FromString(ours.SerializeToString())
 
 
 # --------------------------------------------------------------------------------------------------------- schema
@@ -96,18 +96,18 @@ def test_every_field_has_the_number_and_type_of_the_official_message(name: str) 
         twin = theirs.fields_by_number[field.number]
         assert twin.name == field.name
         assert twin.is_repeated == field.is_repeated
-        assert kind(twin) == kind(field), f"{name}.{field.name}"
+        assert field_type(twin) == field_type(field), f"{name}.{field.name}"
         if field.message_type and not field.message_type.GetOptions().map_entry:
             assert OFFICIAL[field.message_type.name].DESCRIPTOR.full_name == twin.message_type.full_name
 
 
-def kind(field: Any) -> Any:
-    """Enumerations are int32 on the wire; a map is told by its pair."""
+def field_type(field: Any) -> Any:
+    """Return a field's type. Enumerations are int32 on the wire; a map is described by its pair."""
     number = field.type
     if number == descriptor.FieldDescriptor.TYPE_ENUM:
         return descriptor.FieldDescriptor.TYPE_INT32
     if field.message_type and field.message_type.GetOptions().map_entry:
-        return [kind(part) for part in field.message_type.fields]
+        return [field_type(entry) for entry in field.message_type.fields]
     return number
 
 
@@ -263,12 +263,14 @@ def test_a_packed_request_is_the_same_as_the_message(name: str, shape: tuple[int
 
 
 def test_predict_responses_metadata_and_status_are_read_by_the_other_side() -> None:
+    # A PredictResponse.
     answer = predict_pb2.PredictResponse(model_spec={"name": "tires", "version": {"value": 3}, "signature_name": "s"})
     answer.outputs["probabilities"].CopyFrom(tf.make_tensor_proto([[0.25, 0.75]]))
     read = proto.PredictResponse.FromString(answer.SerializeToString())
     assert proto.to_array(read.outputs["probabilities"]).tolist() == [[0.25, 0.75]]
     assert official(read, predict_pb2.PredictResponse) == answer
 
+    # Metadata.
     info = meta_graph_pb2.TensorInfo(name="image:0", dtype=4, tensor_shape={"dim": [{"size": -1}, {"size": 3}]})
     signature = meta_graph_pb2.SignatureDef(inputs={"image": info}, method_name="m")
     signature.defaults["image"].CopyFrom(tf.make_tensor_proto(1))  # a field that proto.py does not know
@@ -276,11 +278,12 @@ def test_predict_responses_metadata_and_status_are_read_by_the_other_side() -> N
     packed = get_model_metadata_pb2.SignatureDefMap(signature_def={"serving_default": signature})
     metadata.metadata["signature_def"].Pack(packed)
     theirs = proto.GetModelMetadataResponse.FromString(metadata.SerializeToString())
-    found = proto.signatures(theirs)["serving_default"]
-    assert proto.shape_of(found.inputs["image"].tensor_shape) == (-1, 3)
+    read_signature = proto.signatures(theirs)["serving_default"]
+    assert proto.shape_of(read_signature.inputs["image"].tensor_shape) == (-1, 3)
     assert theirs.metadata["signature_def"].type_url == proto.SIGNATURE_MAP_URL
-    assert official(found, meta_graph_pb2.SignatureDef) == signature
+    assert official(read_signature, meta_graph_pb2.SignatureDef) == signature
 
+    # A status.
     status = get_model_status_pb2.GetModelStatusResponse()
     for state in proto.STATES:
         status.model_version_status.add(version=state, state=state, status={"error_code": 5, "error_message": "é"})

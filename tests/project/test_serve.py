@@ -1,4 +1,4 @@
-"""`serve.py`, which `make up` ends in, and `test.py`, which asks whether it works: as a person runs them."""
+"""Test `serve.py`, in which `make up` ends, and `test.py`, which checks whether it works, as a person runs them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def smoke(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def descendants(process: int) -> list[int]:
     children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    return [found for child in children for found in (int(child), *descendants(int(child)))]
+    return [number for child in children for number in (int(child), *descendants(int(child)))]
 
 
 def test_the_sample_is_served_and_the_smoke_check_agrees(tmp_path: Path, sample_models: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_new_version_is_served_without_a_restart(tmp_path: Path, sample_models
 
 @contextmanager
 def asked_for_something_slow(models: Path, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], Asked]]:
-    """Its picture's own server takes six seconds; the model is asked after that."""
+    """Ask for a picture whose server takes six seconds; the model is asked after that."""
     data = (ROOT / "data" / "samples" / "cracked-1.jpg").read_bytes()
     begun = threading.Event()
 
@@ -143,13 +143,15 @@ def test_a_second_ctrl_c_ends_it_at_once(tmp_path: Path, sample_models: Path) ->
         assert asked.exception(5) is not None
 
 
-@pytest.mark.parametrize("part", ["loupe.modelserver", "gunicorn"])
-def test_when_one_part_dies_the_other_is_stopped_and_it_says_so(tmp_path: Path, sample_models: Path, part: str) -> None:
+@pytest.mark.parametrize("program", ["loupe.modelserver", "gunicorn"])
+def test_when_one_part_dies_the_other_is_stopped_and_it_says_so(
+    tmp_path: Path, sample_models: Path, program: str
+) -> None:
     log = tmp_path / "log"
     with served(sample_models, log) as (_, process):
         running = descendants(process.pid)
         for child in running:
-            if part in Path(f"/proc/{child}/cmdline").read_text().replace("\0", " "):
+            if program in Path(f"/proc/{child}/cmdline").read_text().replace("\0", " "):
                 os.kill(child, signal.SIGKILL)
         assert process.wait(10) == 2
         until(lambda: not [child for child in running if Path(f"/proc/{child}").exists()], "the rest to end", 5)

@@ -44,8 +44,9 @@ def write(
     text: str | None = None,
     familiarity: bool = False,
 ) -> Path:
-    """Write one version into `folder`; another seed is another answer. With `familiarity` it gives that output, too:
+    """Write one version into `folder`; another seed gives other answers. With `familiarity` it has that output as well:
     how bright the picture is, from 0 to 1."""
+    # Build the graph with both signatures.
     text = card() if text is None else text
     graph = _frozen(_network(seed), tf.TensorSpec([None, side, side, 3], dtype, name="image"))
     with tf.Graph().as_default():
@@ -62,6 +63,7 @@ def write(
             "describe": _signature({"request": request}, {"card": answer}),
         }
         _save(folder, signatures)
+    # Put the card beside it.
     extra = folder / "assets.extra"
     extra.mkdir()
     (extra / "card.json").write_text(text)
@@ -86,10 +88,13 @@ def write_foreign(
     inputs: int = 1,
     outputs: tuple[str, ...] = ("dense_7",),
 ) -> Path:
-    """`input_8` → `dense_7`: what `foreign_logits` says, or its softmax."""
+    """Write a model `input_8` → `dense_7` that gives `foreign_logits`, or their softmax."""
+    # Logits from the mean colour if sizes are open, from all pixels if not.
     with tf.Graph().as_default():
-        given = {f"input_{8 + n}": tf.compat.v1.placeholder(dtype, shape, name=f"input_{8 + n}") for n in range(inputs)}
-        pixels = tf.cast(given["input_8"], tf.float32)
+        tensors = {
+            f"input_{8 + n}": tf.compat.v1.placeholder(dtype, shape, name=f"input_{8 + n}") for n in range(inputs)
+        }
+        pixels = tf.cast(tensors["input_8"], tf.float32)
         is_open = None in shape[1:]
         flat = (
             tf.reduce_mean(pixels, [1, 2])
@@ -98,7 +103,7 @@ def write_foreign(
         )
         logits = 2 * tf.sin(flat @ tf.constant(_foreign_weights(int(flat.shape[1]), classes)))
         answer = tf.nn.softmax(logits) if softmax else logits
-        _save(folder, {"serving_default": _signature(given, {name: tf.identity(answer) for name in outputs})})
+        _save(folder, {"serving_default": _signature(tensors, {name: tf.identity(answer) for name in outputs})})
     return folder
 
 
@@ -113,7 +118,8 @@ def _foreign_weights(count: int, classes: int) -> np.ndarray[Any, Any]:
 
 
 def write_slow(folder: Path) -> Path:
-    """`turns` → `done`, both float32 [N, 1]: as many turns of a loop, about 0.2 ms each, as its first value says."""
+    """Write a model `turns` → `done`, both float32 [N, 1]: its first value is the number of turns of a loop, about 0.2
+    ms each."""
     with tf.Graph().as_default():
         turns = tf.compat.v1.placeholder(tf.float32, [None, 1], name="turns")
         start = tf.constant(np.random.default_rng(1).normal(0, 0.06, (256, 256)).astype(np.float32))
@@ -125,7 +131,7 @@ def write_slow(folder: Path) -> Path:
 
 
 def write_text_length(folder: Path) -> Path:
-    """`text` string [N] → `length` int32 [N], which OpenVINO alone cannot compute."""
+    """Write a model `text` string [N] → `length` int32 [N], which only OpenVINO cannot compute."""
     with tf.Graph().as_default():
         text = tf.compat.v1.placeholder(tf.string, [None], name="text")
         _save(folder, {"serving_default": _signature({"text": text}, {"length": tf.strings.length(text)})})
@@ -135,6 +141,7 @@ def write_text_length(folder: Path) -> Path:
 def _network(seed: int) -> tf.Module:
     rng = np.random.default_rng(seed)
 
+    # A convolution, a head, and the head's heat map.
     class Network(tf.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()

@@ -51,7 +51,7 @@ def coarse(count: int, shape: tuple[int, ...], seed: int) -> Any:
 
 
 def known(model: keras.Model, shape: tuple[int, ...] = (48, 64, 3)) -> Familiarity:
-    """What training would have learnt from 30 pictures, held out from 20 others like them."""
+    """Return the familiarity that training would fit to 30 pictures and 20 held-out ones like them."""
     pooled = keras.Model(model.input, split(model)[0].output)
     features = pooled.predict(coarse(50, shape, 6).astype(np.float32), verbose=0)
     return familiarity.fit(features[:30], np.arange(30) % 3, features[30:])

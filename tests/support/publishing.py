@@ -15,7 +15,7 @@ PRELUDE = """
     import os, random, resource, shutil, sys, time
     from pathlib import Path
     from loupe.errors import UserError
-    from loupe.export.publish import publication, rollback, versions
+    from loupe.export.publish.publication import publication, rollback, versions
     models, home = Path(sys.argv[1]), Path(sys.argv[1]) / "toy"
 """
 
@@ -25,5 +25,5 @@ def child(code: str, *arguments: object) -> list[str]:
 
 
 def names(home: Path) -> list[str]:
-    """What lies in a model's folder beside its ledger."""
+    """Return the names in a model's folder, without its ledger."""
     return sorted(entry.name for entry in home.iterdir() if entry.name != ".numbers")

@@ -1,7 +1,8 @@
-"""A Keras model made elsewhere in Loupe's own form: flat, from pixels of 0…255 to logits of two classes or more.
+"""Bring a Keras model made elsewhere into Loupe's own form: flat, from pixels of 0…255 to logits of two classes or
+more.
 
     model = flattened(original, scaling, 299, 299)
-    ending_of(model)                          # softmax, sigmoid, linear, another activation; None: it does not tell
+    ending_of(model)                          # softmax, sigmoid, linear, another activation; None: not known
     model = with_logits(model, "softmax")     # raises ValueError where it cannot be done
 
 The answers stay what they were, up to rounding.
@@ -17,17 +18,17 @@ from keras import activations, layers
 
 from loupe.export.foreign.scaling import Scaling
 from loupe.export.graph.simplify import flat, in_precision, rebuilt
-from loupe.gradcam import before
+from loupe.gradcam import producer_of
 
-MEANS = (activations.softmax, activations.sigmoid, activations.linear)  # those that come before a label
-ODD = {kind: kind.__name__ for kind in (layers.ReLU, layers.LeakyReLU, layers.PReLU, layers.ELU)}
+OUTPUT_ACTIVATIONS = (activations.softmax, activations.sigmoid, activations.linear)  # a classifier ends in one of these
+ACTIVATION_LAYERS = {layer: layer.__name__ for layer in (layers.ReLU, layers.LeakyReLU, layers.PReLU, layers.ELU)}
 
 
 def ending_of(model: keras.Model) -> str | None:
-    """What the last layer of a flat model makes of its outputs."""
-    layer, _ = before(model.outputs[0])
-    known = _activation(layer) or getattr(layer, "activation", None)
-    return getattr(known, "__name__", None) if known else ODD.get(type(layer))
+    """Return the name of the activation that a flat model ends in, None if its last layer does not tell."""
+    layer, _ = producer_of(model.outputs[0])
+    activation = _activation(layer) or getattr(layer, "activation", None)
+    return getattr(activation, "__name__", None) if activation else ACTIVATION_LAYERS.get(type(layer))
 
 
 def flattened(model: keras.Model, scaling: Scaling, height: int, width: int) -> keras.Model:
@@ -35,24 +36,27 @@ def flattened(model: keras.Model, scaling: Scaling, height: int, width: int) -> 
     return in_precision(flat(keras.Model(image, model(scaling.layers(image)))), "float32")
 
 
-def with_logits(model: keras.Model, kind: str) -> keras.Model:
-    """What turns logits into probabilities left out, and one output turned into two. `model` is flat."""
-    last, given = before(model.outputs[0])
+def with_logits(model: keras.Model, ends_in: str) -> keras.Model:
+    """Return the model without its last softmax or sigmoid, and with two outputs where it has one. `model` is flat."""
+    # Find the last layer that computes, before a softmax or the like in a layer of its own.
+    last, tensor = producer_of(model.outputs[0])
     activation = None if isinstance(last, layers.Dense) else last
-    if activation is not None and _activation(activation) in MEANS:
-        last = before(given)[0]
+    if activation is not None and _activation(activation) in OUTPUT_ACTIVATIONS:
+        last = producer_of(tensor)[0]
     else:
         activation = None
-    one = model.output_shape[-1] == 1
-    if one and not isinstance(last, layers.Dense):
+    # Refuse what cannot be rewritten.
+    single = model.output_shape[-1] == 1
+    if single and not isinstance(last, layers.Dense):
         raise ValueError(f"its one output comes from {last.name}, which is no Dense layer")
-    if activation is None and kind != "logits" and not isinstance(last, layers.Dense):
+    if activation is None and ends_in != "logits" and not isinstance(last, layers.Dense):
         raise ValueError(f"what turns its outputs into probabilities is within {last.name}")
 
+    # Copy the model: the activation left out, a single output as two of opposite sign.
     def make(layer: Any) -> Any:
         if layer is activation:
             return None
-        changes = {"activation": "linear", **({"units": 2} if one else {})}
+        changes = {"activation": "linear", **({"units": 2} if single else {})}
         return type(layer).from_config(
             {**layer.get_config(), **(changes if layer is last and isinstance(layer, layers.Dense) else {})}
         )
@@ -60,13 +64,15 @@ def with_logits(model: keras.Model, kind: str) -> keras.Model:
     def weights(layer: Any) -> list[Any]:
         values = [np.asarray(value) for value in layer.get_weights()]
         return (
-            [np.concatenate([-value / 2, value / 2], axis=-1) for value in values] if one and layer is last else values
+            [np.concatenate([-value / 2, value / 2], axis=-1) for value in values]
+            if single and layer is last
+            else values
         )
 
     return rebuilt(model, make, weights)
 
 
 def _activation(layer: Any) -> Any:
-    if isinstance(layer, layers.Softmax) or type(layer).__name__ == "Softmax":  # a layer, or keras.ops.softmax
+    if isinstance(layer, layers.Softmax) or type(layer).__name__ == "Softmax":  # the layer, or keras.ops.softmax
         return activations.softmax if getattr(layer, "axis", -1) in (-1, 1) else None
     return layer.activation if isinstance(layer, (layers.Dense, layers.Activation)) else None

@@ -1,9 +1,9 @@
-"""Models made elsewhere, by any Keras or TensorFlow, as what Loupe exports.
+"""Read a model made elsewhere, by any Keras or TensorFlow, as a source to export.
 
     source = read_model(Path("model.h5"), labels="cup,fork,spoon", preprocess="xception", size="299", name=None)
 
-A Keras file is brought into Loupe's own form, held to the original's answers, and then exported as a run would be.
-Where that cannot be done, and for a SavedModel, what the original computes is exported as it is, without heat map.
+A Keras file is brought into Loupe's own form, checked against the original's answers, and then exported as a run would
+be. Where that cannot be done, and for a SavedModel, the original is exported as it is, without heat map.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from loupe.export.foreign.labels import labels_of
 from loupe.export.foreign.original import Original, in_batches, logits, probabilities
 from loupe.export.foreign.output_kind import Ending
 from loupe.export.foreign.scaling import Scaling, scaling_of
-from loupe.export.foreign.vet_keras import vetted
-from loupe.export.graph.savedmodel import Network, Parts, network_of, plain
+from loupe.export.foreign.vet_keras import check_keras_file
+from loupe.export.graph.savedmodel import Network, NetworkOutputs, network_of, network_without_heatmap
 from loupe.export.source import BATCH, Array, Source
 
-PROBES = 4  # pictures, of smooth random colours, that a model of Loupe's form is held to its original with
-AGREES = 1e-4  # of a probability, in float32: what another order of adding up may change
+PROBE_COUNT = 4  # pictures of smooth random colours, on which Loupe's form is compared with the original
+MAX_DIFFERENCE = 1e-4  # of a probability in float32; another order of summing changes no more
 
 
 def read_model(
@@ -41,43 +41,47 @@ def read_model(
     name: str | None,
     output: str | None = None,
 ) -> Source:
+    # Check the file before any library builds it, then the flags.
     if not path.exists():
         raise UserError(f"There is no model at {path}.")
-    _ = savedmodel.vetted(path) if path.is_dir() else vetted(path)  # first: what it is, and then what it needs
+    _ = savedmodel.check_savedmodel(path) if path.is_dir() else check_keras_file(path)
     if not labels:
         raise UserError(f"{path} does not say what its outputs mean: name them in order, --labels cup,fork,spoon.")
-    scaling, named, asked = scaling_of(preprocess), labels_of(labels), size_of(size)
+    scaling, names, asked_size = scaling_of(preprocess), labels_of(labels), size_of(size)
+    # Read it, and make its card.
     original = savedmodel.read(path) if path.is_dir() else _read_keras(path)
-    height, width = _size(path, original, asked)
+    height, width = _input_size(path, original, asked_size)
     card = Card(
-        name or _slug(path), named, height, width, backbone={"name": scaling.name, "source": path.name}
+        name or _name_from(path), names, height, width, backbone={"name": scaling.name, "source": path.name}
     )  # fmt: skip
-    if original.whole_numbers and scaling.mode != "none":
+    if original.integer_pixels and scaling.mode != "none":
         raise UserError(f"{path} takes pixels as whole numbers, so nothing can be scaled before it: --preprocess none.")
-    pixels = _probes(height, width)
-    answers = _answers(path, original, scaling, pixels)
-    flat = _flattened(original, scaling, height, width)
-    kind, how = output_kind.kind(path, output, _ending(path, original, flat, height, width), answers)
-    _check_outputs(path, answers, kind, named)
+    # Try it on a few pictures, and decide what its outputs are.
+    pixels = _probe_pictures(height, width)
+    answers = _original_answers(path, original, scaling, pixels)
+    flat = _try_flatten(original, scaling, height, width)
+    ends_in, known_by = output_kind.decide(path, output, _find_ending(path, original, flat, height, width), answers)
+    _check_outputs(path, answers, ends_in, names)
 
+    # Describe it as a source; use Loupe's own form of it where there is one.
     def reference(pixels: Array) -> Array:
-        return probabilities(original.predict(scaling.of(pixels)), kind)
+        return probabilities(original.predict(scaling.of(pixels)), ends_in)
 
     notes = original.notes
     if answers.shape[1] == 1:
-        one = "logit" if kind == "logits" else "probability"
-        notes = (*notes, f"its one output is the {one} of {named[1]}, {how}; {named[0]} has the rest")
-    network = _as_it_is(original, scaling, kind, answers.shape[1])
+        meaning = "logit" if ends_in == "logits" else "probability"
+        notes = (*notes, f"its one output is the {meaning} of {names[1]}, {known_by}; {names[0]} has the rest")
+    network = _black_box_network(original, scaling, ends_in, answers.shape[1])
     black_box = Source(card, network, None, reference, notes=notes)
-    return _adopted(black_box, flat, kind, pixels) if flat else _without_heatmap(black_box)
+    return _adopt(black_box, flat, ends_in, pixels) if flat else _without_heatmap(black_box)
 
 
 def size_of(text: str | None) -> tuple[int, int] | None:
-    """299, or 320x240: height x width."""
+    """Return height and width from `299` or `320x240`."""
     if text is None:
         return None
-    found = re.fullmatch(r"(\d{1,4})(?:[x×](\d{1,4}))?", text.strip().lower())
-    height, width = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    match = re.fullmatch(r"(\d{1,4})(?:[x×](\d{1,4}))?", text.strip().lower())
+    height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 1 <= min(height, width) <= max(height, width) <= LARGEST:
         raise UserError(
             f"--size takes pixels up to {LARGEST}, such as 299, or 320x240 for height x width, not {text!r}."
@@ -86,35 +90,39 @@ def size_of(text: str | None) -> tuple[int, int] | None:
 
 
 def _read_keras(path: Path) -> Original:
-    """By Keras 3; if it cannot, by tf_keras, and its layers made anew in Keras 3."""
+    """Load the file by Keras 3. If that fails, load it by tf_keras and rebuild its layers in Keras 3."""
+    # Load it.
     notes: tuple[str, ...] = ()
     try:
-        model = now = keras2.load_now(path)
-    except Exception:  # of many kinds: whatever an old configuration leads to
-        model, now = keras2.load(path), None
+        model = keras3 = keras2.load_keras3(path)
+    except Exception:  # an old configuration raises errors of every type
+        model, keras3 = keras2.load_keras2(path), None
         notes = ("loaded by tf_keras, the legacy Keras 2: Keras 3 cannot load this file",)
+    # One input and one output that stand in a list or dict are taken out of it.
     _check_ends(path, model)
-    ends = (getattr(model, name, None) for name in ("input", "output"))  # a Sequential may have neither
-    if any(isinstance(end, (dict, list)) for end in ends):  # of one
-        library = keras if now is not None else keras2.library()
+    ends = (getattr(model, name, None) for name in ("input", "output"))  # a Sequential may lack both
+    if any(isinstance(end, (dict, list)) for end in ends):
+        library = keras if keras3 is not None else keras2.library()
         model = library.Model(model.inputs[0], model.outputs[0])
-        now = now and model
-    if now is None:
+        keras3 = keras3 and model
+    # Rebuild what only tf_keras could load.
+    if keras3 is None:
         try:
-            now = keras2.rebuilt(model)
-        except Exception as error:  # layers and arguments that Keras 3 does not have fail in ways of their own
-            notes = (*notes, f"no heat map: Keras 3 has no such network ({_line(error)})")
+            keras3 = keras2.rebuilt(model)
+        except Exception as error:  # what Keras 3 does not have raises errors of every type
+            notes = (*notes, f"no heat map: Keras 3 has no such network ({_first_line(error)})")
+    # Describe it.
     batch = model.inputs[0].shape[0] or BATCH
 
     def predict(scaled: Array) -> Array:
-        return in_batches(lambda part: model.predict(part, batch_size=batch, verbose=0), scaled, BATCH)
+        return in_batches(lambda batch_pixels: model.predict(batch_pixels, batch_size=batch, verbose=0), scaled, BATCH)
 
     def call(scaled: tf.Tensor) -> tf.Tensor:
         return model(scaled, training=False)
 
     height, width = model.inputs[0].shape[1:3]
-    whole = "int" in str(model.inputs[0].dtype)
-    return Original(height, width, predict, call, now, whole, None, notes)
+    integer_pixels = "int" in str(model.inputs[0].dtype)
+    return Original(height, width, predict, call, keras3, integer_pixels, None, notes)
 
 
 def _check_ends(path: Path, model: Any) -> None:
@@ -125,32 +133,36 @@ def _check_ends(path: Path, model: Any) -> None:
             f"{path} has {len(model.inputs)} inputs and {len(model.outputs)} outputs: Loupe serves one "
             "input, one output."
         )
-    taken, given = tuple(model.inputs[0].shape), tuple(model.outputs[0].shape)
-    if len(taken) != 4 or taken[3] != 3:
-        raise UserError(f"{path} takes {_shape(taken)}, and Loupe gives it coloured pictures, [N, H, W, 3].")
-    if len(given) != 2:
-        raise UserError(f"{path} gives {_shape(given)}, and Loupe serves one row of outputs for a picture, [N, C].")
-    if taken[0] not in (None, 1):
-        raise UserError(f"{path} takes {taken[0]} pictures at once and no other number: build it without a batch size.")
+    input_shape, output_shape = tuple(model.inputs[0].shape), tuple(model.outputs[0].shape)
+    if len(input_shape) != 4 or input_shape[3] != 3:
+        raise UserError(f"{path} takes {_shape(input_shape)}, and Loupe gives it coloured pictures, [N, H, W, 3].")
+    if len(output_shape) != 2:
+        raise UserError(
+            f"{path} gives {_shape(output_shape)}, and Loupe serves one row of outputs for a picture, [N, C]."
+        )
+    if input_shape[0] not in (None, 1):
+        raise UserError(
+            f"{path} takes {input_shape[0]} pictures at once and no other number: build it without a batch size."
+        )
 
 
 def _shape(shape: tuple[int | None, ...]) -> str:
     return f"[{', '.join(['N', *('any' if side is None else str(side) for side in shape[1:])])}]"
 
 
-def _size(path: Path, original: Original, asked: tuple[int, int] | None) -> tuple[int, int]:
+def _input_size(path: Path, original: Original, asked: tuple[int, int] | None) -> tuple[int, int]:
     own = (original.height, original.width)
     if asked is None:
         if own[0] is None or own[1] is None:
             raise UserError(f"{path} takes pictures of any size: give the one it was trained with, such as --size 224.")
         return own[0], own[1]
-    if any(mine not in (None, theirs) for mine, theirs in zip(own, asked, strict=True)):
+    if any(side not in (None, wanted) for side, wanted in zip(own, asked, strict=True)):
         sides = "×".join("any" if side is None else str(side) for side in own)
         raise UserError(f"{path} takes {sides} pixels, and --size says {asked[0]}×{asked[1]}: leave --size out.")
     return asked
 
 
-def _slug(path: Path) -> str:
+def _name_from(path: Path) -> str:
     stem = path.resolve().name if path.is_dir() else path.stem
     name = re.sub(r"[^A-Za-z0-9_.]+", "-", stem).strip("-._").lower()
     if not name:
@@ -158,91 +170,91 @@ def _slug(path: Path) -> str:
     return name
 
 
-def _probes(height: int, width: int) -> Array:
-    coarse = np.random.default_rng(0).integers(0, 256, (PROBES, 7, 7, 3)).astype(np.float32)
+def _probe_pictures(height: int, width: int) -> Array:
+    coarse = np.random.default_rng(0).integers(0, 256, (PROBE_COUNT, 7, 7, 3)).astype(np.float32)
     return np.asarray(tf.cast(tf.image.resize(coarse, (height, width)), tf.uint8))
 
 
-def _answers(path: Path, original: Original, scaling: Scaling, pixels: Array) -> Array:
+def _original_answers(path: Path, original: Original, scaling: Scaling, pixels: Array) -> Array:
     try:
         answers = original.predict(scaling.of(pixels))
     except Exception as error:
         size = "×".join(map(str, pixels.shape[1:3]))
-        raise UserError(f"{path} cannot be run on pictures of {size} pixels: {_line(error)}") from error
+        raise UserError(f"{path} cannot be run on pictures of {size} pixels: {_first_line(error)}") from error
     if answers.ndim != 2 or not np.isfinite(answers).all():
         raise UserError(f"{path} gives no row of numbers for a picture, or numbers that are not finite.")
     return answers
 
 
-def _check_outputs(path: Path, answers: Array, kind: str, labels: tuple[str, ...]) -> None:
+def _check_outputs(path: Path, answers: Array, ends_in: str, labels: tuple[str, ...]) -> None:
     classes = max(2, answers.shape[1])
     if classes != len(labels):
-        one = f" ({kind}: two classes)" if answers.shape[1] == 1 else ""
-        raise UserError(f"{path} has {answers.shape[1]} outputs{one}, and --labels names {len(labels)}.")
+        note = f" ({ends_in}: two classes)" if answers.shape[1] == 1 else ""
+        raise UserError(f"{path} has {answers.shape[1]} outputs{note}, and --labels names {len(labels)}.")
 
 
-def _ending(path: Path, original: Original, flat: keras.Model | None, height: int, width: int) -> Ending:
-    """By its last layer; where that does not tell, by its last operation."""
-    told = adopt.ending_of(flat) if flat else None
-    if told or original.ending:
-        return Ending(told, "layer") if told else original.ending or Ending()
+def _find_ending(path: Path, original: Original, flat: keras.Model | None, height: int, width: int) -> Ending:
+    """Return what the last layer tells; if that is nothing, what the last operation tells."""
+    activation = adopt.ending_of(flat) if flat else None
+    if activation or original.ending:
+        return Ending(activation, "layer") if activation else original.ending or Ending()
     try:
         spec = tf.TensorSpec([None, height, width, 3], tf.float32)
         frozen = output_kind.inlined(tf.function(original.call).get_concrete_function(spec))
-    except Exception as error:  # of whatever is in it
-        raise UserError(f"{path} cannot be frozen, its variables made constants: {_line(error)}") from error
-    if output_kind.draws_lots(frozen):
+    except Exception as error:  # any operation may be in it
+        raise UserError(f"{path} cannot be frozen, its variables made constants: {_first_line(error)}") from error
+    if output_kind.is_random(frozen):
         raise UserError(f"{path} answers at random, as in training: save it without what is random in it.")
     return Ending(output_kind.ending_of(frozen.graph, frozen.answer))
 
 
-def _as_it_is(original: Original, scaling: Scaling, kind: str, outputs: int) -> Network:
-    def network(pixels: tf.Tensor) -> Parts:
+def _black_box_network(original: Original, scaling: Scaling, ends_in: str, outputs: int) -> Network:
+    def network(pixels: tf.Tensor) -> NetworkOutputs:
         answers = tf.ensure_shape(original.call(scaling.layers(pixels)), [None, outputs])
-        return Parts(logits(answers, kind))
+        return NetworkOutputs(logits(answers, ends_in))
 
     return network
 
 
-def _flattened(original: Original, scaling: Scaling, height: int, width: int) -> keras.Model | None:
+def _try_flatten(original: Original, scaling: Scaling, height: int, width: int) -> keras.Model | None:
     if original.keras is None:
         return None
     try:
         return adopt.flattened(original.keras, scaling, height, width)
-    except Exception:  # a network in a form that the copying does not know: it is exported as it is
+    except Exception:  # the copying does not know this form: it is exported as it is
         return None
 
 
-def _adopted(source: Source, flat: keras.Model, kind: str, pixels: Array) -> Source:
-    """The source in Loupe's own form, if its answers there are the original's."""
+def _adopt(source: Source, flat: keras.Model, ends_in: str, pixels: Array) -> Source:
+    """Return the source in Loupe's own form, if its answers there are the original's."""
     try:
-        model = adopt.with_logits(flat, kind)
+        model = adopt.with_logits(flat, ends_in)
     except ValueError as error:
         return _without_heatmap(source, str(error))
-    network, why = _network(model)
+    network, reason = _network_and_reason(model)
     answers = tf.nn.softmax(network(tf.cast(pixels, tf.float32)).logits).numpy()
     difference = float(np.abs(answers - source.reference(pixels)).max())
-    if not difference <= AGREES:
+    if not difference <= MAX_DIFFERENCE:
         return _without_heatmap(source, f"put together anew, it answers differently, by {difference:.2g}")
-    if why:
+    if reason:
         card = replace(source.card, heatmap=False)
-        return _without_heatmap(replace(source, card=card, network=network, model=model), why)
+        return _without_heatmap(replace(source, card=card, network=network, model=model), reason)
     return replace(source, network=network, model=model)
 
 
-def _network(model: keras.Model) -> tuple[Network, str | None]:
-    """And why it gives no heat map, where it does not."""
+def _network_and_reason(model: keras.Model) -> tuple[Network, str | None]:
+    """Return the network, and the reason if it gives no heat map."""
     try:
         return network_of(model), None
     except UserError as error:
-        return plain(model), str(error).rstrip(".")
+        return network_without_heatmap(model), str(error).rstrip(".")
 
 
-def _without_heatmap(source: Source, why: str = "its layers cannot be told apart") -> Source:
+def _without_heatmap(source: Source, reason: str = "its layers cannot be told apart") -> Source:
     if any(note.startswith("no heat map") for note in source.notes):
         return source
-    return replace(source, notes=(*source.notes, f"no heat map: {why[0].lower()}{why[1:]}"))
+    return replace(source, notes=(*source.notes, f"no heat map: {reason[0].lower()}{reason[1:]}"))
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,6 +1,6 @@
-"""A plain SavedModel, of Keras, TensorFlow 1 or a tf.Module: its one signature from a picture to a row of outputs.
+"""Read a plain SavedModel of Keras, TensorFlow 1 or a tf.Module: its one signature from a picture to a row of outputs.
 
-original = read(Path("exported/"))        # raises UserError where it is none such
+original = read(Path("exported/"))        # raises UserError where it has none
 """
 
 from __future__ import annotations
@@ -14,66 +14,70 @@ from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from loupe.errors import UserError
 from loupe.export.foreign.original import Original, in_batches
-from loupe.export.foreign.output_kind import Ending, Inlined, draws_lots, ending_of, inlined
-from loupe.export.foreign.vet_savedmodel import refuse_reaching_out
+from loupe.export.foreign.output_kind import Ending, Inlined, ending_of, inlined, is_random
+from loupe.export.foreign.vet_savedmodel import refuse_outside_access
 from loupe.export.source import BATCH
 
-REFERENCES = {"Variable", "VariableV2"}  # TensorFlow 1's own variables
-INSTEAD = "export it without its augmentation layers, or convert the .keras."
+TF1_VARIABLES = {"Variable", "VariableV2"}  # the operations of TensorFlow 1's variables
+ADVICE = "export it without its augmentation layers, or convert the .keras."
 ASSIGNMENTS = {"AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"}
 
 
 def read(folder: Path) -> Original:
-    saved = vetted(folder)
-    model = _loaded(folder)
+    # Check and load it, and find its signature.
+    saved = check_savedmodel(folder)
+    model = _load(folder)
     key, function = _signature(folder, model)
     inputs, outputs = function.structured_input_signature[1], function.structured_outputs
     if len(inputs) != 1 or len(outputs) != 1:
         raise UserError(
             f"{folder} takes {_names(inputs)} and gives {_names(outputs)}: Loupe serves one input, one output."
         )
-    name, picture = next(iter(inputs.items()))
+    name, image = next(iter(inputs.items()))
     output, answer = next(iter(outputs.items()))
-    _check(folder, name, picture, answer)
+    _check_signature(folder, name, image, answer)
 
+    # Freeze the signature, and describe it as an original.
     def predict(scaled: Any) -> Any:
-        assert model is not None  # it is what keeps the variables; the function does not
-        return in_batches(lambda part: function(**{name: tf.cast(part, picture.dtype)})[output], scaled, BATCH)
+        assert model is not None  # the model keeps the variables alive, the function does not
+        return in_batches(lambda pixels: function(**{name: tf.cast(pixels, image.dtype)})[output], scaled, BATCH)
 
-    frozen = _frozen(folder, saved, key, function)
+    frozen = _freeze(folder, saved, key, function)
 
     def call(scaled: Any) -> Any:
-        return tf.import_graph_def(frozen.graph, {frozen.image: tf.cast(scaled, picture.dtype)}, [frozen.answer])[0]
+        return tf.import_graph_def(frozen.graph, {frozen.image: tf.cast(scaled, image.dtype)}, [frozen.answer])[0]
 
     note = "no heat map: a SavedModel does not tell its layers apart"
     ending = Ending(ending_of(frozen.graph, frozen.answer))
-    whole = bool(picture.dtype.is_integer)
-    return Original(picture.shape[1], picture.shape[2], predict, call, None, whole, ending, (note,))
+    integer_pixels = bool(image.dtype.is_integer)
+    return Original(image.shape[1], image.shape[2], predict, call, None, integer_pixels, ending, (note,))
 
 
-def _loaded(folder: Path) -> Any:
+def _load(folder: Path) -> Any:
     try:
         return tf.saved_model.load(str(folder))
-    except Exception as error:  # of missing or torn variables, and of operations that this TensorFlow does not have
-        raise UserError(f"{folder} cannot be loaded: its variables are missing or damaged ({_line(error)}).") from error
+    except Exception as error:  # missing or damaged variables, and operations that this TensorFlow lacks
+        raise UserError(
+            f"{folder} cannot be loaded: its variables are missing or damaged ({_first_line(error)})."
+        ) from error
 
 
-def _frozen(folder: Path, saved: SavedModel, key: str, function: Any) -> Inlined:
-    """The signature with its variables made constants."""
-    if _writes(function):
-        raise UserError(f"{folder} changes itself as it answers, as in training: {INSTEAD}")
+def _freeze(folder: Path, saved: SavedModel, key: str, function: Any) -> Inlined:
+    """Return the signature's graph with its variables made constants."""
+    if _writes_variables(function):
+        raise UserError(f"{folder} changes itself as it answers, as in training: {ADVICE}")
     try:
-        frozen = _by_session(folder, key) if _kinds(saved) & REFERENCES else inlined(function)
-    except Exception as error:  # of whatever was put into it
-        raise UserError(f"{folder} cannot be frozen, its variables made constants: {_line(error)}") from error
-    if draws_lots(frozen):
-        raise UserError(f"{folder} answers at random, as in training: {INSTEAD}")
+        frozen = _freeze_in_session(folder, key) if _operations(saved) & TF1_VARIABLES else inlined(function)
+    except Exception as error:  # any operation may be in it
+        raise UserError(f"{folder} cannot be frozen, its variables made constants: {_first_line(error)}") from error
+    if is_random(frozen):
+        raise UserError(f"{folder} answers at random, as in training: {ADVICE}")
     return frozen
 
 
-def _by_session(folder: Path, key: str) -> Inlined:
-    """As TensorFlow 1 did it. Loaded by TensorFlow 2, its variables cannot be frozen: they would be served without
-    their values."""
+def _freeze_in_session(folder: Path, key: str) -> Inlined:
+    """Freeze the graph as TensorFlow 1 did it. Loaded by TensorFlow 2, its variables cannot be frozen: they would be
+    served without their values."""
     with tf.compat.v1.Session(graph=tf.Graph()) as session:
         meta = tf.compat.v1.saved_model.loader.load(session, [tf.saved_model.SERVING], str(folder))
         definition = meta.signature_def[key]
@@ -84,14 +88,15 @@ def _by_session(folder: Path, key: str) -> Inlined:
     return Inlined(graph, image, answer)
 
 
-def _writes(function: Any) -> bool:
-    """Whether it changes its variables by answering: Keras 3 exports augmentation layers as in training, with their
-    seeds counted on."""
+def _writes_variables(function: Any) -> bool:
+    """Return True if the function changes its variables by answering. Keras 3 exports augmentation layers as in
+    training: they count their seeds on."""
     library = function.graph.as_graph_def().library
     return any(node.op in ASSIGNMENTS for each in library.function for node in each.node_def)
 
 
-def vetted(folder: Path) -> SavedModel:
+def check_savedmodel(folder: Path) -> SavedModel:
+    """Refuse what is no SavedModel, or one that reaches outside itself. Return its content."""
     if (folder / "assets.extra" / "card.json").is_file():
         raise UserError(f"{folder} is a Loupe model already: copy it to models/<name>/<version>/ as it is.")
     path = folder / "saved_model.pb"
@@ -101,16 +106,16 @@ def vetted(folder: Path) -> SavedModel:
         saved = SavedModel.FromString(path.read_bytes())
     except DecodeError as error:
         raise UserError(f"{path} is damaged: it cannot be read as a SavedModel.") from error
-    refuse_reaching_out(folder, saved)
+    refuse_outside_access(folder, saved)
     return saved
 
 
-def _kinds(saved: SavedModel) -> set[str]:
-    """Of the operations in it."""
+def _operations(saved: SavedModel) -> set[str]:
+    """Return the names of all operations in it."""
     graphs = [meta.graph_def for meta in saved.meta_graphs]
     functions = [function for graph in graphs for function in graph.library.function]
-    kinds = {node.op for graph in graphs for node in graph.node}
-    return kinds | {node.op for function in functions for node in function.node_def}
+    names = {node.op for graph in graphs for node in graph.node}
+    return names | {node.op for function in functions for node in function.node_def}
 
 
 def _signature(folder: Path, model: Any) -> tuple[str, Any]:
@@ -123,17 +128,17 @@ def _signature(folder: Path, model: Any) -> tuple[str, Any]:
     return key, named[key]
 
 
-def _check(folder: Path, name: str, picture: Any, answer: Any) -> None:
-    kind = picture.dtype.name
-    if picture.dtype == tf.string:
+def _check_signature(folder: Path, name: str, image: Any, answer: Any) -> None:
+    dtype = image.dtype.name
+    if image.dtype == tf.string:
         raise UserError(f"{folder}: its input {name} takes encoded files (strings), and Loupe gives decoded pixels.")
-    if not (picture.dtype.is_floating or picture.dtype.is_integer):
-        raise UserError(f"{folder}: its input {name} is {kind}, and no pixels.")
-    if picture.shape.rank != 4 or picture.shape[3] not in (3, None):
-        raise UserError(f"{folder}: its input {name} is {_shape(picture)}, and Loupe gives pictures, [N, H, W, 3].")
-    if picture.shape[0] is not None:
+    if not (image.dtype.is_floating or image.dtype.is_integer):
+        raise UserError(f"{folder}: its input {name} is {dtype}, and no pixels.")
+    if image.shape.rank != 4 or image.shape[3] not in (3, None):
+        raise UserError(f"{folder}: its input {name} is {_shape(image)}, and Loupe gives pictures, [N, H, W, 3].")
+    if image.shape[0] is not None:
         raise UserError(
-            f"{folder}: its input {name} is {_shape(picture)}, for {picture.shape[0]} at a time and no other number."
+            f"{folder}: its input {name} is {_shape(image)}, for {image.shape[0]} at a time and no other number."
         )
     if answer.shape.rank not in (2, None) or not answer.dtype.is_floating:
         raise UserError(
@@ -155,5 +160,5 @@ def _names(specs: dict[str, Any]) -> str:
     return f"{len(specs)} ({', '.join(sorted(specs))})" if specs else "none"
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,9 +1,9 @@
-"""How pixels of 0…255 are scaled for a network, by the names people know: those of keras.applications' models, and
+"""Scale pixels of 0…255 for a network, by the well-known names: those of keras.applications' models, and
 keras-image-helper's.
 
     scaling = scaling_of("inception_v3")
     scaling.layers(image)                     # in the graph
-    scaling.of(pixels)                        # in numpy, as keras.applications does it: what the graph is held to
+    scaling.of(pixels)                        # in numpy, as keras.applications does it: the graph must do the same
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from keras.applications.imagenet_utils import preprocess_input
 
 from loupe.errors import UserError
 
-MEANS = (103.939, 116.779, 123.68)  # blue, green, red: of ImageNet, as Caffe's networks were trained with
-TORCH_MEANS, TORCH_SPREADS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # red, green, blue, of 0…1
+MEANS = (103.939, 116.779, 123.68)  # blue, green, red: ImageNet's, as used to train Caffe's networks
+TORCH_MEANS, TORCH_SPREADS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # red, green, blue, for pixels of 0…1
 
 NAMES = {
     "tf": "xception inceptionv3 inceptionresnetv2 mobilenet mobilenetv2 nasnet nasnetmobile nasnetlarge "
@@ -43,7 +43,7 @@ class Scaling:
     mode: str
 
     def layers(self, image: Any) -> Any:
-        """On a Keras tensor or a TensorFlow one, float32."""
+        """Scale a Keras or TensorFlow tensor of float32."""
         if self.mode == "tf":
             return layers.Rescaling(1 / 127.5, -1.0, name="scaling")(image)
         if self.mode == "rescale":
@@ -66,22 +66,22 @@ class Scaling:
 
 
 def scaling_of(name: str | None) -> Scaling:
-    """`mobilenet_v2`, `MobileNetV2` and `mobilenetv2` are one."""
+    """Return the scaling of that name. `mobilenet_v2`, `MobileNetV2` and `mobilenetv2` are the same."""
     if not name:
         raise UserError(
             "How its pixels were scaled in training must be said, nothing in the file tells: --preprocess "
             f"{', '.join(_families())}; rescale is 0…1, none 0…255."
         )
-    plain = re.sub(r"[^a-z0-9]", "", name.lower())
-    if plain not in MODES:
-        near = difflib.get_close_matches(plain, MODES, 1, 0.6)
+    key = re.sub(r"[^a-z0-9]", "", name.lower())
+    if key not in MODES:
+        near = difflib.get_close_matches(key, MODES, 1, 0.6)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise UserError(f"--preprocess is one of {', '.join(_families())}, not {name!r}{hint}")
-    return Scaling(plain, MODES[plain])
+    return Scaling(key, MODES[key])
 
 
 def _families() -> list[str]:
-    """The names without those of their kinds: efficientnet, and not its seventeen sizes."""
+    """Return the names without a family's sizes: efficientnet, but not its seventeen sizes."""
     sizes = re.compile(
         r"(efficientnet.*[bsml]|efficientnet.*b\d|mobilenetv3.+|convnext.+|densenet\d+|nasnet.+|resnet1.*)"
     )

@@ -1,15 +1,17 @@
-"""The serving graph: a flat, frozen SavedModel that explains itself (docs/architecture.md, contract 1).
+"""Freeze a network and save it as a flat SavedModel that holds its own card (docs/architecture.md, contract 1).
 
     frozen = freeze(network_of(model), card, familiarity)
     save(frozen, card, folder)
     with loaded(folder) as ask:
         ask("serving_default", {"image": pixels})["probabilities"]
 
-`serving_default`: `image` uint8 [N, H, W, 3] → `probabilities` [N, C], `heatmap` [N, h, w] where the network's head is
-one that it can be computed for, and `familiarity` [N] where training measured it.
+`serving_default`: `image` uint8 [N, H, W, 3] → `probabilities` [N, C]; also `heatmap` [N, h, w] where it can be
+computed for the network's head, and `familiarity` [N] where training measured it.
+
 `describe`: `request` string [N] → `card` string [N].
-It is written the way TensorFlow 1 wrote them, because that is how TensorFlow Serving loads them: a SavedModel that
-keeps its variables in a plain tf.Module loads in Python and fails there.
+
+The SavedModel is written as TensorFlow 1 wrote it, since TensorFlow Serving loads it that way: a SavedModel that keeps
+its variables in a plain tf.Module loads in Python and fails there.
 """
 
 from __future__ import annotations
@@ -29,63 +31,63 @@ from loupe.card import Card
 from loupe.familiarity import FAINTEST, LEAST, Familiarity
 from loupe.gradcam import forward, grad_cam, split
 
-FEATURES = "pooled_features"  # what the graph calls the pooled features, for the parity gate
+FEATURES = "pooled_features"  # name of the pooled features in the graph, for the parity gate
 
 Ask = Callable[..., dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Parts:
+class NetworkOutputs:
     logits: tf.Tensor  # [N, C]
     heatmap: tf.Tensor | None = None  # [N, h, w] of 0…1
-    pooled: tf.Tensor | None = None  # [N, D], what familiarity is measured in
+    pooled: tf.Tensor | None = None  # [N, D], the features that familiarity is computed from
 
 
-Network = Callable[[tf.Tensor], Parts]  # of pixels, float32 [N, H, W, 3] of 0…255; traced once
+Network = Callable[[tf.Tensor], NetworkOutputs]  # takes pixels, float32 [N, H, W, 3] of 0…255; traced once
 
 
 @dataclass(frozen=True)
 class Frozen:
     graph: Any  # GraphDef
-    image: str  # the names of its tensors
-    outputs: dict[str, str]
+    image: str  # name of the input tensor
+    outputs: dict[str, str]  # output → name of its tensor
 
 
 def network_of(model: keras.Model) -> Network:
-    """Of a flat Keras model from pixels of 0…255 to logits, with a head that gradcam.split knows."""
+    """Return the network of a flat Keras model from pixels of 0…255 to logits, with a head that gradcam.split knows."""
     pool, head = split(model)
     feature_map_of = keras.Model(model.input, pool.input)
 
-    def network(pixels: tf.Tensor) -> Parts:
+    def network(pixels: tf.Tensor) -> NetworkOutputs:
         feature_map = feature_map_of(pixels, training=False)
         values = forward(pool, feature_map, head)
-        return Parts(values[-1], grad_cam(feature_map, head, values), values[0])
+        return NetworkOutputs(values[-1], grad_cam(feature_map, head, values), values[0])
 
     return network
 
 
-def plain(model: keras.Model) -> Network:
-    """Of one whose head gradcam.split does not know: without heat map."""
+def network_without_heatmap(model: keras.Model) -> Network:
+    """Return the network of a model with any other head."""
     call: Callable[..., Any] = model
-    return lambda pixels: Parts(call(pixels, training=False))
+    return lambda pixels: NetworkOutputs(call(pixels, training=False))
 
 
 def freeze(network: Network, card: Card, familiarity: Familiarity | None = None) -> Frozen:
-    """One graph from uint8 pixels to all outputs, its weights constants, its functions inlined."""
+    """Return one graph from uint8 pixels to all outputs, its weights constants, its functions inlined."""
 
     def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
-        parts = network(tf.cast(image, tf.float32))
-        outputs = {"probabilities": tf.nn.softmax(parts.logits / card.temperature)}
-        if parts.heatmap is not None:
-            outputs["heatmap"] = parts.heatmap
+        result = network(tf.cast(image, tf.float32))
+        outputs = {"probabilities": tf.nn.softmax(result.logits / card.temperature)}
+        if result.heatmap is not None:
+            outputs["heatmap"] = result.heatmap
         if familiarity:
-            outputs["familiarity"] = _score(familiarity, tf.identity(parts.pooled, name=FEATURES))
+            outputs["familiarity"] = _familiarity_score(familiarity, tf.identity(result.pooled, name=FEATURES))
         return outputs
 
     spec = tf.TensorSpec([None, card.height, card.width, 3], tf.uint8, name="image")
     traced = tf.function(serve).get_concrete_function(spec)
     frozen = convert_variables_to_constants_v2(traced)
-    names = sorted(traced.structured_outputs)  # as a traced function returns its dict
+    names = sorted(traced.structured_outputs)  # a traced function returns its dict in this order
     outputs = {name: tensor.name for name, tensor in zip(names, frozen.outputs, strict=True)}
     return Frozen(frozen.graph.as_graph_def(), frozen.inputs[0].name, outputs)
 
@@ -95,10 +97,12 @@ def save(frozen: Frozen, card: Card, folder: Path) -> None:
     graph = tf.Graph()
     with graph.as_default(), tf.compat.v1.Session(graph=graph) as session:
         tf.import_graph_def(frozen.graph, name="")
+        # Take the inputs and outputs of both signatures.
         image = graph.get_tensor_by_name(frozen.image)
         outputs = {name: graph.get_tensor_by_name(tensor) for name, tensor in frozen.outputs.items()}
         request = tf.compat.v1.placeholder(tf.string, [None], name="request")
         described = tf.fill(tf.shape(request), tf.constant(card.to_json()), name="card")
+        # Write the SavedModel.
         builder = tf.compat.v1.saved_model.Builder(str(folder))
         builder.add_meta_graph_and_variables(
             session,
@@ -109,7 +113,8 @@ def save(frozen: Frozen, card: Card, folder: Path) -> None:
             },
         )
         builder.save()
-    (folder / "variables").rmdir()  # empty: the weights are constants; git and tar would lose it anyway
+    (folder / "variables").rmdir()  # empty, since the weights are constants
+    # Put the card beside it as well.
     extra = folder / "assets.extra"
     extra.mkdir()
     (extra / "card.json").write_text(card.to_json(), encoding="utf-8")
@@ -117,8 +122,9 @@ def save(frozen: Frozen, card: Card, folder: Path) -> None:
 
 @contextmanager
 def loaded(folder: Path) -> Iterator[Ask]:
-    """A function that answers (signature, inputs), loaded the way TensorFlow Serving loads. A third argument sets
-    tensors within the graph by their names there, which are then not computed; `outputs=` names those wanted."""
+    """Load a SavedModel as TensorFlow Serving does. Yield a function that takes a signature and inputs and returns the
+    outputs. Its third argument sets tensors within the graph by name, which are then not computed; `outputs=` names
+    the outputs to return."""
     session = tf.compat.v1.Session(graph=tf.Graph())
     with closing(session):
         with session.graph.as_default():
@@ -137,7 +143,7 @@ def loaded(folder: Path) -> Iterator[Ask]:
 
 
 def run(folder: Path, signature: str, inputs: dict[str, Any]) -> dict[str, Any]:
-    """One answer of a SavedModel's signature, from a session of its own."""
+    """Return one answer of a SavedModel's signature, from a session of its own."""
     with loaded(folder) as ask:
         return ask(signature, inputs)
 
@@ -146,15 +152,15 @@ def _signature(inputs: dict[str, tf.Tensor], outputs: dict[str, tf.Tensor]) -> A
     return tf.compat.v1.saved_model.predict_signature_def(inputs, outputs)
 
 
-def _score(familiarity: Familiarity, features: tf.Tensor) -> tf.Tensor:
-    """As Familiarity.score computes it. Without a matrix product: where an engine computes in bfloat16 it rounds what
-    goes into one, and of two features close together nothing would be left (seen: 0.27 of a familiarity)."""
+def _familiarity_score(familiarity: Familiarity, features: tf.Tensor) -> tf.Tensor:
+    """Compute what Familiarity.score does, but without a matrix product. An engine that computes in bfloat16 rounds the
+    inputs of one, and of two features close together nothing would be left (seen: 0.27 of a familiarity)."""
     length = tf.sqrt(tf.reduce_sum(tf.square(features), axis=1, keepdims=True))
     unit = features / tf.maximum(length, FAINTEST)
-    apart = unit[:, None, :] - familiarity.centroids
-    along = tf.reduce_sum(unit[:, :, None] * familiarity.axes, axis=1)
-    forgiven = along[:, None, :] - familiarity.centroids @ familiarity.axes
-    squares = tf.reduce_sum(tf.square(apart), axis=2) - tf.reduce_sum(tf.square(forgiven), axis=2)
+    difference = unit[:, None, :] - familiarity.centroids
+    on_axes = tf.reduce_sum(unit[:, :, None] * familiarity.axes, axis=1)
+    forgiven_part = on_axes[:, None, :] - familiarity.centroids @ familiarity.axes
+    squares = tf.reduce_sum(tf.square(difference), axis=2) - tf.reduce_sum(tf.square(forgiven_part), axis=2)
     distance = tf.sqrt(tf.maximum(tf.reduce_min(squares, axis=1, keepdims=True), LEAST))
     low, high = familiarity.marks[:-1], familiarity.marks[1:]
     beyond = (high - distance) / np.maximum(high - low, LEAST)

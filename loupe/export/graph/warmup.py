@@ -1,10 +1,11 @@
-"""Requests that a server replays before it serves a version, so that no caller waits for what is set up only once.
+"""Write requests that a server replays before it serves a version, so that no caller waits for its one-time setup.
 
     write(folder, card)           # → folder/assets.extra/tf_serving_warmup_requests
 
-TensorFlow Serving's own file: TFRecords of PredictionLog, one Predict request a batch size. A picture's tensor is its
-type, its shape and one value, which TensorFlow spreads over the shape: some hundred bytes in all. A server that batches
-must be allowed batches of the largest size here (`max_batch_size` at least 8), or it refuses the version.
+The file is TensorFlow Serving's own format: TFRecords of PredictionLog, one Predict request a batch size. A picture's
+tensor is its type, its shape and one value, which TensorFlow spreads over the shape: some hundred bytes in all. A
+server that batches must allow batches of the largest size here (`max_batch_size` at least 8), or it refuses the
+version.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from loupe import tfrecord
 from loupe.card import Card
 
 REQUESTS = Path("assets.extra", "tf_serving_warmup_requests")
-BATCHES = (1, 2, 4, 8)  # what TensorFlow Serving's batching rounds up to
+BATCHES = (1, 2, 4, 8)  # the batch sizes that TensorFlow Serving rounds up to
 GREY = 128
 
 
 def write(folder: Path, card: Card, batches: Sequence[int] = BATCHES) -> list[int]:
-    """The sizes left out, because their pictures are too many and too large."""
+    """Write the requests. Return the batch sizes left out, since their pictures are too many and too large."""
     path = folder / REQUESTS
     path.parent.mkdir(exist_ok=True)
-    tfrecord.write(path, [_record(card, batch) for batch in batches if _spreadable(card, batch)])
-    return [batch for batch in batches if not _spreadable(card, batch)]
+    tfrecord.write(path, [_record(card, batch) for batch in batches if _is_spreadable(card, batch)])
+    return [batch for batch in batches if not _is_spreadable(card, batch)]
 
 
-def _spreadable(card: Card, batch: int) -> bool:
-    """Of pictures so large a server would not believe that one value stands for so many."""
+def _is_spreadable(card: Card, batch: int) -> bool:
+    """Return True if a server accepts one value for a whole batch. It refuses to spread it over too many."""
     return batch * card.height * card.width * 3 <= proto.MAX_SPREAD_BYTES
 
 

@@ -1,8 +1,11 @@
-"""The parity gate: nothing is published that answers otherwise than what it was made from.
+"""The parity gate: publish nothing that answers otherwise than its source.
 
-In: an exported version, its source, and pictures. Out: what the card and parity.json say of it; Fault if not.
+In: an exported version, its source, and pictures. Out: the card's entry `parity`, and a table on the terminal;
+UserError if a stage differs.
 
-gate (the stages in order, and the table) → training_notes (what the training wrote of its held-out pictures),
-engines (TensorFlow's session and OpenVINO, in this process), service (serve.py, over HTTP) → tolerance (how far answers
-may lie apart). A new way to break a model needs a planted fault in tests/export/test_parity.py that the gate catches.
+gate (the stages in order, and the table) → training_notes (what training wrote of its held-out pictures),
+    engines (TensorFlow's session and OpenVINO, in this process), service (serve.py, over HTTP)
+    → tolerance (how far answers may differ)
+
+A new way to break a model needs a planted fault in tests/export/test_parity.py that the gate catches.
 """

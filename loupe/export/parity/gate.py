@@ -1,4 +1,4 @@
-"""The parity gate: is what would be published what was trained? Nothing is published that differs.
+"""The parity gate: compare what would be published with what was trained, and refuse what differs.
 
     entry = gate(folder, source, for_replay(run, None, labels))     # the card's `parity`; UserError naming the stage
 
@@ -12,7 +12,7 @@ compared with the model's own answers:
     openvino  the SavedModel compiled by OpenVINO
     service   model server and gateway, over HTTP, from the pictures' original bytes
 
-With the pictures go a few smooth random ones, so that every brightness and colour is seen.
+A few smooth random pictures are added, so that every brightness and colour is seen.
 """
 
 from __future__ import annotations
@@ -37,34 +37,34 @@ from loupe.export.parity.engines import in_batches
 from loupe.export.parity.service import Body, encoded, service
 from loupe.export.parity.tolerance import (
     AT_ONCE,
+    Advance,
     Answers,
     Array,
+    Differences,
+    Expected,
     Fault,
-    NotTaken,
     Row,
     Skipped,
-    Step,
-    Steps,
-    Wanted,
-    judged,
+    Unsupported,
+    compare,
 )
-from loupe.export.parity.training_notes import trained
+from loupe.export.parity.training_notes import compare_with_notes
 from loupe.export.quiet import quiet
 from loupe.export.replay_pictures import Pictures, readable
 from loupe.export.source import Source
 from loupe.gradcam import heatmaps, split
 
 SMOOTH = 8  # random pictures
-EXPLAINED = 32  # pictures whose heat maps and familiarity are compared; each costs another pass of the model
-INT8 = Path("assets.extra", "openvino-int8", "model.xml")  # the model server takes it where it is there
-IDLE_LINES = ("Graph execution error", "Detected at", "File ", "Exception from")  # of TensorFlow's and OpenVINO's
-LONGEST = 300  # letters of another's message
-HEAD = ("stage", "pictures", "other label", "near-ties", "largest", "mean", "ms each", "verdict")
+COMPARED_IN_FULL = 32  # pictures whose heat maps and familiarity are compared as well; each costs another pass
+INT8 = Path("assets.extra", "openvino-int8", "model.xml")  # the model server uses it where it exists
+NOISE_LINES = ("Graph execution error", "Detected at", "File ", "Exception from")  # first words of lines to skip
+MAX_REASON = 300  # characters of another library's message
+COLUMNS = ("stage", "pictures", "other label", "near-ties", "largest", "mean", "ms each", "verdict")
 
 
 @dataclass(frozen=True)
 class Replay:
-    """The random pictures first, then those chosen."""
+    """The pictures to replay: the random ones first, then those chosen."""
 
     chosen: Pictures
     pixels: Array  # [N, H, W, 3]
@@ -72,32 +72,37 @@ class Replay:
 
 
 def gate(folder: Path, source: Source, chosen: Pictures) -> dict[str, Any]:
+    # Run all stages, and show the table.
     card = source.card
     replay = _replay(chosen, card)
     with quiet():
         rows = list(_rows(folder, source, replay))
     for note in replay.chosen.notes:
         print(f"note               {note}")
-    count, what = len(replay.chosen.pictures), replay.chosen.what
-    print(f"parity             {count} {what} pictures and {SMOOTH} random ones")
+    count, origin = len(replay.chosen.pictures), replay.chosen.origin
+    print(f"parity             {count} {origin} pictures and {SMOOTH} random ones")
     print(table(rows))
-    failed = next((row for row in rows if row.fault), None)
-    if failed:
-        raise UserError(f"Nothing is published: the stage {failed.stage} {failed.fault}. {_hint(failed.stage, card)}")
-    compared = {row.stage: row.steps for row in rows if row.steps}
-    entry = {"images": count, "pictures": what, **_worst(compared), "stages": list(compared)}
-    if served_in_int8(folder):  # of the SavedModel the entry speaks; its variant is another model, near enough
-        entry |= _worst({stage: steps for stage, steps in compared.items() if stage != "service"})
+    # Refuse to publish if one failed.
+    failure = next((row for row in rows if row.fault), None)
+    if failure:
+        raise UserError(
+            f"Nothing is published: the stage {failure.stage} {failure.fault}. {_hint(failure.stage, card)}"
+        )
+    # Sum up what the card says of it.
+    compared = {row.stage: row.differences for row in rows if row.differences}
+    entry = {"images": count, "pictures": origin, **_worst(compared), "stages": list(compared)}
+    if served_in_int8(folder):  # the entry is about the SavedModel; the int8 variant has an entry of its own
+        entry |= _worst({stage: differences for stage, differences in compared.items() if stage != "service"})
         entry["int8"] = _worst({"service": compared["service"]}) if "service" in compared else None
     return entry
 
 
-def _worst(compared: dict[str, Steps]) -> dict[str, Any]:
-    steps = compared.values()
+def _worst(compared: dict[str, Differences]) -> dict[str, Any]:
+    differences = compared.values()
     return {
-        "disagreements": max((one.turned for one in steps), default=0),
-        "near_ties": max((one.near_ties for one in steps), default=0),
-        "largest_difference": float(f"{max((one.largest for one in steps), default=0.0):.2g}"),
+        "disagreements": max((each.relabelled for each in differences), default=0),
+        "near_ties": max((each.near_ties for each in differences), default=0),
+        "largest_difference": float(f"{max((each.largest for each in differences), default=0.0):.2g}"),
     }
 
 
@@ -106,8 +111,8 @@ def served_in_int8(folder: Path) -> bool:
 
 
 def table(rows: list[Row]) -> str:
-    lines = [HEAD, *(_cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEAD) - 1)]
+    lines = [COLUMNS, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS) - 1)]
     shown = []
     for first, *numbers, verdict in lines:
         cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True))]
@@ -116,9 +121,9 @@ def table(rows: list[Row]) -> str:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    steps = row.steps
+    diff = row.differences
     counts = (
-        (str(steps.turned), str(steps.near_ties), f"{steps.largest:.2g}", f"{steps.mean:.2g}") if steps else ("",) * 4
+        (str(diff.relabelled), str(diff.near_ties), f"{diff.largest:.2g}", f"{diff.mean:.2g}") if diff else ("",) * 4
     )
     ms = "" if row.ms is None else f"{row.ms:.1f}"
     return (row.stage, str(row.pictures or ""), *counts, ms, f"FAILED: it {row.fault}" if row.fault else row.note)
@@ -138,18 +143,21 @@ def _hint(stage: str, card: Card) -> str:
 
 
 def _rows(folder: Path, source: Source, replay: Replay) -> Iterator[Row]:
-    """All stages, though one failed: which of them agree tells where the fault is. Without a reference there is
-    nothing to compare."""
+    """Yield a row for each stage. If one fails the others still run: which of them agree tells where the fault is. Only
+    without the reference there is nothing to compare."""
     card, pixels, familiarity = source.card, replay.pixels, source.familiarity
-    with _bars() as bar:
+    # The reference comes first.
+    with _progress_bars() as bar:
         try:
-            reference, wanted = _reference(source, pixels, bar("keras", len(pixels)))
-        except Exception as error:  # whatever a model of any kind may raise
+            reference, expected = _reference(source, pixels, bar("keras", len(pixels)))
+        except Exception as error:  # a model may raise errors of every type
             yield Row("keras", fault=_reason(error))
             return
-        near = None if wanted.familiarity is None else wanted.familiarity[SMOOTH:]
-        yield trained(card, replay.chosen.pictures, wanted.probabilities[SMOOTH:], near)
+        # Compare it with what training noted.
+        familiarity_scores = None if expected.familiarity is None else expected.familiarity[SMOOTH:]
+        yield compare_with_notes(card, replay.chosen.pictures, expected.probabilities[SMOOTH:], familiarity_scores)
         yield Row("keras", len(pixels), ms=reference.ms, note="the reference")
+        # Compare each way of serving with it.
         served = "int8" if served_in_int8(folder) else card.precision
         for stage, precision, answer in (
             ("session", card.precision, partial(engines.session, folder, card, pixels, familiarity)),
@@ -157,30 +165,30 @@ def _rows(folder: Path, source: Source, replay: Replay) -> Iterator[Row]:
             ("service", served, partial(service, folder, card, replay.bodies)),
         ):
             try:
-                yield judged(stage, answer(bar(stage, len(pixels))), wanted, precision)
-            except Skipped as why:
-                yield Row(stage, note=f"skipped: {why}")
-            except NotTaken as why:
-                if source.model is not None:  # of kinds of layers that OpenVINO knows, all of them
-                    yield Row(stage, fault=_reason(why))
+                yield compare(stage, answer(bar(stage, len(pixels))), expected, precision)
+            except Skipped as reason:
+                yield Row(stage, note=f"skipped: {reason}")
+            except Unsupported as reason:
+                if source.model is not None:  # Loupe's own form has only layers that OpenVINO knows
+                    yield Row(stage, fault=_reason(reason))
                 else:
                     yield Row(stage, note="skipped: openvino does not take it; TensorFlow serves it")
-            except Exception as error:  # a stage that breaks has failed, however it broke
+            except Exception as error:  # whatever it raises, the stage has failed
                 yield Row(stage, fault=_reason(error))
 
 
-def _reference(source: Source, pixels: Array, step: Step) -> tuple[Answers, Wanted]:
+def _reference(source: Source, pixels: Array, advance: Advance) -> tuple[Answers, Expected]:
     card = source.card
-    found = in_batches(lambda some: {"probabilities": source.reference(some)}, pixels, step)
-    probabilities = found.probabilities
+    answers = in_batches(lambda batch: {"probabilities": source.reference(batch)}, pixels, advance)
+    probabilities = answers.probabilities
     if probabilities.shape != (len(pixels), len(card.labels)):
         raise Fault(f"gives {probabilities.shape[-1]} classes, and the card has {len(card.labels)} labels")
     if not np.isfinite(probabilities).all():
         raise Fault("gives no number (NaN or infinite): train it again with a lower rate")
     if probabilities.min() < 0 or np.abs(probabilities.sum(axis=1) - 1).max() > 0.01:
         raise Fault("gives what are no probabilities: a picture's do not add up to 1")
-    heat = heatmaps(source.model, pixels[:EXPLAINED]) if source.model and card.heatmap else None
-    return found, Wanted(probabilities, heat, _familiarity(source, pixels[:EXPLAINED]))
+    heatmap = heatmaps(source.model, pixels[:COMPARED_IN_FULL]) if source.model and card.heatmap else None
+    return answers, Expected(probabilities, heatmap, _familiarity(source, pixels[:COMPARED_IN_FULL]))
 
 
 def _familiarity(source: Source, pixels: Array) -> Array | None:
@@ -195,41 +203,41 @@ def _familiarity(source: Source, pixels: Array) -> Array | None:
 
 
 def _replay(chosen: Pictures, card: Card) -> Replay:
-    left, pixels = readable(chosen, card.height, card.width)
+    usable, pixels = readable(chosen, card.height, card.width)
     smooth = _smooth(card)
-    bodies: list[Body] = [partial(encoded, one) for one in smooth]
+    bodies: list[Body] = [partial(encoded, picture) for picture in smooth]
     return Replay(
-        left, np.concatenate([smooth, pixels]), bodies + [picture.path.read_bytes for picture in left.pictures]
+        usable, np.concatenate([smooth, pixels]), bodies + [picture.path.read_bytes for picture in usable.pictures]
     )
 
 
 def _smooth(card: Card) -> Array:
-    """The same ones each time, of every brightness and colour."""
+    """Return smooth random pictures of every brightness and colour, the same ones each time."""
     coarse = np.random.default_rng(0).integers(0, 256, (SMOOTH, 7, 7, 3)).astype(np.uint8)
     size = (card.width, card.height)
-    return np.stack([np.asarray(Image.fromarray(one).resize(size, Image.Resampling.BILINEAR)) for one in coarse])
+    return np.stack([np.asarray(Image.fromarray(grid).resize(size, Image.Resampling.BILINEAR)) for grid in coarse])
 
 
 # ---------------------------------------------------------------------------------------------------------- for people
 
 
 @contextmanager
-def _bars() -> Iterator[Callable[[str, int], Step]]:
-    """On stdout, since TensorFlow's own notes are kept off stderr; nothing where there is no terminal."""
+def _progress_bars() -> Iterator[Callable[[str, int], Advance]]:
+    """Show progress on stdout, where it is a terminal: stderr is kept quiet for TensorFlow."""
     console = Console()
     columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
 
-        def bar(stage: str, total: int) -> Step:
+        def bar(stage: str, total: int) -> Advance:
             return partial(progress.advance, progress.add_task(f"parity: {stage}", total=total))
 
         yield bar
 
 
 def _reason(error: Exception) -> str:
-    """In words that follow the stage's name."""
+    """Return what is wrong, in words that follow the stage's name."""
     if isinstance(error, Fault):
         return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith(IDLE_LINES) and "src/" not in line]
-    return f"breaks: {(telling or [type(error).__name__])[0][:LONGEST]}"
+    useful = [line for line in lines if not line.startswith(NOISE_LINES) and "src/" not in line]
+    return f"breaks: {(useful or [type(error).__name__])[0][:MAX_REASON]}"

@@ -1,9 +1,9 @@
-"""The whole service as people run it, for the parity gate: serve.py, on a free port, with the version to be published.
+"""Run the whole service for the parity gate: serve.py on a free port, with the version to be published.
 
-    answers = service(folder, card, bodies, step)      # bodies: the pictures' own bytes, posted to /predict
+    answers = service(folder, card, bodies, advance)   # bodies: the pictures' own bytes, posted to /predict
 
-`folder` is <models>/<name>/<number>. Settings of the gateway in the caller's environment do not reach it. It always
-ends with the gate; should this process be killed outright, the system ends it (on Linux).
+`folder` is <models>/<name>/<number>. Settings of the gateway in the caller's environment do not reach it. It ends with
+the gate. Should this process be killed outright, the system ends it (on Linux).
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ import numpy as np
 from PIL import Image
 
 from loupe.card import Card
-from loupe.export.parity.tolerance import AT_ONCE, Answers, Array, Fault, Skipped, Step
+from loupe.export.parity.tolerance import AT_ONCE, Advance, Answers, Array, Fault, Skipped
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 NEEDED = ("flask", "gunicorn", "grpc")
-READY_SECONDS = 200.0  # serve.py itself waits for 90 s for either of its two
+READY_SECONDS = 200.0  # serve.py itself waits up to 90 s for each of its two processes
 ANSWER_SECONDS = 120.0
 STOP_SECONDS = 15.0
-TOLD = 3  # lines of what it said last, where it fails
+LAST_LINES = 3  # of its log that are shown where it fails
 
-# Starts the rest of its arguments as a program that ends with its parent. Not a preexec_fn: after TensorFlow has
-# started its threads, Python must not run between fork and exec.
+# Runs its other arguments as a program that ends with its parent. A preexec_fn would not do: once TensorFlow has
+# started threads, Python must not run between fork and exec.
 LAUNCH = """
 import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -51,35 +51,44 @@ if os.getppid() == int(sys.argv[1]):
 Body = Callable[[], bytes]
 
 
-def service(folder: Path, card: Card, bodies: Sequence[Body], step: Step) -> Answers:
+def service(folder: Path, card: Card, bodies: Sequence[Body], advance: Advance) -> Answers:
     missing = [name for name in NEEDED if not find_spec(name)]
     if missing:
         raise Skipped(f"{missing[0]} is not installed")
     with (
         served(folder) as port,
-        closing(http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS)) as here,
+        closing(http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS)) as connection,
     ):
-        told = _ask(here, "GET", "/model")
-        if {key: told.get(key) for key in card.to_dict()} != card.to_dict():
+        # Compare the card.
+        served_card = _ask(connection, "GET", "/model")
+        if {key: served_card.get(key) for key in card.to_dict()} != card.to_dict():
             raise Fault("tells another card than the model's at /model")
-        first = _ask(here, "POST", f"/predict?heatmap={int(card.heatmap)}", bodies[0](), "application/octet-stream")
+        # Post the first picture alone, with its heat map.
+        first = _ask(
+            connection, "POST", f"/predict?heatmap={int(card.heatmap)}", bodies[0](), "application/octet-stream"
+        )
         _check_heatmap(first, card)
         scores = [_scores(first, card)]
-        step(1)
+        advance(1)
+        # Post the others in forms of several files.
         began = time.perf_counter()
         for start in range(1, len(bodies), AT_ONCE):
-            some = [body() for body in bodies[start : start + AT_ONCE]]
-            edge = uuid.uuid4().hex
-            answer = _ask(here, "POST", "/predict", _form(some, edge), f"multipart/form-data; boundary={edge}")
-            scores += [_scores(one, card) for one in answer.get("predictions", [answer])]
-            step(len(some))
+            files = [body() for body in bodies[start : start + AT_ONCE]]
+            boundary = uuid.uuid4().hex
+            answer = _ask(
+                connection, "POST", "/predict", _form(files, boundary), f"multipart/form-data; boundary={boundary}"
+            )
+            scores += [_scores(prediction, card) for prediction in answer.get("predictions", [answer])]
+            advance(len(files))
         ms = (time.perf_counter() - began) * 1e3 / max(1, len(bodies) - 1)
     return Answers(np.array(scores, np.float32), ms=ms)
 
 
 @contextmanager
 def served(folder: Path) -> Iterator[int]:
-    models, name = folder.resolve().parent.parent, folder.parent.name  # serve.py runs in a folder of its own
+    """Start serve.py, wait until it is ready, yield its port, and stop it."""
+    # Start it on a free port.
+    models, name = folder.resolve().parent.parent, folder.parent.name  # absolute, since serve.py runs in another folder
     with tempfile.TemporaryFile() as log:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port: int = listener.getsockname()[1]
@@ -88,6 +97,7 @@ def served(folder: Path) -> Iterator[int]:
         process = subprocess.Popen(
             command, cwd=ROOT, env=_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
         )
+        # Let the caller use it, and stop it in any case.
         try:
             _wait_until_ready(process, port, log)
             try:
@@ -99,12 +109,13 @@ def served(folder: Path) -> Iterator[int]:
             try:
                 process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
-                process.kill()  # what it started ends with it
+                process.kill()  # its own children end with it
                 process.wait()
 
 
 def _environment() -> dict[str, str]:
-    """The caller's, without what would make another service of it; a picture of any size is let through."""
+    """Return the caller's environment without settings that would change the service; pictures of any size are
+    allowed."""
     others = ("MODEL_NAME", "TF_SERVING_HOST", "GUNICORN_CMD_ARGS", "WEB_CONCURRENCY", "SCRIPT_NAME")
     kept = {
         name: value
@@ -119,10 +130,10 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: IO[bytes
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise Fault(f"ended before it was ready: {_last_lines(log)}")
-        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as here:
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
             try:
-                here.request("GET", "/readyz")
-                if here.getresponse().status == http.HTTPStatus.OK:
+                connection.request("GET", "/readyz")
+                if connection.getresponse().status == http.HTTPStatus.OK:
                     return
             except (OSError, http.client.HTTPException):
                 pass
@@ -133,12 +144,14 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: IO[bytes
 def _last_lines(log: IO[bytes]) -> str:
     log.seek(0)
     lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-    return " | ".join(lines[-TOLD:]) or "it said nothing"
+    return " | ".join(lines[-LAST_LINES:]) or "it said nothing"
 
 
-def _ask(here: http.client.HTTPConnection, method: str, path: str, body: bytes | None = None, kind: str = "") -> Any:
-    here.request(method, path, body, {"Content-Type": kind} if kind else {})
-    response = here.getresponse()
+def _ask(
+    connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None = None, content_type: str = ""
+) -> Any:
+    connection.request(method, path, body, {"Content-Type": content_type} if content_type else {})
+    response = connection.getresponse()
     content = response.read()
     try:
         answer = json.loads(content)
@@ -149,13 +162,13 @@ def _ask(here: http.client.HTTPConnection, method: str, path: str, body: bytes |
     return answer
 
 
-def _form(files: Sequence[bytes], edge: str) -> bytes:
-    head = b'--%s\r\nContent-Disposition: form-data; name="file"; filename="picture"\r\n\r\n' % edge.encode()
-    return b"".join(head + file + b"\r\n" for file in files) + b"--%s--\r\n" % edge.encode()
+def _form(files: Sequence[bytes], boundary: str) -> bytes:
+    head = b'--%s\r\nContent-Disposition: form-data; name="file"; filename="picture"\r\n\r\n' % boundary.encode()
+    return b"".join(head + file + b"\r\n" for file in files) + b"--%s--\r\n" % boundary.encode()
 
 
 def _scores(answer: dict[str, Any], card: Card) -> list[float]:
-    """In the order of the model's labels."""
+    """Return the scores in the order of the model's labels."""
     if "error" in answer:
         raise Fault(f"refuses a picture: {answer['error'].get('detail')}")
     scores = answer["scores"]
@@ -177,7 +190,7 @@ def _check_heatmap(answer: dict[str, Any], card: Card) -> None:
 
 
 def encoded(pixels: Array) -> bytes:
-    """A picture file that decodes to exactly these."""
+    """Return a picture file that decodes to exactly these pixels."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()

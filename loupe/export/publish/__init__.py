@@ -1,8 +1,10 @@
-"""Publication: models/<name>/, its versions and their numbers.
+"""Publish versions: models/<name>/ and the numbers in it.
 
-In: a finished version in a folder beside. Out: the same, renamed to the next number.
+In: a finished version in a staging folder. Out: the same, renamed to the next number.
 
-publication (the next version, --keep, --rollback) → model_folder (the lock, the ledger of numbers, what lies there).
-show is `convert.py --show`. A published number is never used again, and no server sees half a version: what writes into
-a model's folder takes the lock and ends by one rename.
+publication (the next version, --keep, --rollback) → model_folder (the lock, the ledger of numbers, the files there).
+show is `convert.py --show`.
+
+A published number is never used again, and no server sees half a version: whatever writes into a model's folder takes
+the lock and ends with one rename.
 """

@@ -1,16 +1,17 @@
-"""A model's folder, models/<name>/: its versions, the numbers ever given, and the lock that guards both.
+"""A model's folder, models/<name>/: its versions, all numbers ever given, and the lock that guards both.
 
-    home = shelf.home(Path("models"), "tires")
-    shelf.versions(home)                     # [1, 2, 3], as a server counts them
-    with shelf.locked(home) as ledger:
-        shelf.next_number(home, ledger)      # 4, or higher; never one that was given before
+    home = model_folder.home(Path("models"), "tires")
+    model_folder.versions(home)                     # [1, 2, 3], as a server counts them
+    with model_folder.locked(home) as ledger:
+        model_folder.next_number(home, ledger)      # 4, or higher; never one that was given before
 
 What it holds:
     2  3                 versions; servers look at nothing else
-    .part-<pid>/         a publication on its way. Its lock is held while its process lives
+    .part-<pid>/         the staging folder of a publication; it is locked as long as its process lives
     .withdrawn-<number>  taken out of service; kept until somebody deletes it
-    .removed-<number>    an old version on its way out
-    .numbers             every number ever given, written to the disk before it is used; its lock is the folder's
+    .removed-<number>    an old version that is being deleted
+    .numbers             the ledger: every number ever given, written to the disk before it is used; its lock is the
+                         folder's
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from pathlib import Path
 from loupe.card import check_name
 from loupe.errors import UserError
 
-PART, WITHDRAWN, REMOVED, LEDGER = ".part-", ".withdrawn-", ".removed-", ".numbers"
-ASIDE = re.compile(rf"(?:{re.escape(WITHDRAWN)}|{re.escape(REMOVED)})(\d+)(?:-\d+)?", re.ASCII)
-END = 1 << 63  # a version is an int64 on the wire
-PATIENCE = 60.0  # seconds for another publication to number, rename and delete
+STAGING, WITHDRAWN, REMOVED, LEDGER = ".part-", ".withdrawn-", ".removed-", ".numbers"
+MOVED_ASIDE = re.compile(rf"(?:{re.escape(WITHDRAWN)}|{re.escape(REMOVED)})(\d+)(?:-\d+)?", re.ASCII)
+NUMBERS_END = 1 << 63  # a version is an int64 in gRPC
+LOCK_SECONDS = 60.0  # how long to wait for another publication's lock
 
 
 def home(models: Path, name: str) -> Path:
@@ -46,14 +47,14 @@ def make(home: Path) -> None:
 
 
 def versions(home: Path) -> list[int]:
-    """Oldest first."""
+    """Return the versions' numbers, oldest first."""
     return sorted({number for number, _ in entries(home)})
 
 
 def entries(home: Path) -> list[tuple[int, Path]]:
-    """The versions' folders, or links to them. 7 and 007 are one version, for a server too."""
-    found = [(number_of(entry), entry) for entry in listed(home)]
-    return sorted((number, entry) for number, entry in found if number is not None and entry.is_dir())
+    """Return the versions and their folders, or links to folders. 7 and 007 are one version, as for a server."""
+    numbered = [(number_of(entry), entry) for entry in listed(home)]
+    return sorted((number, entry) for number, entry in numbered if number is not None and entry.is_dir())
 
 
 def listed(folder: Path) -> list[Path]:
@@ -65,13 +66,13 @@ def listed(folder: Path) -> list[Path]:
 
 def number_of(entry: Path) -> int | None:
     name = entry.name
-    number = int(name) if name.isascii() and name.isdigit() else END
-    return number if number < END else None
+    number = int(name) if name.isascii() and name.isdigit() else NUMBERS_END
+    return number if number < NUMBERS_END else None
 
 
-def free(home: Path, name: str) -> Path:
-    """The name, or with -2, -3 … behind it, whatever is not taken."""
-    names = (f"{name}-{again}" if again > 1 else name for again in range(1, 1_000_000))
+def free_path(home: Path, name: str) -> Path:
+    """Return the path of that name or, where it is taken, with -2, -3 … appended."""
+    names = (f"{name}-{attempt}" if attempt > 1 else name for attempt in range(1, 1_000_000))
     return next(path for path in map(home.joinpath, names) if not os.path.lexists(path))
 
 
@@ -83,7 +84,7 @@ def delete(entry: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Onto the disk; for a folder, the names in it."""
+    """Flush a file to the disk; for a folder, the names in it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -96,7 +97,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def locked(home: Path) -> Iterator[int]:
-    """The ledger, open, its lock held."""
+    """Take the folder's lock. Yield the ledger's file descriptor."""
     ledger = _acquire(home)
     try:
         yield ledger
@@ -105,18 +106,19 @@ def locked(home: Path) -> Iterator[int]:
 
 
 def _acquire(home: Path) -> int:
-    limit = time.monotonic() + PATIENCE
+    limit = time.monotonic() + LOCK_SECONDS
     while time.monotonic() < limit:
         ledger = os.open(home / LEDGER, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        if take(ledger) and _is(ledger, home / LEDGER):  # it may have been deleted while its lock was waited for
+        if try_lock(ledger) and _is_same_file(ledger, home / LEDGER):  # it may have been deleted in the meantime
             return ledger
         os.close(ledger)
         time.sleep(0.02)
-    raise UserError(f"Another publication has held {home / LEDGER} for {PATIENCE:.0f} s. End it, and try again.")
+    raise UserError(f"Another publication has held {home / LEDGER} for {LOCK_SECONDS:.0f} s. End it, and try again.")
 
 
-def take(descriptor: int) -> bool:
-    """Its lock, held until it is closed or the process ends, however it ends. False where another holds it."""
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file, and return False if another process holds its lock. The lock lasts until the file is closed or
+    the process ends."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -127,7 +129,7 @@ def take(descriptor: int) -> bool:
     return True
 
 
-def _is(descriptor: int, path: Path) -> bool:
+def _is_same_file(descriptor: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -135,37 +137,38 @@ def _is(descriptor: int, path: Path) -> bool:
 
 
 def next_number(home: Path, ledger: int) -> int:
-    number = _highest(home, ledger) + 1
-    if number >= END:
+    number = _highest_number(home, ledger) + 1
+    if number >= NUMBERS_END:
         raise UserError(f"{home} has used up its numbers. Publish under another name.")
     record(home, ledger, number)
     return number
 
 
-def catch_up(home: Path, ledger: int) -> None:
-    """Before anything is deleted that may be all that tells of a number."""
-    highest = _highest(home, ledger)
-    if highest not in (0, *_given(ledger)):
+def record_highest(home: Path, ledger: int) -> None:
+    """Write the highest number to the ledger, before a folder is deleted that may be the only trace of it."""
+    highest = _highest_number(home, ledger)
+    if highest not in (0, *_recorded(ledger)):
         record(home, ledger, highest)
 
 
-def _highest(home: Path, ledger: int) -> int:
-    """Of all that the ledger or a name in the folder tells of; either may lack what the other has."""
-    names = listed(home)
-    aside = [int(found[1]) for entry in names if (found := ASIDE.fullmatch(entry.name))]
-    taken = [number_of(entry) or 0 for entry in names]
-    return max([0, *taken, *_given(ledger), *(number for number in aside if number < END)])
+def _highest_number(home: Path, ledger: int) -> int:
+    """Return the highest number in the ledger and in the folder's names; either may lack what the other has."""
+    entries_there = listed(home)
+    moved_aside = [int(match[1]) for entry in entries_there if (match := MOVED_ASIDE.fullmatch(entry.name))]
+    numbers = [number_of(entry) or 0 for entry in entries_there]
+    return max([0, *numbers, *_recorded(ledger), *(number for number in moved_aside if number < NUMBERS_END)])
 
 
-def _given(ledger: int) -> list[int]:
-    """A line that was torn reads as a smaller number, or as none."""
+def _recorded(ledger: int) -> list[int]:
+    """Return the ledger's numbers. A torn line reads as a smaller number, or is skipped."""
     with os.fdopen(os.dup(ledger), "rb") as file:
         file.seek(0)
-        return [int(line) for line in file if re.fullmatch(rb"\d{1,19}\n", line) and int(line) < END]
+        return [int(line) for line in file if re.fullmatch(rb"\d{1,19}\n", line) and int(line) < NUMBERS_END]
 
 
 def record(home: Path, ledger: int, number: int) -> None:
-    """On the disk before it returns. It begins with a new line, since the last one may be torn."""
+    """Append a number to the ledger and flush it to the disk. The line begins with a line break, since the last line
+    may be torn."""
     line = b"\n%d\n" % number
     if os.write(ledger, line) < len(line):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(home / LEDGER))

@@ -1,13 +1,14 @@
-"""Put a model where servers look: models/<name>/<next number>/, whole or not at all. And take the newest back.
+"""Publish a model where servers look, models/<name>/<next number>/, completely or not at all; take the newest version
+back.
 
-    with publication(Path("models"), "tires") as part:
-        ...                              # write the SavedModel to part.folder, which is not there yet, and check it
-        folder = part.publish(keep=3)    # models/tires/4
-    rollback(Path("models"), "tires")    # 4 is moved aside, servers fall back to 3; the next number is 5
+    with publication(Path("models"), "tires") as staging:
+        ...                                 # write the SavedModel to staging.folder, which does not exist yet
+        folder = staging.publish(keep=3)    # models/tires/4
+    rollback(Path("models"), "tires")       # 4 is moved aside, servers fall back to 3; the next number is 5
 
-part.folder is .part-<pid>/<name>/1 in the model's folder: hidden from servers that look there, and .part-<pid> is a
-models folder of its own, which a server can be started with for a check. Killed at any moment, a publication leaves a
-part and never half a version; the next one clears it away. model_folder.py tells what else lies there.
+staging.folder is .part-<pid>/<name>/1 in the model's folder. Servers do not see it there, and .part-<pid> is a models
+folder of its own, with which a server can be started for a check. A publication that is killed leaves its staging
+folder and never half a version; the next publication deletes it. model_folder.py lists what else lies there.
 """
 
 from __future__ import annotations
@@ -22,40 +23,41 @@ from typing import NamedTuple
 
 from loupe.errors import LoupeError, UserError
 from loupe.export.publish import model_folder
-from loupe.export.publish.model_folder import PART, REMOVED, WITHDRAWN, versions
+from loupe.export.publish.model_folder import REMOVED, STAGING, WITHDRAWN, versions
 
 __all__ = ["Publication", "Rollback", "publication", "rollback", "versions"]
 
-LOCK = ".lock"  # of a part
-FULL = (errno.ENOSPC, errno.EDQUOT)
-OF_THE_DISK = (*FULL, errno.EROFS, errno.EFBIG)
-DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
+LOCK = ".lock"  # in a staging folder; its process holds its lock
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_ERRORS = (*DISK_FULL, errno.EROFS, errno.EFBIG)
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class Rollback(NamedTuple):
     withdrawn: int
     serving: int
-    moved: Path  # where the withdrawn version lies
+    moved: Path  # the folder of the withdrawn version
 
 
 class Publication:
-    """Made by `publication`."""
+    """A version on its way, in a staging folder. Made by `publication`."""
 
-    def __init__(self, home: Path, part: Path) -> None:
+    def __init__(self, home: Path, staging: Path) -> None:
         self.home = home
-        self.folder = part / home.name / "1"
-        self.notes: list[str] = []  # for a person to read once it is published
+        self.folder = staging / home.name / "1"
+        self.notes: list[str] = []  # to show to the user once it is published
 
     def publish(self, keep: int | None = None) -> Path:
-        """The version's folder. With `keep`, only so many of the newest versions stay."""
+        """Rename the staging folder to the next number and return it. With `keep`, only that many of the newest
+        versions stay."""
         if keep is not None and keep < 1:
             raise UserError(f"At least one version must be kept, not {keep}.")
         for path in [*self.folder.rglob("*"), self.folder]:
-            model_folder.sync(path)  # before it has its name: a rename may reach the disk sooner than the bytes do
+            model_folder.sync(path)  # before the rename, which may reach the disk sooner than the data
         with model_folder.locked(self.home) as ledger:
             folder = self._rename(ledger)
             if keep:
-                self._thin_out(keep)
+                self._delete_old_versions(keep)
         return folder
 
     def _rename(self, ledger: int) -> Path:
@@ -66,109 +68,115 @@ class Publication:
             except OSError:
                 if not os.path.lexists(folder):
                     raise
-                continue  # made meanwhile by somebody who takes no lock: the next number
+                continue  # somebody made it without taking the lock: take the next number
             model_folder.sync(self.home)
             return folder
 
-    def _thin_out(self, keep: int) -> None:
-        """Each is renamed before it is deleted, so that no server sees one with half its files. The new version is in
-        service by now: what cannot be deleted is no reason to say that it is not."""
+    def _delete_old_versions(self, keep: int) -> None:
+        """Delete all but the newest versions. Each is renamed first, so that no server sees one with half its files.
+        The new version is in service by now, so an error here is a note and not a failure."""
         kept = versions(self.home)[-keep:]
         for number, entry in model_folder.entries(self.home):
             if number not in kept:
                 try:
-                    model_folder.delete(entry.rename(model_folder.free(self.home, f"{REMOVED}{number}")))
+                    model_folder.delete(entry.rename(model_folder.free_path(self.home, f"{REMOVED}{number}")))
                 except OSError as error:
                     self.notes.append(f"{entry} could not be deleted: {error.strerror or error}")
 
 
 @contextmanager
 def publication(models: Path, name: str) -> Iterator[Publication]:
+    """Make a staging folder, yield the publication, and delete what is left of the folder afterwards."""
     home = model_folder.home(models, name)
-    part = None
+    staging = None
     try:
+        # Make the staging folder.
         model_folder.make(home)
         with model_folder.locked(home) as ledger:
-            model_folder.catch_up(home, ledger)
-            _clear(home)
-            part, lock = _begin(home)
+            model_folder.record_highest(home, ledger)
+            _delete_leftovers(home)
+            staging, lock = _make_staging(home)
         try:
-            yield Publication(home, part)
+            # The caller writes and publishes.
+            yield Publication(home, staging)
         finally:
-            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
             os.close(lock)
     except LoupeError:
         raise
     except Exception as error:
-        if fault := _fault(home, error, begun=part is not None):
-            raise _refusal(home, fault) from error
+        if disk_error := _disk_error(home, error, begun=staging is not None):
+            raise _refusal(home, disk_error) from error
         raise
 
 
-def _fault(home: Path, error: Exception, begun: bool) -> OSError | None:
-    """Of the disk, or of the model's folder. Other faults of what is done in between are not ours to explain."""
+def _disk_error(home: Path, error: Exception, begun: bool) -> OSError | None:
+    """Return the error if the disk or the model's folder caused it. Other errors of the caller are not explained
+    here."""
     if isinstance(error, OSError):
-        ours = not begun or str(error.filename or "").startswith(str(home))
-        if ours or error.errno in OF_THE_DISK:
+        in_our_folder = not begun or str(error.filename or "").startswith(str(home))
+        if in_our_folder or error.errno in DISK_ERRORS:
             return error
-    told = str(error)  # TensorFlow, h5py and shutil say it in words
-    found = (number for number in OF_THE_DISK if os.strerror(number) in told)
-    return next((OSError(number, os.strerror(number), str(home)) for number in found), None)
+    message = str(error)  # TensorFlow, h5py and shutil have the reason in their message only
+    numbers = (number for number in DISK_ERRORS if os.strerror(number) in message)
+    return next((OSError(number, os.strerror(number), str(home)) for number in numbers), None)
 
 
-def _begin(home: Path) -> tuple[Path, int]:
-    """A folder to write in, and its lock. Another container may have a process of the same id, hence `free`."""
-    part = model_folder.free(home, f"{PART}{os.getpid()}")
+def _make_staging(home: Path) -> tuple[Path, int]:
+    """Make a staging folder, and return it and its lock. Another container may have a process of the same id, hence
+    `free_path`."""
+    staging = model_folder.free_path(home, f"{STAGING}{os.getpid()}")
     try:
-        (part / home.name).mkdir(parents=True)
-        lock = os.open(part / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        model_folder.take(lock)
+        (staging / home.name).mkdir(parents=True)
+        lock = os.open(staging / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        model_folder.try_lock(lock)
     except OSError:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
         raise
-    return part, lock
+    return staging, lock
 
 
-def _clear(home: Path) -> None:
-    """With the folder's lock held, under which parts are begun: one whose own lock is free is nobody's."""
+def _delete_leftovers(home: Path) -> None:
+    """Delete what killed publications left. The folder's lock is held, under which staging folders are made: one whose
+    own lock is free belongs to nobody."""
     for entry in model_folder.listed(home):
-        if entry.name.startswith(REMOVED) or (entry.name.startswith(PART) and not _alive(entry)):
+        if entry.name.startswith(REMOVED) or (entry.name.startswith(STAGING) and not _is_alive(entry)):
             with suppress(OSError):
                 model_folder.delete(entry)
 
 
-def _alive(part: Path) -> bool:
+def _is_alive(staging: Path) -> bool:
     try:
-        lock = os.open(part / LOCK, os.O_RDWR)
+        lock = os.open(staging / LOCK, os.O_RDWR)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # of another user
         return True
-    taken = model_folder.take(lock)
+    taken = model_folder.try_lock(lock)
     os.close(lock)
     return not taken
 
 
 def rollback(models: Path, name: str) -> Rollback:
-    """Take the newest version out of service: moved aside, not deleted. Renamed back, it is in service again."""
+    """Take the newest version out of service. It is moved aside, not deleted; renamed back, it is in service again."""
     home = model_folder.home(models, name)
     if not versions(home):
         known = ", ".join(sorted(entry.name for entry in model_folder.listed(models) if versions(entry)))
         raise UserError(f"There is no model {name} in {models}{f'; there are: {known}' if known else ', nor another'}.")
     try:
         with model_folder.locked(home) as ledger:
-            return _withdraw(home, ledger)
+            return _withdraw_newest(home, ledger)
     except OSError as error:
         raise UserError(f"Cannot take a version out of {home}: {_reason(home, error)}.") from error
 
 
-def _withdraw(home: Path, ledger: int) -> Rollback:
+def _withdraw_newest(home: Path, ledger: int) -> Rollback:
     *older, newest = versions(home)
     if not older:
         raise UserError(f"{home} has no version but {newest}: nothing to fall back to. Publish another one first.")
     model_folder.record(home, ledger, newest)
     for entry in [entry for number, entry in model_folder.entries(home) if number == newest]:
-        moved = entry.rename(model_folder.free(home, f"{WITHDRAWN}{newest}"))
+        moved = entry.rename(model_folder.free_path(home, f"{WITHDRAWN}{newest}"))
     model_folder.sync(home)
     return Rollback(newest, older[-1], moved)
 
@@ -178,11 +186,11 @@ def _refusal(home: Path, error: OSError) -> UserError:
 
 
 def _reason(home: Path, error: OSError) -> str:
-    """What is wrong, where, and what to do about it."""
+    """Return what is wrong, where, and what to do about it."""
     for path in [*reversed(home.parents), home]:
         if os.path.exists(path) and not os.path.isdir(path):  # noqa: PTH110, PTH112 (pathlib's raise for some)
             return f"{path} is a file where a folder should be. Move it away"
     where = f"{error.strerror or error} ({error.filename or home})"
-    if error.errno in FULL:
+    if error.errno in DISK_FULL:
         return f"{where}. Free some space, by deleting old versions for instance"
-    return f"{where}. Make it writable" if error.errno in DENIED else f"{where}. Put that right"
+    return f"{where}. Make it writable" if error.errno in NOT_WRITABLE else f"{where}. Put that right"

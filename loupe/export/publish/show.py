@@ -1,9 +1,9 @@
-"""What a SavedModel says of itself: what `saved_model_cli show --all` tells, readably and without TensorFlow.
+"""Describe a SavedModel: what `saved_model_cli show --all` prints, readably and without TensorFlow.
 
     print(show(Path("models/tires")))        # the newest version; models/tires/3 for another
 
-Any SavedModel will do: TensorFlow 1's, TensorFlow 2's, Keras's, Loupe's. In a shape ? stands for any number.
-Not covered: saved_model.pbtxt, and what saved_model_cli tells of functions that no signature names.
+It takes any SavedModel: of TensorFlow 1, TensorFlow 2, Keras or Loupe. In a shape ? stands for any number. Not covered:
+saved_model.pbtxt, and what saved_model_cli prints of functions that no signature names.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from loupe.export.graph.warmup import REQUESTS
 from loupe.export.publish import model_folder
 
 CARD, INT8 = Path("assets.extra", "card.json"), Path("assets.extra", "openvino-int8")
-LONGEST, MOST = 80, 50  # characters of a name, entries of a list: the file is not ours, and may hold anything
-MOST_REQUESTS = 1000  # as a server reads them
+LONGEST, MOST = 80, 50  # characters of a name, entries of a list: an unknown file may hold anything
+MOST_REQUESTS = 1000  # a server reads no more
 VARIABLES = {"VarHandleOp", "VariableV2", "Variable"}
 OTHER_TYPES = {
     0: "none", 8: "complex64", 11: "qint8", 12: "quint8", 13: "qint32", 15: "qint16", 16: "quint16", 18: "complex128",
@@ -33,35 +33,42 @@ OTHER_TYPES = {
 
 def show(folder: Path) -> str:
     try:
-        return _told(folder)
+        return _description(folder)
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error.strerror or error}. Name another folder.") from error
 
 
-def _told(folder: Path) -> str:
-    found, others = _find(folder)
-    graphs = _read(found)
-    lines = [f"{_plain(str(found), 500)}: a SavedModel of {_megabytes(_size(found))}", *others, _weights(found, graphs)]
+def _description(folder: Path) -> str:
+    version_folder, notes = _find_version(folder)
+    graphs = _read_graphs(version_folder)
+    lines = [
+        f"{_plain(str(version_folder), 500)}: a SavedModel of {_megabytes(_size(version_folder))}",
+        *notes,
+        _weights(version_folder, graphs),
+    ]
     for graph in graphs:
         lines += ["", f"tags {_join(graph.meta_info_def.tags) or '(none)'}"]
-        for name in _most(sorted(graph.signature_def), lines):
+        for name in _first_names(sorted(graph.signature_def), lines):
             lines += _signature(name, graph.signature_def[name])
-    return "\n".join([*lines, *_extras(found)])
+    return "\n".join([*lines, *_extras(version_folder)])
 
 
-def _find(folder: Path) -> tuple[Path, list[str]]:
-    """The SavedModel's folder, and a line on the versions beside it where only their folder was named."""
+def _find_version(folder: Path) -> tuple[Path, list[str]]:
+    """Return the SavedModel's folder and, where only its parent was named, a line on the other versions."""
+    # A SavedModel's own folder.
     if (folder / "saved_model.pb").exists():
         return folder, []
+    # A model's folder: take the newest version.
     numbers = model_folder.versions(folder)
     if numbers:
-        newest = dict(model_folder.entries(folder))[numbers[-1]]  # of 007 and 7 the latter, as a server takes them
-        aside = sorted(
+        newest = dict(model_folder.entries(folder))[numbers[-1]]  # of 007 and 7 it is 7, as for a server
+        withdrawn_names = sorted(
             entry.name for entry in model_folder.listed(folder) if entry.name.startswith(model_folder.WITHDRAWN)
         )
-        also = f"; withdrawn: {_join(aside)}" if aside else ""
+        withdrawn = f"; withdrawn: {_join(withdrawn_names)}" if withdrawn_names else ""
         older = ", ".join(map(str, reversed(numbers[:-1][-MOST:]))) or "none"
-        return newest, [f"the newest version; others: {older}{also}"]
+        return newest, [f"the newest version; others: {older}{withdrawn}"]
+    # Neither of them: say what is there.
     if not folder.exists():
         raise UserError(f"There is nothing at {folder}. Name a SavedModel's folder, such as models/tires/1.")
     models = sorted(entry.name for entry in model_folder.listed(folder) if model_folder.versions(entry))
@@ -69,7 +76,7 @@ def _find(folder: Path) -> tuple[Path, list[str]]:
     raise UserError(f"{folder} holds no saved_model.pb and no numbered version. {hint}.")
 
 
-def _read(folder: Path) -> Any:
+def _read_graphs(folder: Path) -> Any:
     path = folder / "saved_model.pb"
     if not path.is_file():
         raise UserError(f"{folder} holds no saved_model.pb: it is no SavedModel, or only part of one.")
@@ -94,19 +101,25 @@ def _weights(folder: Path, graphs: Any) -> str:
 
 def _signature(name: str, signature: Any) -> list[str]:
     rows = [
-        (word, _plain(alias), _type(info.dtype), _shape(info.tensor_shape), _plain(info.name) or "(several tensors)")
-        for word, infos in (("in", signature.inputs), ("out", signature.outputs))
-        for alias, info in _some(infos)
+        (
+            direction,
+            _plain(alias),
+            _type(info.dtype),
+            _shape(info.tensor_shape),
+            _plain(info.name) or "(several tensors)",
+        )
+        for direction, infos in (("in", signature.inputs), ("out", signature.outputs))
+        for alias, info in _first_tensors(infos)
     ]
-    left = sum(max(0, len(infos) - MOST) for infos in (signature.inputs, signature.outputs))
+    left_out = sum(max(0, len(infos) - MOST) for infos in (signature.inputs, signature.outputs))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)] if rows else []
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     method = f" ({_plain(signature.method_name)})" if signature.method_name else ""
-    more = [f"    … and {left} more"] if left else []
+    more = [f"    … and {left_out} more"] if left_out else []
     return ["", f"  {_plain(name)}{method}", *(f"    {line}" for line in lines), *more]
 
 
-def _some(infos: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _first_tensors(infos: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(alias, infos[alias]) for alias in sorted(infos)[:MOST]]
 
 
@@ -123,7 +136,7 @@ def _shape(shape: Any) -> str:
     return f"[{', '.join(['?' if size < 0 else str(size) for size in sizes[:MOST]] + more)}]"
 
 
-# ------------------------------------------------------------------------------------------------ what lies beside it
+# ------------------------------------------------------------------------------------------------ the files beside it
 
 
 def _extras(folder: Path) -> Iterator[str]:
@@ -149,8 +162,8 @@ def _card(path: Path) -> Iterator[tuple[str, str]]:
     if "name" in backbone:
         yield "backbone", _plain(str(backbone["name"]))
     if isinstance(accuracy := metrics.get("accuracy"), int | float):
-        on = f"{metrics.get('images', '?')} {metrics.get('split', '')} pictures".replace("  ", " ")
-        yield "accuracy", _plain(f"{accuracy:.4g} on {on}")
+        pictures = f"{metrics.get('images', '?')} {metrics.get('split', '')} pictures".replace("  ", " ")
+        yield "accuracy", _plain(f"{accuracy:.4g} on {pictures}")
     yield "parity", _parity(card.parity or {})
 
 
@@ -159,13 +172,13 @@ def _parity(entry: Mapping[str, Any]) -> str:
         return "not compared with what it was made from"
     if entry.get("skipped"):
         return "skipped"
-    told = ", ".join(
+    text = ", ".join(
         f"{key.replace('_', ' ')} {value}" for key, value in entry.items() if key not in ("stages", "int8")
     )
     if isinstance(int8 := entry.get("int8"), dict):
-        told += f"; in int8 {int8.get('disagreements', '?')} disagreements"
+        text += f"; in int8 {int8.get('disagreements', '?')} disagreements"
     stages = entry.get("stages")
-    return _plain(told, 300) + (f"; by {_join(map(str, stages))}" if isinstance(stages, list) else "")
+    return _plain(text, 300) + (f"; by {_join(map(str, stages))}" if isinstance(stages, list) else "")
 
 
 def _warmup(path: Path) -> str:
@@ -196,14 +209,14 @@ def _join(texts: Iterable[str]) -> str:
     return ", ".join([*map(_plain, known[:MOST]), *more])
 
 
-def _most(names: list[str], lines: list[str]) -> list[str]:
+def _first_names(names: list[str], lines: list[str]) -> list[str]:
     if len(names) > MOST:
         lines.append(f"  the first {MOST} of {len(names)} signatures")
     return names[:MOST]
 
 
 def _size(folder: Path) -> int:
-    """In bytes, of the files themselves: links are not followed."""
+    """Return the size of the files in bytes. Links are not followed."""
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 

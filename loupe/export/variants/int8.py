@@ -1,15 +1,15 @@
-"""The int8 variant for our own model server: OpenVINO's, quantised by NNCF, beside the SavedModel it was made from.
+"""Add an int8 variant for Loupe's model server: OpenVINO's, quantised by NNCF, beside the SavedModel it was made from.
 
-    verdict = add(folder, card, calibration, validation, truth)     # folder: a SavedModel as graph.save writes it
-    print(verdict)                                                  # kept or not, and why
+    verdict = add(folder, card, quantisation_pictures, heldout, truth)  # folder: a SavedModel as graph.save writes it
+    print(verdict)                                                      # kept or not, and why
 
-A SavedModel in bfloat16 cannot be quantised; the same network in float32 then lies elsewhere: `float32=` that folder.
+A SavedModel in bfloat16 cannot be quantised; then `float32=` is a folder with the same network in float32.
 
-It lies in `assets.extra/openvino-int8/`: model.xml, model.bin and SHA256SUMS, by which the server tells one that is
-damaged, half copied or another version's. Only the layers up to the last feature map compute in int8; the head, the
-softmax, the heat map and the familiarity compute as before. It is kept if picture by picture it turns no more than 1 %
-of right answers wrong, net of those that it turns right, and if it is faster here than the SavedModel in OpenVINO, or
-at least smaller and not a tenth slower: the server takes it wherever it is.
+The variant lies in `assets.extra/openvino-int8/`: model.xml, model.bin and SHA256SUMS. By the sums the server detects a
+variant that is damaged, half copied or of another version. Only the layers up to the last feature map compute in int8;
+the head, the softmax, the heat map and the familiarity compute as before. The variant is kept if, picture by picture,
+it turns no more than 1 % of right answers wrong, net of those that it turns right, and if it is faster here than the
+SavedModel in OpenVINO, or at least smaller and not a tenth slower. The server uses it wherever it exists.
 
 Not covered: whether it is faster on another machine. Needs NNCF and OpenVINO, no TensorFlow.
 """
@@ -34,12 +34,12 @@ from loupe.errors import UserError
 from loupe.export.quiet import quiet
 
 FOLDER = Path("assets.extra", "openvino-int8")
-MOST = 300  # pictures to calibrate on: more do not move the ranges in a way that shows
-JUDGED = 500  # pictures to judge it on, where there are as many: 1 % of too few is less than one picture
-TURNED = 0.01  # of the right answers, that may turn wrong
-SLOWER = 0.9  # of the speed: the least for a variant that is only smaller
-BATCHES = (1, 8)
-SECONDS = 1.5  # spent on timing each batch size
+MAX_QUANTISATION = 300  # pictures to quantise on: more do not change the ranges noticeably
+MAX_HELDOUT = 500  # pictures to compare on, if there are as many: 1 % of too few is less than one picture
+MAX_LOST = 0.01  # share of right answers that may turn wrong
+LEAST_SPEED = 0.9  # times the SavedModel's, for a variant that is only smaller
+TIMED_BATCHES = (1, 8)
+TIMING_SECONDS = 1.5  # for each batch size
 BATCH = 16
 
 Array = np.ndarray[Any, Any]
@@ -50,15 +50,15 @@ Ask = Callable[[Array], dict[str, Array]]
 class Accuracy:
     images: int
     right: int  # of the SavedModel's answers
-    broken: int  # right there, wrong in int8
-    mended: int  # wrong there, right in int8
-    by_labels: bool  # or by the SavedModel's own answers, where the pictures have no labels
-    moved: dict[str, float]  # output → by how much on average
+    broken: int  # right in the SavedModel, wrong in int8
+    mended: int  # wrong in the SavedModel, right in int8
+    by_labels: bool  # False: compared with the SavedModel's own answers, since the pictures have no labels
+    moved: dict[str, float]  # output → mean difference
     unfamiliar: tuple[int, int] | None  # pictures below the card's limit, before and after
 
     @property
     def good(self) -> bool:
-        return self.right > 0 and self.broken - self.mended <= TURNED * self.right
+        return self.right > 0 and self.broken - self.mended <= MAX_LOST * self.right
 
     @property
     def line(self) -> str:
@@ -73,19 +73,19 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of the SavedModel as the server would use it otherwise, and of int8."""
+    """Time and size of the SavedModel, as the server would use it otherwise, and of the int8 variant."""
 
     milliseconds: dict[int, tuple[float, float]]  # batch size → ms a picture
     megabytes: tuple[float, float]
 
     @property
     def speed(self) -> float:
-        """How many times as fast, over all batch sizes (geometric mean)."""
+        """Return how many times as fast int8 is, over all batch sizes (geometric mean)."""
         return statistics.geometric_mean(before / after for before, after in self.milliseconds.values())
 
     @property
     def good(self) -> bool:
-        return self.speed > 1 or (self.speed > SLOWER and self.megabytes[1] < self.megabytes[0])
+        return self.speed > 1 or (self.speed > LEAST_SPEED and self.megabytes[1] < self.megabytes[0])
 
     @property
     def line(self) -> str:
@@ -108,46 +108,50 @@ class Verdict:
 def add(
     folder: Path,
     card: Card,
-    calibration: Array,
-    validation: Array,
+    quantisation_pictures: Array,
+    heldout: Array,
     truth: Sequence[int] | None,
     float32: Path | None = None,
 ) -> Verdict:
-    """`calibration` and `validation`: uint8 [N, H, W, 3]; `truth`: the validation pictures' classes, or None."""
-    _tools()
-    if not len(calibration) or not len(validation):
+    """Make the variant and keep it if it is good. The pictures are uint8 [N, H, W, 3]; `truth` has the classes of the
+    held-out ones, or is None."""
+    # Check what is needed.
+    _import_tools()
+    if not len(quantisation_pictures) or not len(heldout):
         return Verdict(False, "there are no pictures to calibrate and check it on; name a folder with --images")
+    # Quantise, measure accuracy and cost, and decide.
     variant, verdict = folder / FOLDER, None
     try:
         with quiet(stdout=True):
-            impossible = quantise(float32 or folder, variant, calibration[:MOST])
-            if impossible:
-                verdict = Verdict(False, impossible)
+            problem = quantise(float32 or folder, variant, quantisation_pictures[:MAX_QUANTISATION])
+            if problem:
+                verdict = Verdict(False, problem)
             else:
-                asks = _asks(folder, card.precision), _asks(variant / "model.xml", "float32")
-                before, after = (_answers(ask, validation) for ask in asks)
-                accuracy = compared(before, after, truth, card.unfamiliar_below)
-                cost = Cost(_milliseconds(*asks, validation), (_megabytes(folder), _megabytes(variant)))
+                asks = _load_ask(folder, card.precision), _load_ask(variant / "model.xml", "float32")
+                before, after = (_answers(ask, heldout) for ask in asks)
+                accuracy = compare(before, after, truth, card.unfamiliar_below)
+                cost = Cost(_milliseconds(*asks, heldout), (_megabytes(folder), _megabytes(variant)))
                 bind(folder)
-                verdict = judged(accuracy, cost)
+                verdict = decide(accuracy, cost)
     finally:
+        # Delete a variant that is not kept.
         if verdict is None or not verdict.kept:
             shutil.rmtree(variant, ignore_errors=True)
     return verdict
 
 
-def judged(accuracy: Accuracy, cost: Cost) -> Verdict:
+def decide(accuracy: Accuracy, cost: Cost) -> Verdict:
     if not accuracy.right:
         return Verdict(False, f"none of the {accuracy.images} pictures is answered right to begin with", accuracy, cost)
     if not accuracy.good:
-        return Verdict(False, f"{accuracy.line}. At most {TURNED:.0%} may turn, on balance", accuracy, cost)
+        return Verdict(False, f"{accuracy.line}. At most {MAX_LOST:.0%} may turn, on balance", accuracy, cost)
     if not cost.good:
         return Verdict(False, cost.line, accuracy, cost)
     return Verdict(True, f"{accuracy.line}; {cost.line}", accuracy, cost)
 
 
-def _tools() -> tuple[Any, Any]:
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # both report to their makers otherwise
+def _import_tools() -> tuple[Any, Any]:
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # else both send usage data
     try:
         import nncf  # type: ignore[import-untyped]
         import openvino
@@ -160,22 +164,25 @@ def _tools() -> tuple[Any, Any]:
 # ------------------------------------------------------------------------------------------------------ quantising
 
 
-def quantise(folder: Path, variant: Path, calibration: Array) -> str | None:
-    """From the float32 SavedModel in `folder` to the folder `variant`; or why that cannot be."""
-    openvino, nncf = _tools()
+def quantise(folder: Path, variant: Path, quantisation_pictures: Array) -> str | None:
+    """Quantise the float32 SavedModel in `folder` into the folder `variant`. Return the reason if that cannot be
+    done."""
+    # Quantise all but the nodes after the feature map.
+    openvino, nncf = _import_tools()
     model = openvino.Core().read_model(str(folder))
-    kept_float = _behind_the_feature_map(model)
+    float_nodes = _nodes_after_feature_map(model)
     try:
         quantised = nncf.quantize(
             model,
-            nncf.Dataset([picture[None] for picture in calibration]),
-            subset_size=len(calibration),
-            preset=nncf.QuantizationPreset.MIXED,  # nearer to float32, most of all behind swish
+            nncf.Dataset([picture[None] for picture in quantisation_pictures]),
+            subset_size=len(quantisation_pictures),
+            preset=nncf.QuantizationPreset.MIXED,  # closer to float32, above all after swish
             target_device=nncf.TargetDevice.CPU,
-            ignored_scope=nncf.IgnoredScope(names=kept_float, validate=False),
+            ignored_scope=nncf.IgnoredScope(names=float_nodes, validate=False),
         )
-    except Exception as error:  # a graph that NNCF cannot follow: the SavedModel stands, whatever the reason
+    except Exception as error:  # NNCF raises errors of every type; the SavedModel is published anyway
         return f"NNCF cannot quantise this network: {_first_line(error)}"
+    # Save the result.
     if not any(node.get_type_name() == "FakeQuantize" for node in quantised.get_ops()):
         return "the network has no layer that NNCF can quantise"
     shutil.rmtree(variant, ignore_errors=True)
@@ -185,38 +192,41 @@ def quantise(folder: Path, variant: Path, calibration: Array) -> str | None:
 
 
 def bind(folder: Path) -> None:
-    """Its sums, as `sha256sum --check` reads them. The SavedModel's is among them: written anew, it is bound anew."""
+    """Write the checksums, as `sha256sum --check` reads them. They include the SavedModel's: once that is saved again,
+    bind again."""
     if (variant := folder / FOLDER).is_dir():
         files = {name: (variant / name).read_bytes() for name in ("model.bin", "model.xml", "../../saved_model.pb")}
         sums = (f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items())
         (variant / "SHA256SUMS").write_text("".join(sums))
 
 
-def _behind_the_feature_map(model: Any) -> list[str]:
-    """The names of all that is computed from the last feature map: what the probabilities are traced back to, through
-    everything that is no map itself."""
+def _nodes_after_feature_map(model: Any) -> list[str]:
+    """Return the names of all nodes that are computed from the last feature map. The probabilities are traced back to
+    it through everything that is no map."""
+    # Go back from the probabilities to the last feature maps.
     maps, seen, waiting = [], set(), [model.output("probabilities").get_node()]
     while waiting:
-        for entry in waiting.pop().inputs():
-            source = entry.get_source_output()
+        for port in waiting.pop().inputs():
+            source = port.get_source_output()
             name = source.get_node().get_friendly_name()
             if _is_map(source) and source.get_node().get_type_name() != "Constant":
                 maps.append(source)
             elif name not in seen:
                 seen.add(name)
                 waiting.append(source.get_node())
-    behind: set[str] = set()
+    # Collect everything that is computed from these.
+    after: set[str] = set()
     while maps:
-        for entry in maps.pop().get_target_inputs():
-            node = entry.get_node()
-            if node.get_friendly_name() not in behind:
-                behind.add(node.get_friendly_name())
+        for port in maps.pop().get_target_inputs():
+            node = port.get_node()
+            if node.get_friendly_name() not in after:
+                after.add(node.get_friendly_name())
                 maps += node.outputs()
-    return sorted(behind)
+    return sorted(after)
 
 
 def _is_map(output: Any) -> bool:
-    """Of rank 4, and wide: pooled features are sometimes kept as [N, C, 1, 1]."""
+    """Return True for an output of rank 4 that is wide: pooled features are sometimes kept as [N, C, 1, 1]."""
     shape = output.get_partial_shape()
     if shape.rank.is_dynamic or shape.rank.get_length() < 4:
         return False
@@ -230,8 +240,8 @@ def _first_line(error: BaseException) -> str:
 # -------------------------------------------------------------------------------------------------------- measuring
 
 
-def _asks(path: Path, precision: str) -> Ask:
-    """As the model server computes it."""
+def _load_ask(path: Path, precision: str) -> Ask:
+    """Load a model as the model server does. Return a function from pixels to its outputs."""
     from loupe.engines.openvino_engine import compile_model
 
     request = compile_model(path, precision).create_infer_request()
@@ -243,29 +253,29 @@ def _asks(path: Path, precision: str) -> Ask:
 
 
 def _answers(ask: Ask, pixels: Array) -> dict[str, Array]:
-    parts = [ask(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    batches = [ask(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)]
+    return {name: np.concatenate([answer[name] for answer in batches]) for name in batches[0]}
 
 
-def compared(
+def compare(
     before: dict[str, Array], after: dict[str, Array], truth: Sequence[int] | None, limit: float | None = None
 ) -> Accuracy:
-    tops = [_top(answers["probabilities"]) for answers in (before, after)]
-    classes = np.asarray(tops[0] if truth is None else truth)
-    was, now = (top == classes for top in tops)
+    predictions = [_top_class(answers["probabilities"]) for answers in (before, after)]
+    classes = np.asarray(predictions[0] if truth is None else truth)
+    right_before, right_after = (top == classes for top in predictions)
     return Accuracy(
         images=len(classes),
-        right=int(was.sum()),
-        broken=int((was & ~now).sum()),
-        mended=int((~was & now).sum()),
+        right=int(right_before.sum()),
+        broken=int((right_before & ~right_after).sum()),
+        mended=int((~right_before & right_after).sum()),
         by_labels=truth is not None,
         moved={name: float(np.abs(after[name] - before[name]).mean()) for name in sorted(before)},
         unfamiliar=None if limit is None else (_below(limit, before), _below(limit, after)),
     )
 
 
-def _top(probabilities: Array) -> Array:
-    """-1, which is no class, where there is no number to go by."""
+def _top_class(probabilities: Array) -> Array:
+    """Return the top class; -1, which is no class, where there is no number to go by."""
     return np.where(np.isfinite(probabilities).all(axis=1), probabilities.argmax(axis=1), -1)
 
 
@@ -274,24 +284,25 @@ def _below(limit: float, answers: dict[str, Array]) -> int:
 
 
 def _milliseconds(before: Ask, after: Ask, pictures: Array) -> dict[int, tuple[float, float]]:
-    """The median of each, taken in turns, so that whatever else the machine does falls on both alike."""
-    found = {}
-    for batch in BATCHES:
+    """Return the median ms a picture of both, for each batch size. They take turns, so that other load on the machine
+    affects both alike."""
+    medians = {}
+    for batch in TIMED_BATCHES:
         pixels = np.resize(pictures, (batch, *pictures.shape[1:]))
         times: tuple[list[float], list[float]] = ([], [])
         before(pixels), after(pixels)
-        end = time.monotonic() + SECONDS
+        end = time.monotonic() + TIMING_SECONDS
         while time.monotonic() < end or len(times[0]) < 5:
-            for ask, taken in zip((before, after), times, strict=True):
+            for ask, durations in zip((before, after), times, strict=True):
                 started = time.perf_counter()
                 ask(pixels)
-                taken.append((time.perf_counter() - started) * 1e3 / batch)
-        found[batch] = (statistics.median(times[0]), statistics.median(times[1]))
-    return found
+                durations.append((time.perf_counter() - started) * 1e3 / batch)
+        medians[batch] = (statistics.median(times[0]), statistics.median(times[1]))
+    return medians
 
 
 def _megabytes(folder: Path) -> float:
-    """Of the SavedModel's own files, or of the variant's."""
+    """Return the size of the SavedModel's own files, or of the variant's."""
     if (folder / "model.bin").exists():
         files = list(folder.iterdir())
     else:

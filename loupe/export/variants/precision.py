@@ -1,9 +1,9 @@
-"""Which precision a model is exported in, and `auto`: both are measured here, on real pictures.
+"""Export in float32 or bfloat16; `auto` measures both on real pictures.
 
-    network, lines = in_precision_asked(source, "auto", pixels)
+    precision, lines = choose(source, pixels)
 
 bfloat16 halves the weights and is up to four times as fast on processors that compute in it (AVX-512 BF16, AMX); on
-others it is slower than float32, which is why `auto` measures. It is taken only if it is faster and agrees.
+others it is slower than float32, which is why `auto` measures. bfloat16 is chosen only if it is faster and agrees.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from typing import Any
 import numpy as np
 
 from loupe.errors import UserError
-from loupe.export.graph.savedmodel import Network, freeze, loaded, network_of, plain, save
+from loupe.export.graph.savedmodel import Network, freeze, loaded, network_of, network_without_heatmap, save
 from loupe.export.graph.simplify import folded, in_precision
 from loupe.export.source import Source
 
 PRECISIONS = ("float32", "bfloat16", "auto")
-FASTER = 1.05  # by which bfloat16 must beat float32, at both sizes: less is noise
-SIZES = (1, 8)  # pictures at once
+LEAST_GAIN = 1.05  # times as fast as float32, for both batch sizes: less is noise
+BATCHES = (1, 8)  # batch sizes
 ROUNDS = 8
 NEAR_TIE = 0.02  # of probability, between the two best
-FARTHEST = 0.1  # of a probability, that rounding may move: a picture near the border of a sharp network moves most
+MAX_DIFFERENCE = 0.1  # of a probability: rounding moves a picture near the border of a sharp network most
 
 Array = np.ndarray[Any, Any]
 
 
 def network_in(source: Source, precision: str) -> Network:
-    """The leanest network that answers what the source does, in float32 or bfloat16."""
+    """Return the leanest network with the source's answers, in float32 or bfloat16."""
     if source.model is None:
         if precision != "float32":
             raise UserError(
@@ -45,15 +45,16 @@ def network_in(source: Source, precision: str) -> Network:
         return source.network
     lean = folded(source.model)
     model = lean if precision == "float32" else in_precision(lean, precision)
-    return network_of(model) if source.card.heatmap else plain(model)
+    return network_of(model) if source.card.heatmap else network_without_heatmap(model)
 
 
 def choose(source: Source, pixels: Array) -> tuple[str, list[str]]:
-    """float32 or bfloat16 for this model on this machine, and lines that say why."""
+    """Return float32 or bfloat16 for this model on this machine, and lines that say why."""
     if source.model is None:
         return "float32", ["precision          float32: this model can only be exported as it is"]
     if not len(pixels):
         raise UserError("--precision auto needs pictures to measure with: name a folder of some by --images.")
+    # Export in both precisions, then compare answers and times.
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         asks = {}
         for precision in ("float32", "bfloat16"):
@@ -61,45 +62,48 @@ def choose(source: Source, pixels: Array) -> tuple[str, list[str]]:
             card = replace(source.card, precision=precision)
             save(freeze(network_in(source, precision), card), card, folder)
             asks[precision] = partial(_probabilities, stack.enter_context(loaded(folder)))
-        wide, narrow = (np.concatenate([ask(pixels[n : n + 8]) for n in range(0, len(pixels), 8)])
-                        for ask in asks.values())  # fmt: skip
-        times = {size: _interleaved(asks, pixels[:size]) for size in SIZES}
+        float32, bfloat16 = (np.concatenate([ask(pixels[n : n + 8]) for n in range(0, len(pixels), 8)])
+                             for ask in asks.values())  # fmt: skip
+        times = {size: _interleaved(asks, pixels[:size]) for size in BATCHES}
+    # Take bfloat16 only if it gives the same labels and is faster.
     lines = [
-        f"{size} at once".ljust(19) + f"float32 {took['float32']:.1f} ms a picture, bfloat16 {took['bfloat16']:.1f} ms"
-        for size, took in times.items()
+        f"{size} at once".ljust(19) + f"float32 {ms['float32']:.1f} ms a picture, bfloat16 {ms['bfloat16']:.1f} ms"
+        for size, ms in times.items()
     ]
-    turned, farthest = _differences(wide, narrow)
-    if turned or not farthest <= FARTHEST:
-        why = (
-            f"bfloat16 gives {turned} of {len(wide)} pictures another label, and moves probabilities by {farthest:.2g}"
+    relabelled, largest = _differences(float32, bfloat16)
+    if relabelled or not largest <= MAX_DIFFERENCE:
+        reason = (
+            f"bfloat16 gives {relabelled} of {len(float32)} pictures another label, and moves probabilities by "
+            f"{largest:.2g}"
         )
-        return "float32", [*lines, f"precision          float32: {why}"]
-    if any(took["float32"] < FASTER * took["bfloat16"] for took in times.values()):
+        return "float32", [*lines, f"precision          float32: {reason}"]
+    if any(ms["float32"] < LEAST_GAIN * ms["bfloat16"] for ms in times.values()):
         return "float32", [*lines, "precision          float32: bfloat16 is not faster on this machine"]
-    why = f"faster here, and the same labels on {len(wide)} pictures (probabilities move by up to {farthest:.2g})"
-    return "bfloat16", [*lines, f"precision          bfloat16: {why}"]
+    reason = f"faster here, and the same labels on {len(float32)} pictures (probabilities move by up to {largest:.2g})"
+    return "bfloat16", [*lines, f"precision          bfloat16: {reason}"]
 
 
 def _probabilities(ask: Any, pixels: Array) -> Array:
-    found: Array = ask("serving_default", {"image": pixels}, outputs=["probabilities"])["probabilities"]
-    return found
+    probabilities: Array = ask("serving_default", {"image": pixels}, outputs=["probabilities"])["probabilities"]
+    return probabilities
 
 
 def _interleaved(asks: Mapping[str, Callable[[Array], Array]], pixels: Array) -> dict[str, float]:
-    """Medians of ms a picture, taken in turns, so that a noisy moment hits both."""
-    took: dict[str, list[float]] = {name: [] for name in asks}
+    """Return the median ms a picture of each. They take turns, so that other load on the machine affects all alike."""
+    milliseconds: dict[str, list[float]] = {name: [] for name in asks}
     for turn in range(ROUNDS + 1):
         for name, ask in asks.items():
             started = time.perf_counter()
             ask(pixels)
-            if turn:  # the first builds what later ones use
-                took[name].append((time.perf_counter() - started) * 1e3 / len(pixels))
-    return {name: statistics.median(times) for name, times in took.items()}
+            if turn:  # the first round sets up what later ones use
+                milliseconds[name].append((time.perf_counter() - started) * 1e3 / len(pixels))
+    return {name: statistics.median(times) for name, times in milliseconds.items()}
 
 
-def _differences(wide: Array, narrow: Array) -> tuple[int, float]:
-    """Pictures with another label, near-ties aside, and the largest step of a probability."""
-    best = np.sort(wide, axis=1)
+def _differences(float32: Array, bfloat16: Array) -> tuple[int, float]:
+    """Return the number of pictures with another label, near-ties aside, and the largest difference of a
+    probability."""
+    best = np.sort(float32, axis=1)
     clear = best[:, -1] - best[:, -2] > NEAR_TIE
-    turned = clear & (wide.argmax(axis=1) != narrow.argmax(axis=1))
-    return int(turned.sum()), float(np.abs(wide - narrow).max())
+    relabelled = clear & (float32.argmax(axis=1) != bfloat16.argmax(axis=1))
+    return int(relabelled.sum()), float(np.abs(float32 - bfloat16).max())
