@@ -112,19 +112,19 @@ def _save_anew(path: Path, to: Path, rng: np.random.Generator) -> Path:
 def files_and_copies(data: Dataset, findings: Findings, planted: Planted) -> list[frozenset[Path]]:
     """Prints a line for each kind, and gives the pairs found that were not planted."""
     total = len(data.pictures) + len(data.skipped)
-    bad = {path for finding in findings.groups if finding.kind in FILES for path in finding.paths}
+    bad = {path for finding in findings.groups if finding.category in FILES for path in finding.paths}
     _line("files cut short", len(bad & planted.cut), EACH, len(bad - planted.cut - planted.text), total)
     _line("text files called .jpg", len(bad & planted.text), EACH, len(bad - planted.cut - planted.text), total)
     paths = [picture.file.path for picture in data.pictures]
     known = planted.copies | planted.near
-    sets = [{paths[row] for row in rows} for one in findings.groups if one.kind in COPIES for rows in one.sets]
+    sets = [{paths[row] for row in rows} for one in findings.groups if one.category in COPIES for rows in one.sets]
     own = [frozenset(paths[row] for row in pair) for pair in data.twins]
     own = [pair for pair in own if pair not in known]
     wrong = len({path for pair in own for path in pair})
     for what, pairs in (("exact copies in the other split", planted.copies), ("resized and saved anew", planted.near)):
         found = sum(any(pair <= some for some in sets) for pair in pairs)
         _line(what, found, EACH, wrong, total)
-    light = {row for one in findings.groups if one.kind in ("dark", "bright", "blurred") for row in one.rows}
+    light = {row for one in findings.groups if one.category in ("dark", "bright", "blurred") for row in one.rows}
     _line("(dark, bright, blurred: none planted)", 0, 0, len(light), total)
     for pair in own:
         print("  not planted:", " = ".join(sorted(str(path.relative_to(data.root)) for path in pair)))

@@ -23,7 +23,7 @@ from loupe.images.api import decode
 from loupe.training.data.dataset import Dataset
 from loupe.training.data.doctor import Findings
 from loupe.training.data.label_errors import describe, label_errors, out_of_fold
-from loupe.training.data.names import printable, shown
+from loupe.training.data.names import printable, printable_path
 from loupe.training.evaluate import heldout
 from loupe.training.evaluate.evaluate import BATCH, Result
 from loupe.training.evaluate.metrics import softmax
@@ -189,7 +189,7 @@ def _suspect(data: Dataset, row: int, likelier: int, confidence: float) -> dict[
     path = data.pictures[row].file.path
     relative = path.relative_to(data.root) if path.is_relative_to(data.root) else path
     return {
-        "file": shown(relative),
+        "file": printable_path(relative),
         "label": data.labels[data.classes[row]],
         "likelier": data.labels[likelier],
         "score": round(float(confidence), 4),

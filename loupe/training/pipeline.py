@@ -32,7 +32,7 @@ from loupe.training.fit.augment import Augment, Augmentation, blend
 from loupe.training.fit.batches import Batches, balanced
 from loupe.training.fit.feature_cache import Cache
 from loupe.training.fit.stage import Outcome, Stage, fit
-from loupe.training.network.backbones import build_trunk, cut, freeze, trunk_of, with_head
+from loupe.training.network.backbones import build_trunk, cut, freeze, trunk_layers, with_head
 from loupe.training.network.devices import POLICIES, Devices
 from loupe.training.network.plain import fuse_norms
 from loupe.training.settings import ALL, Settings
@@ -344,5 +344,5 @@ def augmentation(settings: Settings) -> Augmentation:
 def backbone_of(pipeline: Pipeline) -> dict[str, Any]:
     """Return the backbone as the card describes it."""
     settings = pipeline.settings
-    layers = min(pipeline.tuned_layers, len(trunk_of(pipeline.model)))
+    layers = min(pipeline.tuned_layers, len(trunk_layers(pipeline.model)))
     return {"name": settings.backbone, "weights": Path(settings.weights).name, "fine_tuned_layers": layers}

@@ -187,7 +187,7 @@ def test_bad_files_are_left_out_and_listed_with_what_they_are(tmp_path: Path) ->
     (tmp_path / "blue" / "gone.jpg").symlink_to("nowhere")
     Image.new("1", (7000, 6000)).save(tmp_path / "blue" / "huge.png")
     data = take(tmp_path)
-    assert {skipped.path.name: skipped.kind for skipped in data.skipped} == {
+    assert {skipped.path.name: skipped.category for skipped in data.skipped} == {
         "empty.jpg": "empty",
         "text.jpg": "no picture",
         "cut.png": "damaged",
@@ -208,7 +208,7 @@ def test_a_telephone_s_own_format_is_known_whatever_its_header_s_length(tmp_path
         (tmp_path / "red" / f"{brand.decode()}.jpg").write_bytes(
             bytes([0, 0, 0, length]) + b"ftyp" + brand + bytes(200)
         )
-    kinds = {skipped.path.stem: skipped.kind for skipped in take(tmp_path, size=32).skipped}
+    kinds = {skipped.path.stem: skipped.category for skipped in take(tmp_path, size=32).skipped}
     assert kinds == {"heic": "unsupported", "mif1": "unsupported", "avif": "damaged", "isom": "no picture"}
 
 
@@ -218,7 +218,7 @@ def test_pictures_to_predict_that_cannot_be_read_are_listed_and_still_asked_for(
     scene(1).save(tmp_path / "test" / "1.png")
     (tmp_path / "test" / "2.png").write_bytes((tmp_path / "test" / "1.png").read_bytes()[:200])
     data = take(tmp_path, size=32)
-    assert [(one.path.name, one.kind) for one in data.skipped] == [("2.png", "damaged")]
+    assert [(one.path.name, one.category) for one in data.skipped] == [("2.png", "damaged")]
     assert data.skipped[0].why == "damaged or cut short; its row says the most frequent class"
     assert [file.id for file in data.predict] == ["1", "2"]
     assert "skipped 1 file:" in data.summary("mine")

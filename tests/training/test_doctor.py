@@ -21,7 +21,7 @@ def ask(root: Path, size: int = 64) -> Findings:
 
 
 def told(findings: Findings) -> dict[str, Finding]:
-    return {finding.kind: finding for finding in findings.groups}
+    return {finding.category: finding for finding in findings.groups}
 
 
 def names(findings: Findings, kind: str) -> list[str]:
@@ -114,8 +114,8 @@ def test_a_class_whose_one_validation_picture_calibrates_is_measured(tmp_path: P
 
 def test_small_is_judged_by_the_size_that_training_reads_at(tmp_path: Path) -> None:
     data = read(Source(paint(tmp_path, 12)), 64, 64, 42, tmp_path)
-    assert not [one for one in examine(data).groups if one.kind == "small"]
-    small = next(one for one in examine(data, 299).groups if one.kind == "small")
+    assert not [one for one in examine(data).groups if one.category == "small"]
+    small = next(one for one in examine(data, 299).groups if one.category == "small")
     assert len(small.rows) == 24 and "299×299" in small.text
     assert "to be read at 299×299" in data.summary("mine", 299) and "64" not in data.summary("mine", 299)
 
@@ -174,7 +174,7 @@ def test_dark_bright_and_blurred_pictures_are_told_and_no_others(tmp_path: Path)
         tmp_path / "blue/blur.png"
     )
     findings = ask(tmp_path)
-    assert {finding.kind: names(findings, finding.kind) for finding in findings.groups} == {
+    assert {finding.category: names(findings, finding.category) for finding in findings.groups} == {
         "dark": ["red/dark.png"],
         "bright": ["red/light.png"],
         "blurred": ["blue/blur.png"],
@@ -194,7 +194,7 @@ def test_a_class_that_its_format_gives_away_is_told(tmp_path: Path) -> None:
         Image.open(path).save(path.with_suffix(".jpg"), quality=95)
         path.unlink()
     findings = ask(tmp_path)
-    assert {finding.kind for finding in findings.groups} == {"giveaway"}
+    assert {finding.category for finding in findings.groups} == {"giveaway"}
     assert "'red' can be told by its files' format alone (JPEG)" in findings.groups[1].text
 
 

@@ -73,8 +73,8 @@ def stopped(monkeypatch: pytest.MonkeyPatch, model: keras.Model, stop: Stop) -> 
 def test_a_run_that_died_in_an_epoch_ends_as_if_it_had_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(fitting, "PAUSE", 0)
-    monkeypatch.setattr(fitting, "SAVING_SHARE", 0)
+    monkeypatch.setattr(fitting, "SAVE_INTERVAL", 0)
+    monkeypatch.setattr(fitting, "SAVE_COST_FACTOR", 0)
     undisturbed, wanted = train(tmp_path / "one.npz", **more)
     dying = network()
     stopped(monkeypatch, dying, Stop(3, SystemExit))

@@ -9,7 +9,7 @@ import pytest
 
 from loupe.errors import UserError
 from loupe.training.data.layout import File, Layout, Source, find
-from loupe.training.data.names import below, shown, split_of
+from loupe.training.data.names import files_below, printable_path, split_of
 
 
 def fill(root: Path, *names: str) -> Path:
@@ -99,7 +99,7 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
 def test_a_pipe_among_the_pictures_is_not_waited_for(tmp_path: Path) -> None:
     fill(tmp_path, "1.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")
-    assert [path.name for path in below(tmp_path)] == ["1.jpg"]
+    assert [path.name for path in files_below(tmp_path)] == ["1.jpg"]
 
 
 def test_a_test_folder_without_classes_holds_pictures_to_predict(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_submission_keeps_the_row_of_a_missing_picture(tmp_path: Path) -> None
     layout = find(Source(tmp_path))
     assert layout.submission and layout.submission.ids == ["11", "9", "8", "10"]
     assert [file.id for file in layout.predict] == ["11", "8", "10"]
-    assert [skipped.kind for skipped in layout.skipped] == ["missing"]
+    assert [skipped.category for skipped in layout.skipped] == ["missing"]
 
 
 def test_train_and_test_pictures_of_the_same_ids_are_not_mixed_up(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_an_id_with_a_folder_never_takes_a_picture_from_another(tmp_path: Path) 
     csv = table(tmp_path / "labels.csv", "file,label\na/1.jpg,x\nb/1.jpg,y\na/2.jpg,x\n")
     layout = find(Source(tmp_path, csv))
     assert [(file.path.parent.name, file.label) for file in layout.files] == [("a", "x"), ("b", "y")]
-    assert [skipped.kind for skipped in layout.skipped] == ["missing", "unused"]
+    assert [skipped.category for skipped in layout.skipped] == ["missing", "unused"]
 
 
 def test_rows_that_cannot_be_used_are_listed_and_the_rest_is_used(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_rows_that_cannot_be_used_are_listed_and_the_rest_is_used(tmp_path: Path
     rows = "0,a\n1,b\n99,a\n2,\n3,a\n3,b\n4,a\n0,a\n5,b\n"
     layout = find(Source(tmp_path, table(tmp_path / "train.csv", f"id,label\n{rows}")))
     assert labelled(layout) == {"0.jpg": "a", "1.jpg": "b", "5.jpg": "b"}
-    said = {skipped.path.name: (skipped.kind, skipped.why) for skipped in layout.skipped}
+    said = {skipped.path.name: (skipped.category, skipped.why) for skipped in layout.skipped}
     assert said["99"][0] == "missing" and "row 4" in said["99"][1] and "images" in said["99"][1]
     assert said["2.jpg"][0] == "unlabelled"
     assert said["3.jpg"] == ("contradiction", "train.csv gives it 2 labels: 'a', 'b'")
@@ -359,7 +359,7 @@ def test_a_validation_table_that_gives_no_labels_is_listed(tmp_path: Path) -> No
     table(tmp_path / "train.csv", "id,label\n0,a\n1,b\n2,a\n3,b\n")
     table(tmp_path / "val.csv", "id,score,rank\n4,0.1,1\n5,0.2,2\n")
     layout = find(Source(tmp_path))
-    assert [one.path.name for one in layout.skipped if one.kind == "table"] == ["val.csv"]
+    assert [one.path.name for one in layout.skipped if one.category == "table"] == ["val.csv"]
 
 
 def test_a_table_of_labels_for_the_test_pictures_beside_class_folders_measures(tmp_path: Path) -> None:
@@ -407,7 +407,7 @@ def test_pictures_that_no_rule_takes_are_listed(tmp_path: Path) -> None:
     for name, unused in expected.items():
         skipped = find(Source(tmp_path / name)).skipped
         assert [one.path.relative_to(tmp_path / name).as_posix() for one in skipped] == unused
-        assert {one.kind for one in skipped} == {"unused"}
+        assert {one.category for one in skipped} == {"unused"}
 
 
 def test_a_row_with_more_cells_than_the_header_or_without_an_id_is_listed(tmp_path: Path) -> None:
@@ -415,7 +415,7 @@ def test_a_row_with_more_cells_than_the_header_or_without_an_id_is_listed(tmp_pa
     rows = "0,a\n1,b,,\n2,red, blue\n,a\n3,b\n"
     layout = find(Source(tmp_path, table(tmp_path / "train.csv", f"id,label\n{rows}")))
     assert labelled(layout) == {"0.jpg": "a", "1.jpg": "b", "3.jpg": "b"}
-    told = {one.kind: one.why for one in layout.skipped}
+    told = {one.category: one.why for one in layout.skipped}
     assert "row 4 has 3 cells" in told["cells"] and told["no id"] == "row 5 gives no id"
 
 
@@ -452,7 +452,7 @@ def test_one_name_written_in_two_ways_is_one_class(tmp_path: Path) -> None:
 
 
 def test_names_cannot_write_on_a_terminal(tmp_path: Path) -> None:
-    assert shown(Path("a\x1b[31m\n\u202egpj.exe\u2066")) == "a\ufffd[31m\ufffd\ufffdgpj.exe\ufffd"
+    assert printable_path(Path("a\x1b[31m\n\u202egpj.exe\u2066")) == "a\ufffd[31m\ufffd\ufffdgpj.exe\ufffd"
     fill(tmp_path, "red\x07/1.jpg", "blue/1.jpg")
     assert find(Source(tmp_path)).labels == ("blue", "red\ufffd")
 
