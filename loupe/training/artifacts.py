@@ -47,7 +47,7 @@ def write(
         if result.calibration.familiarity:
             result.calibration.familiarity.save(staging / "familiarity.npz")
         (staging / "card.json").write_text(card(name, pipeline, result).to_json(), encoding="utf-8")
-        heldout.write(staging / "pictures.json", data, result.held)
+        heldout.write(staging / "pictures.json", data, result.heldout)
         # History and metrics, with the labels that look wrong.
         _write_table(staging / "history.csv", pipeline.history)
         with pipeline.timed("label check"):

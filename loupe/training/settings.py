@@ -215,8 +215,8 @@ def check_value(spec: Field[Any], value: Any) -> Any:
 
 
 def _number(flag: str, value: Any, metadata: Any) -> Any:
-    # Some numbers have a word, such as all.
     """Return `value` as a number in range, or raise a UserError that names the flag."""
+    # Some numbers have a word, such as all.
     words, number_type = metadata.get("words", {}), metadata["kind"]
     if isinstance(value, str) and value in words:
         return words[value]

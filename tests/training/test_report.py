@@ -21,12 +21,21 @@ from playwright.sync_api import Browser, sync_playwright
 from loupe.training.data.dataset import Dataset, Source, read
 from loupe.training.data.doctor import examine
 from loupe.training.evaluate.calibrate import Calibration
-from loupe.training.evaluate.metrics import Judged, Predictions, softmax, wilson
+from loupe.training.evaluate.metrics import Evaluation, Predictions, softmax, wilson
 from loupe.training.report import sections
 from loupe.training.report.figures import curves, svg
 from loupe.training.report.render import write
 from loupe.training.report.story import Story
-from loupe.training.report.text import breadth, clean, duration, number, percent, relative, shortened, told_apart
+from loupe.training.report.text import (
+    clean,
+    distinct_names,
+    duration,
+    number,
+    percent,
+    relative_path,
+    shortened,
+    text_width,
+)
 from tests.support.pictures import picture
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -140,9 +149,9 @@ def full(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Story
 def test_the_headline_gives_the_accuracy_its_interval_and_what_was_measured(full: tuple[Story, Path]) -> None:
     told, folder = full
     data, text = told.dataset, plain(Page(folder).text)
-    judged = Judged.of(told.predictions, data)
-    low, high = wilson(int(judged.right.sum()), len(data.test))
-    assert plain(f"{percent(judged.accuracy)} accuracy, 95 % interval {percent(low)} to {percent(high)}") in text
+    evaluation = Evaluation.of(told.predictions, data)
+    low, high = wilson(int(evaluation.right.sum()), len(data.test))
+    assert plain(f"{percent(evaluation.accuracy)} accuracy, 95 % interval {percent(low)} to {percent(high)}") in text
     assert f"Measured on {len(data.test)} test pictures" in text
     assert "3 classes · cnn from random weights, 32×32 px · 4 min 12 s in all" in text
 
@@ -265,15 +274,17 @@ def test_a_report_that_cannot_be_written_leaves_the_last_one_as_it_was(data: Dat
 def test_the_numbers_are_those_of_scikit_learn(data: Dataset) -> None:
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-    judged = Judged.of(story(data).predictions, data)
-    assert (judged.confusion == confusion_matrix(judged.truth, judged.guess, labels=range(3))).all()
-    precision, recall, f1, support = precision_recall_fscore_support(judged.truth, judged.guess, labels=range(3))
-    mine = {row.label: row for row in judged.per_class()}
+    evaluation = Evaluation.of(story(data).predictions, data)
+    assert (evaluation.confusion == confusion_matrix(evaluation.truth, evaluation.guess, labels=range(3))).all()
+    precision, recall, f1, support = precision_recall_fscore_support(
+        evaluation.truth, evaluation.guess, labels=range(3)
+    )
+    mine = {row.label: row for row in evaluation.per_class()}
     for count, label in enumerate(data.labels):
         row = mine[label]
         assert (row.precision or 0, row.recall, row.f1) == pytest.approx((precision[count], recall[count], f1[count]))
         assert row.support == support[count]
-    scores = [row.f1 or 0 for row in judged.per_class()]
+    scores = [row.f1 or 0 for row in evaluation.per_class()]
     assert scores == sorted(scores)
 
 
@@ -292,8 +303,8 @@ def test_the_interval_of_a_share_is_wilsons() -> None:
         (number((0.9, 1.1)), "0.9, 1.1"), (number(np.float32(0.5)), "0.5"), (number(False), "no"),
         (percent(0.0), "0 %"), (clean("a\u202eb\u2067c\u2069"), "abc"), (shortened("日" * 20), "日日日日日…日日日日日"),
         (shortened("x" * 10 + "y" * 20), "xxxxxxxxxx…yyyyyyyyyy"),
-        (relative(Path("/data/a/1.png"), Path("/data")), "a/1.png"),
-        (relative(Path("/home/someone/secret/b/a/1.png"), Path("/data")), "b/a/1.png"),
+        (relative_path(Path("/data/a/1.png"), Path("/data")), "a/1.png"),
+        (relative_path(Path("/home/someone/secret/b/a/1.png"), Path("/data")), "b/a/1.png"),
     ],
 )  # fmt: skip
 def test_numbers_and_names_are_written_as_people_do(written: str, expected: str) -> None:
@@ -307,14 +318,16 @@ def test_numbers_and_names_are_written_as_people_do(written: str, expected: str)
 )  # fmt: skip
 def test_shortened_names_stay_different(pattern: str) -> None:
     labels = [pattern.format(count) for count in range(60)]
-    names = told_apart(labels)
+    names = distinct_names(labels)
     assert len({*names}) == 60
     assert all(len(name) <= 22 for name in names)
     assert "same" in pattern or all(str(count) in name for count, name in enumerate(names))
 
 
 def test_wide_letters_are_given_more_room() -> None:
-    assert breadth("i" * 9) < breadth("I" * 9) < breadth("W" * 9) <= breadth("日" * 9) < breadth("🍕" * 9)
+    assert (
+        text_width("i" * 9) < text_width("I" * 9) < text_width("W" * 9) <= text_width("日" * 9) < text_width("🍕" * 9)
+    )
 
 
 def answered(data: Dataset, guesses: list[int]) -> Story:
@@ -325,7 +338,7 @@ def answered(data: Dataset, guesses: list[int]) -> Story:
 
 
 def in_short(told: Story) -> list[str]:
-    return [plain(str(line)) for line in sections.brief(told, Judged.of(told.predictions, told.dataset))]
+    return [plain(str(line)) for line in sections.brief(told, Evaluation.of(told.predictions, told.dataset))]
 
 
 def test_a_model_that_learnt_nothing_is_said_so_first_and_what_it_never_guessed_is_marked(
