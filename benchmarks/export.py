@@ -52,6 +52,7 @@ Ask = Callable[[Array], Any]
 
 
 def main() -> None:
+    # The arguments.
     parser = Parser(__doc__)
     parser.add_argument("--backbone", default="xception", choices=sorted(BACKBONES), help="(xception)")
     parser.add_argument("--size", type=int, default=299, metavar="PX", help="of its input (299)")
@@ -64,11 +65,13 @@ def main() -> None:
         raise UserError("--rounds must be 1 or more.")
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # openvino reports to its makers otherwise
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    # Build every contender.
     pictures = smooth(64, args.size)
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         with quiet(stdout=True):
             model = seasoned(args.backbone, args.size, pictures)
             asks = contenders(model, args.size, pictures, Path(scratch), stack)
+        # Measure and print.
         print(f"{args.backbone} {args.size}; {machine()}")
         print(f"medians of {args.rounds} rounds, ms a picture, and how many times as fast as {KERAS}\n")
         times = {batch: interleaved(asks, pictures[:batch], args.rounds) for batch in BATCHES}
@@ -76,11 +79,12 @@ def main() -> None:
         print()
         for name in (F32, BF16):
             show_heat(name, asks, pictures, args.rounds)
+    # Draw the chart.
     draw(times, f"{args.backbone} {args.size}", args.chart)
     print(f"\nchart: {args.chart}")
 
 
-# ---------------------------------------------------------------------------------------------------- what is compared
+# ---------------------------------------------------------------------------------------------------- contenders
 
 
 def smooth(count: int, size: int) -> Array:
@@ -121,7 +125,7 @@ def contenders(model: keras.Model, size: int, pictures: Array, scratch: Path, st
 
 
 def own_export(ask: Any) -> Ask:
-    """Its input is float32: converted once, before any clock runs."""
+    """Return a call of Keras's export. Its input is float32: converted once, before any clock runs."""
     known: dict[int, Array] = {}
 
     def asked(pixels: Array) -> Any:
@@ -136,7 +140,7 @@ def frozen(ask: Any, outputs: list[str], pixels: Array) -> Any:
 
 
 def compiled(path: Path, precision: str) -> Ask:
-    """As the model server does it; OpenVINO computes every output, wanted or not."""
+    """Return a call of OpenVINO as the model server makes it; it computes every output, wanted or not."""
     import openvino
 
     core = openvino.Core()
@@ -166,19 +170,19 @@ def interleaved(asks: dict[str, Ask], pixels: Array, rounds: int) -> dict[str, f
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
-def heat_cost(plain: Ask, warm: Ask, pixels: Array, pairs: int) -> tuple[float, float]:
-    """By which share the heat map takes longer, and how far that may be off (the 95 % interval of the median)."""
-    for ask in (plain, warm):
+def heat_cost(plain: Ask, with_heat: Ask, pixels: Array, pairs: int) -> tuple[float, float]:
+    """Return the share by which the heat map takes longer, and its error (the 95 % interval of the median)."""
+    for ask in (plain, with_heat):
         timed(ask, pixels), timed(ask, pixels)
     ratios = []
     for number in range(pairs):
-        order = [(0, plain), (1, warm)]
-        found = {which: timed(ask, pixels) for which, ask in (order if number % 2 else reversed(order))}
-        ratios.append(found[1] / found[0])
+        order = [(0, plain), (1, with_heat)]
+        times = {variant: timed(ask, pixels) for variant, ask in (order if number % 2 else reversed(order))}
+        ratios.append(times[1] / times[0])
     ratios.sort()
-    beside = min(0.98 * pairs**0.5, (pairs - 1) / 2)  # ranks, by the binomial distribution
+    offset = min(0.98 * pairs**0.5, (pairs - 1) / 2)  # ranks, by the binomial distribution
     middle = (pairs - 1) / 2
-    spread = (ratios[round(middle + beside)] - ratios[round(middle - beside)]) / 2
+    spread = (ratios[round(middle + offset)] - ratios[round(middle - offset)]) / 2
     return statistics.median(ratios) - 1, spread
 
 
@@ -197,16 +201,16 @@ def machine() -> str:
 def show(times: dict[int, dict[str, float]]) -> None:
     print(f"{'':<30}" + "".join(f"{f'batch {batch}':>18}" for batch in times))
     for name in next(iter(times.values())):
-        cells = "".join(f"{found[name]:>10.2f}{found[KERAS] / found[name]:>6.2f} ×" for found in times.values())
+        cells = "".join(f"{by_name[name]:>10.2f}{by_name[KERAS] / by_name[name]:>6.2f} ×" for by_name in times.values())
         print(f"{name:<30}{cells}")
 
 
 def show_heat(name: str, asks: dict[str, Ask], pictures: Array, rounds: int) -> None:
-    found = []
+    costs = []
     for batch in BATCHES:
         cost, spread = heat_cost(asks[name], asks[name + HEAT], pictures[:batch], max(4, PAIRS[batch] * rounds))
-        found.append(f"{cost:+.1%} ± {spread:.1%} at batch {batch}")
-    print(f"the heat map costs, {name}: {', '.join(found)}")
+        costs.append(f"{cost:+.1%} ± {spread:.1%} at batch {batch}")
+    print(f"the heat map costs, {name}: {', '.join(costs)}")
 
 
 def draw(times: dict[int, dict[str, float]], title: str, path: Path) -> None:
@@ -217,9 +221,9 @@ def draw(times: dict[int, dict[str, float]], title: str, path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     names = list(next(iter(times.values())))
-    for shift, (batch, found) in zip((-0.2, 0.2), times.items(), strict=True):
-        places = [number + shift for number in range(len(names))]
-        bars = axes.barh(places, [found[name] for name in names], 0.38, label=f"batch {batch}")
+    for shift, (batch, by_name) in zip((-0.2, 0.2), times.items(), strict=True):
+        positions = [number + shift for number in range(len(names))]
+        bars = axes.barh(positions, [by_name[name] for name in names], 0.38, label=f"batch {batch}")
         axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()

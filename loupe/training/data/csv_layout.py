@@ -144,6 +144,7 @@ def labelled_splits(
     files: list[File] = []
     skipped: list[Skipped] = []
     used = set()
+    # Each CSV of these splits, if its columns give the same labels.
     for split in ("validation", "test"):
         for path in csv_files(root, split):
             if path in read_before:
@@ -206,6 +207,7 @@ def predictions(
 
 def _unlabelled_pictures(root: Path, labels: tuple[str, ...]) -> list[File]:
     """Return the pictures in test folders without classes. If two have the same name, their folders tell them apart."""
+    # Pictures of the test folders, named by their stems.
     test_folders = [
         folder
         for split, folder in split_folders(root)
@@ -219,6 +221,7 @@ def _unlabelled_pictures(root: Path, labels: tuple[str, ...]) -> list[File]:
         if path.suffix.lower() in PICTURES
     ]
     ids = [path.stem for path, _ in paths]
+    # Lengthen names that several pictures have, until all differ.
     longer_names: tuple[Callable[[Path, Path], Path], ...] = (
         lambda path, folder: path.relative_to(folder).with_suffix(""),
         lambda path, folder: path.relative_to(folder),

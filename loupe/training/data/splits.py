@@ -94,10 +94,12 @@ def _take_from_each_class(
 ) -> Indices:
     """Choose `wanted` rows of each class, in whole groups. Groups of several classes are left in training: they are not
     fit to measure."""
+    # Groups that must stay in training.
     mixed = {
         number for number, found_classes in _classes_by_group(rows, classes, groups).items() if len(found_classes) > 1
     }
     taken: list[int] = []
+    # For each class take shuffled groups as long as they fit.
     for number, count in enumerate(wanted):
         of_class = rows[classes[rows] == number]
         members: dict[int, list[int]] = defaultdict(list)
@@ -108,6 +110,7 @@ def _take_from_each_class(
         for group_rows in candidates:
             if len(chosen) + len(group_rows) <= count:
                 chosen += group_rows
+        # At least the smallest group, if all are too large.
         if count and not chosen and len(members) > 1 and candidates:
             chosen = min(candidates, key=len)
         taken += chosen

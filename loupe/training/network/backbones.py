@@ -123,6 +123,7 @@ def cut(model: keras.Model, last: int) -> tuple[keras.Model, keras.Model]:
     The cut is at the latest place before these layers where a single tensor passes. With last=0 it is behind the
     pooling, and the back is the head alone.
     """
+    # The last operation that may belong to the front.
     operations = list(model.operations)
     position = {id(operation): number for number, operation in enumerate(operations)}
     names = [operation.name for operation in operations]
@@ -131,6 +132,7 @@ def cut(model: keras.Model, last: int) -> tuple[keras.Model, keras.Model]:
         if not last
         else position[id(trunk_layers(model)[max(0, len(trunk_layers(model)) - last)])] - 1
     )
+    # The latest place up to there whose output is all that later operations use.
     furthest_use, cut_at = 0, 0
     for number, operation in enumerate(operations[: latest + 1]):
         if furthest_use <= number:

@@ -24,7 +24,7 @@ SHEET_ROWS, SHEET_VIEWS = 8, 10
 
 @dataclass(frozen=True)
 class Case:
-    """One picture and the model's answer to it."""
+    """A picture and the model's answer to it."""
 
     path: str
     thumbnail: Thumbnail

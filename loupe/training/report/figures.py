@@ -281,7 +281,7 @@ def column(rows: Sequence[Row], key: str) -> Any:
 
 
 class Percents(Formatter):
-    """Formats ticks in per cent, with as many decimals as they need."""
+    """A formatter of ticks in per cent, with as many decimals as they need."""
 
     def __call__(self, value: float, pos: int | None = None) -> str:
         return self.format_ticks([value])[0]

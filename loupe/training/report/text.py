@@ -1,4 +1,4 @@
-"""How the report writes numbers and names: 91.1 %, 4 min 12 s, 21,075,498, a very lo…ong name.
+"""Format numbers and names for the report: 91.1 %, 4 min 12 s, 21,075,498, a very lo…ong name.
 
 percent(0.911), duration(252.0), number(21_075_498), distinct_names(labels)
 """
@@ -97,10 +97,10 @@ def distinct_names(labels: Iterable[str], longest: int = LONGEST) -> list[str]:
     for name, count in Counter(names).items():
         if count > 1:
             same_name = [index for index, other in enumerate(names) if other == name]
-            for index, part in zip(
+            for index, core in zip(
                 same_name, _distinct_parts([full_names[index] for index in same_name], longest), strict=True
             ):
-                names[index] = part
+                names[index] = core
     # Number the names that are still alike.
     counts, seen = Counter(names), Counter[str]()
     for index, name in enumerate(names):
@@ -118,8 +118,8 @@ def _distinct_parts(names: Sequence[str], longest: int) -> list[str]:
     spare = max(0, longest - 2 - max(_column_count(name[common_start : len(name) - common_end]) for name in names)) // 2
     start = common_start - len(_fit_start(names[0][:common_start][::-1], spare))
     end = common_end - len(_fit_start(names[0][len(names[0]) - common_end :], spare))
-    parts = [name[start : len(name) - end] for name in names]
-    return [shortened(f"{'…' if start else ''}{part}{'…' if end else ''}", longest) for part in parts]
+    cores = [name[start : len(name) - end] for name in names]
+    return [shortened(f"{'…' if start else ''}{core}{'…' if end else ''}", longest) for core in cores]
 
 
 def label_html(label: str, short: str) -> Markup:

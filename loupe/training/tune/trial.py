@@ -1,4 +1,4 @@
-"""One trial of the search: train a head on features in memory, many times over with different settings.
+"""Train a head on features in memory, many times over with different settings: the trials of the search.
 
     bench = Bench((x, y), (x_val, y_val), classes, seed, epochs, batch_size, class_weights, label_smoothing)
     for loss, accuracy in bench.train(lr, head, dropout, decay):    # of the validation pictures, after each epoch
