@@ -134,14 +134,14 @@ def test_an_entry_that_another_run_is_filling_is_not_cleared_away(tmp_path: Path
 
 
 def test_the_entries_longest_not_used_make_room(tmp_path: Path) -> None:
-    one = 70 * 5 * 2 + 70 * 74
-    cache = Cache(tmp_path, limit=2.6 * one)
+    entry_bytes = 70 * 5 * 2 + 70 * 74
+    cache = Cache(tmp_path, limit=2.6 * entry_bytes)
     entries = [keep(cache, front(seed)).folder for seed in (1, 2)]
     time.sleep(0.02)
     keep(cache, front(1))  # used again: the second is now the older
     third = keep(cache, front(3)).folder
     assert [entry.exists() for entry in (*entries, third) if entry] == [True, False, True]
-    assert cache.size() <= 2.6 * one
+    assert cache.size() <= 2.6 * entry_bytes
 
 
 def test_what_is_larger_than_the_bound_is_computed_and_not_kept(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_what_is_larger_than_the_bound_is_computed_and_not_kept(tmp_path: Path) 
 
 
 def test_on_a_full_disk_features_that_are_not_kept_need_none(tmp_path: Path) -> None:
-    """What the error of a full disk advises must help."""
+    """Following the advice of a full disk's error must help."""
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--cache-gb 0"):
         keep(Cache(tmp_path / "file", ROOM))

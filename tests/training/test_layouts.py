@@ -13,7 +13,7 @@ from loupe.training.data.names import files_below, printable_path, split_of
 
 
 def fill(root: Path, *names: str) -> Path:
-    """Files of these names: which is which is told by names alone."""
+    """Create files of these names: only names tell what they are."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"\xff\xd8 not looked into here")
@@ -220,11 +220,15 @@ def test_rows_that_cannot_be_used_are_listed_and_the_rest_is_used(tmp_path: Path
     rows = "0,a\n1,b\n99,a\n2,\n3,a\n3,b\n4,a\n0,a\n5,b\n"
     layout = find(Source(tmp_path, table(tmp_path / "train.csv", f"id,label\n{rows}")))
     assert labelled(layout) == {"0.jpg": "a", "1.jpg": "b", "5.jpg": "b"}
-    said = {skipped.path.name: (skipped.category, skipped.why) for skipped in layout.skipped}
-    assert said["99"][0] == "missing" and "row 4" in said["99"][1] and "images" in said["99"][1]
-    assert said["2.jpg"][0] == "unlabelled"
-    assert said["3.jpg"] == ("contradiction", "train.csv gives it 2 labels: 'a', 'b'")
-    assert said["4"][0] == "ambiguous" and "2 files" in said["4"][1]
+    category_and_why = {skipped.path.name: (skipped.category, skipped.why) for skipped in layout.skipped}
+    assert (
+        category_and_why["99"][0] == "missing"
+        and "row 4" in category_and_why["99"][1]
+        and "images" in category_and_why["99"][1]
+    )
+    assert category_and_why["2.jpg"][0] == "unlabelled"
+    assert category_and_why["3.jpg"] == ("contradiction", "train.csv gives it 2 labels: 'a', 'b'")
+    assert category_and_why["4"][0] == "ambiguous" and "2 files" in category_and_why["4"][1]
 
 
 def test_a_csv_about_something_else_does_not_hide_the_class_folders(tmp_path: Path) -> None:
@@ -274,7 +278,7 @@ def test_a_folder_of_pictures_that_is_not_there_is_refused(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("columns", [",image,label", "number,image,label", "id,label", "file,width,label"])
 def test_numbers_that_happen_to_name_pictures_are_no_ids(tmp_path: Path, columns: str) -> None:
-    """One picture is missing, and so more of the other numbers than of the ids are names of pictures."""
+    """A picture is missing, and so more of the other numbers than of the ids are names of pictures."""
     fill(tmp_path, *(f"images/{number}.jpg" for number in range(12)))
     names = columns.split(",")
     rows = []
@@ -347,8 +351,12 @@ def test_labelled_validation_and_test_tables_measure_whatever_their_header(
     fill(tmp_path, *(f"images/p{number}.jpg" for number in range(8)))
     more = ",9" if "Width" in train else ""
     rows = [f"p{number}.jpg,{'ab'[number % 2]}{more}\n" for number in range(8)]
-    for name, header, part in (("train", train, rows[:4]), ("valid", test, rows[4:6]), ("test", test, rows[6:])):
-        table(tmp_path / f"{name}.csv", header + "".join(part))
+    for name, header, rows_of_split in (
+        ("train", train, rows[:4]),
+        ("valid", test, rows[4:6]),
+        ("test", test, rows[6:]),
+    ):
+        table(tmp_path / f"{name}.csv", header + "".join(rows_of_split))
     layout = find(Source(tmp_path))
     assert [file.split for file in layout.files] == ["train"] * 4 + ["validation"] * 2 + ["test"] * 2
     assert not layout.predict and not layout.skipped
@@ -359,7 +367,9 @@ def test_a_validation_table_that_gives_no_labels_is_listed(tmp_path: Path) -> No
     table(tmp_path / "train.csv", "id,label\n0,a\n1,b\n2,a\n3,b\n")
     table(tmp_path / "val.csv", "id,score,rank\n4,0.1,1\n5,0.2,2\n")
     layout = find(Source(tmp_path))
-    assert [one.path.name for one in layout.skipped if one.category == "table"] == ["val.csv"]
+    assert [skipped_file.path.name for skipped_file in layout.skipped if skipped_file.category == "table"] == [
+        "val.csv"
+    ]
 
 
 def test_a_table_of_labels_for_the_test_pictures_beside_class_folders_measures(tmp_path: Path) -> None:
@@ -406,8 +416,8 @@ def test_pictures_that_no_rule_takes_are_listed(tmp_path: Path) -> None:
     expected = {"one": ["loose.jpg"], "two": ["extra/1.jpg", "val/1.jpg"], "three": ["images/3.jpg"]}
     for name, unused in expected.items():
         skipped = find(Source(tmp_path / name)).skipped
-        assert [one.path.relative_to(tmp_path / name).as_posix() for one in skipped] == unused
-        assert {one.category for one in skipped} == {"unused"}
+        assert [skipped_file.path.relative_to(tmp_path / name).as_posix() for skipped_file in skipped] == unused
+        assert {skipped_file.category for skipped_file in skipped} == {"unused"}
 
 
 def test_a_row_with_more_cells_than_the_header_or_without_an_id_is_listed(tmp_path: Path) -> None:
@@ -415,8 +425,8 @@ def test_a_row_with_more_cells_than_the_header_or_without_an_id_is_listed(tmp_pa
     rows = "0,a\n1,b,,\n2,red, blue\n,a\n3,b\n"
     layout = find(Source(tmp_path, table(tmp_path / "train.csv", f"id,label\n{rows}")))
     assert labelled(layout) == {"0.jpg": "a", "1.jpg": "b", "3.jpg": "b"}
-    told = {one.category: one.why for one in layout.skipped}
-    assert "row 4 has 3 cells" in told["cells"] and told["no id"] == "row 5 gives no id"
+    why_of = {skipped_file.category: skipped_file.why for skipped_file in layout.skipped}
+    assert "row 4 has 3 cells" in why_of["cells"] and why_of["no id"] == "row 5 gives no id"
 
 
 @pytest.mark.parametrize("start", ["\n\n", "sep=;\n", '"sep=;"\r\n', " \n;;\n"])

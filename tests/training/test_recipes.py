@@ -72,8 +72,8 @@ def test_a_recipe_has_the_settings_that_were_published(name: str) -> None:
 
 
 def test_the_variant_differs_in_its_backbone_alone() -> None:
-    one, other = load("food"), load("food-resnet50")
-    assert {key for key in one if one[key] != other[key]} == {"name", "backbone"}
+    small, large = load("food"), load("food-resnet50")
+    assert {key for key in small if small[key] != large[key]} == {"name", "backbone"}
 
 
 def test_each_problem_has_a_miniature() -> None:
@@ -141,10 +141,10 @@ def test_a_file_that_is_no_text_is_one_line(tmp_path: Path) -> None:
 
 
 def test_every_key_of_every_recipe_is_a_flag_of_train_py() -> None:
-    told = subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True).stdout
+    help_text = subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True).stdout
     for name in names():
         for key in load(name):
-            assert re.search(rf"--{key.replace('_', '-')}\b", told), f"{name}: {key}"
+            assert re.search(rf"--{key.replace('_', '-')}\b", help_text), f"{name}: {key}"
     assert {spec.name for spec in fields(Settings)} >= {key for name in names() for key in load(name)}
 
 

@@ -30,7 +30,9 @@ def learnt() -> keras.Model:
 def same(trunk: keras.Model, model: keras.Model) -> bool:
     mine = [weight for layer in trunk.layers for weight in layer.get_weights()]
     theirs = [weight for layer in trunk_layers(model) for weight in layer.get_weights()]
-    return len(mine) == len(theirs) and all(np.array_equal(one, other) for one, other in zip(mine, theirs, strict=True))
+    return len(mine) == len(theirs) and all(
+        np.array_equal(actual, expected) for actual, expected in zip(mine, theirs, strict=True)
+    )
 
 
 @pytest.mark.parametrize("file", ["model.keras", "model.h5", "model.weights.h5"])
@@ -59,7 +61,7 @@ def test_a_backbone_nested_in_its_model_is_found(tmp_path: Path, file: str) -> N
     trunk = build_trunk("mobilenetv2", SIDE, SIDE, weights=str(tmp_path / file))
     mine = [weight for layer in trunk.layers for weight in layer.get_weights()]
     theirs = [weight for layer in base.layers for weight in layer.get_weights()]
-    assert all(np.array_equal(one, other) for one, other in zip(mine, theirs, strict=True))
+    assert all(np.array_equal(actual, expected) for actual, expected in zip(mine, theirs, strict=True))
 
 
 def test_weights_of_another_network_are_refused(learnt: keras.Model, tmp_path: Path) -> None:
@@ -118,10 +120,10 @@ def test_unfreezing_leaves_batch_normalisation_as_it_was_learnt(learnt: keras.Mo
     before = norms(learnt)
     learnt.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     learnt.fit(PIXELS, np.array([0, 1]), verbose=0)
-    for one, other in zip(before, norms(learnt), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for expected, actual in zip(before, norms(learnt), strict=True):
+        np.testing.assert_array_equal(expected, actual)
 
 
 def norms(model: keras.Model) -> list[Any]:
-    kind = keras.layers.BatchNormalization
-    return [weight for layer in trunk_layers(model) if isinstance(layer, kind) for weight in layer.get_weights()]
+    norm_type = keras.layers.BatchNormalization
+    return [weight for layer in trunk_layers(model) if isinstance(layer, norm_type) for weight in layer.get_weights()]
