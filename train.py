@@ -76,13 +76,13 @@ def main() -> int:
     # Train in the run's folder, or find the finished run.
     from loupe.training.run import Run
 
-    about = {**asdict(settings), "data": str(args.data.resolve())}
-    with Run(args.runs, name, about, args.resume, args.fresh) as run:
+    inputs = {**asdict(settings), "data": str(args.data.resolve())}
+    with Run(args.runs, name, inputs, args.resume, args.fresh) as run:
         data = read(source, settings.size, settings.size, settings.seed, run.staging, **splits)
         run.check_pictures(data.digest)
         if run.is_finished_already():
-            print(f"{run.home} is finished: the same settings and pictures")
-            folder, finished = run.home, True
+            print(f"{run.folder} is finished: the same settings and pictures")
+            folder, finished = run.folder, True
         else:
             folder, finished = train(run, name, settings, data, cache_folder=args.runs / ".features", started=started)
     # Publish, unless the run was interrupted or --no-publish is given.

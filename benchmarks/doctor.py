@@ -113,10 +113,12 @@ def _save_anew(path: Path, target: Path, rng: np.random.Generator) -> Path:
 
 def files_and_copies(data: Dataset, findings: Findings, planted: Planted) -> list[frozenset[Path]]:
     """Print a line for each kind of fault, and return the pairs found that were not planted."""
+    # Files that are no pictures.
     total = len(data.pictures) + len(data.skipped)
     bad = {path for finding in findings.groups if finding.category in FILES for path in finding.paths}
     _line("files cut short", len(bad & planted.cut), EACH, len(bad - planted.cut - planted.text), total)
     _line("text files called .jpg", len(bad & planted.text), EACH, len(bad - planted.cut - planted.text), total)
+    # Copies, exact and near.
     paths = [picture.file.path for picture in data.pictures]
     planted_pairs = planted.copies | planted.near
     sets = [
@@ -131,6 +133,7 @@ def files_and_copies(data: Dataset, findings: Findings, planted: Planted) -> lis
     for title, pairs in (("exact copies in the other split", planted.copies), ("resized and saved anew", planted.near)):
         hits = sum(any(pair <= rows_of_set for rows_of_set in sets) for pair in pairs)
         _line(title, hits, EACH, false_alarms, total)
+    # False alarms of lighting, and pairs that were not planted.
     oddly_lit = {
         row for finding in findings.groups if finding.category in ("dark", "bright", "blurred") for row in finding.rows
     }

@@ -164,6 +164,7 @@ def memory(processes: list[int]) -> tuple[float, float]:
 
 def show(picture_set: PictureSet, ours: list[Measurements], theirs: list[Measurements]) -> None:
     """Print the medians of all starts."""
+    # A head with the size of the pictures.
     size = statistics.mean(map(len, picture_set.bodies))
     print(
         f"\n{picture_set.name}, {size / 1e6:.1f} MB each"
@@ -171,6 +172,7 @@ def show(picture_set: PictureSet, ours: list[Measurements], theirs: list[Measure
         else f"\n{picture_set.name}, {size / 1e3:.0f} KB each"
     )
     print(f"{'':35}{OURS:>10}{THEIRS:>10}{'ratio':>8}   {'target':16}of the starts")
+    # Rates and waiting times, then decoding alone, then memory.
     pairs = list(zip(ours, theirs, strict=True))
     for n in CONCURRENT:
         wanted = f"≥ {picture_set.target}"

@@ -64,8 +64,8 @@ def below(folder: str, *wanted: str) -> Callable[[Sequence[str]], Places]:
     `wanted`."""
 
     def place(names: Sequence[str]) -> Places:
-        inside = {name: name.removeprefix(folder) for name in names if name.startswith(folder)}
-        return {name: target for name, target in inside.items() if not wanted or target.split("/")[0] in wanted}
+        names_inside = {name: name.removeprefix(folder) for name in names if name.startswith(folder)}
+        return {name: target for name, target in names_inside.items() if not wanted or target.split("/")[0] in wanted}
 
     return place
 
@@ -186,8 +186,8 @@ def download_archive(source: Source, target: Path) -> None:
 
 
 def advice_by_hand(source: Source, target: Path) -> str:
-    where = source.page if source.kaggle else source.url
-    return f"By hand: download it from {where}, save it as {target}, and run this again."
+    address = source.page if source.kaggle else source.url
+    return f"By hand: download it from {address}, save it as {target}, and run this again."
 
 
 def check_and_unpack(source: Source, out: Path, archive: Path) -> list[str]:

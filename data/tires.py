@@ -111,9 +111,9 @@ def _cracks(rng: Generator, load: float, size: tuple[float, float]) -> list[Line
         x, y = centre + rng.normal(0, reach, 2)
         heading = along + rng.choice((0, np.pi, np.pi / 2), p=(0.4, 0.4, 0.2)) + rng.normal(0, 0.35)
         length = rng.uniform(0.07, 0.2) if crazed else rng.uniform(0.2, 0.6)
-        before = len(lines)
+        first_new = len(lines)
         _grow(rng, x, y, heading, length, rng.uniform(0.008, 0.018), lines)
-        ends = np.array([line[2:4] for line in lines[before:]])
+        ends = np.array([line[2:4] for line in lines[first_new:]])
         drawn += 0.021 * int(((ends > 0.03) & (ends < np.array(size) - 0.03)).all(axis=1).sum())  # 0.021: mean step
     return lines
 
@@ -208,10 +208,10 @@ def _lettering(rng: Generator, far: float, turn: float, zoom: float, shape: tupl
         else:
             ImageDraw.Draw(tile).text((middle, middle), letter, 255, font, "mm")
         tile = tile.rotate(-np.degrees(angle + turn), Image.Resampling.BILINEAR)
-        place = (int(px * short + shape[1] / 2 - middle), int(py * short + shape[0] / 2 - middle))
-        whole = Image.new("L", mask.size)
-        whole.paste(tile, place)
-        mask = ImageChops.lighter(mask, whole)
+        corner = (int(px * short + shape[1] / 2 - middle), int(py * short + shape[0] / 2 - middle))
+        layer = Image.new("L", mask.size)
+        layer.paste(tile, corner)
+        mask = ImageChops.lighter(mask, layer)
         angle += font.getlength(letter) / short * 1.12 / radius + 0.004
     return np.asarray(mask.filter(ImageFilter.GaussianBlur(short / 400)), dtype=np.float32) / 255
 

@@ -231,7 +231,7 @@ class Pipeline:
             raise UserError("The loss became no number at all: try again with a lower --lr.")
         return outcome
 
-    def _training_batches(self, source: Any, stage: Stage, size: int | None = None, **more: Any) -> Batches:
+    def _training_batches(self, source: Any, stage: Stage, size: int | None = None, **options: Any) -> Batches:
         weights = self._class_weights() if self.settings.class_weights else None
         return Batches(
             source,
@@ -242,7 +242,7 @@ class Pipeline:
             seed=stage.seed,
             smoothing=self.settings.label_smoothing,
             weights=weights,
-            **more,
+            **options,
         )
 
     def _varied_batches(self, stage: Stage) -> Batches:
@@ -264,7 +264,7 @@ class Pipeline:
         """Return `front`'s features of every picture, from the cache where it has them. With several views the arrays
         of all views follow one another."""
         # Everything that the features depend on, but for weights and pictures.
-        about = {
+        dependencies = {
             "network": self.settings.backbone,
             "layers": len(front.layers),  # how deep it is cut
             "pixels": (RESIZE, FIT),
@@ -292,7 +292,7 @@ class Pipeline:
                 )
                 ids += [view_id if row in train_rows else ids[row] for row, view_id in enumerate(view_ids)]
         # Compute what is missing, and say so on the terminal.
-        cached = self.cache.features(front, pixels, ids, about)
+        cached = self.cache.features(front, pixels, ids, dependencies)
         origin = (
             f"{cached.computed:,} computed in {cached.seconds:.0f} s" if cached.computed else "all kept from before"
         )

@@ -26,10 +26,12 @@ STATE = "state"  # the subfolder with what --resume needs; the finished run does
 
 
 class Run:
-    def __init__(self, runs: Path, name: str, about: dict[str, Any], resume: bool = False, fresh: bool = False) -> None:
-        """Name the run's folders. `about` holds the settings and the data: a run resumes only if they are the same."""
-        self.name, self.about, self.resume, self.fresh = name, about, resume, fresh
-        self.home = runs / name
+    def __init__(
+        self, runs: Path, name: str, inputs: dict[str, Any], resume: bool = False, fresh: bool = False
+    ) -> None:
+        """Name the run's folders. `inputs` are the settings and the data: a run resumes only if they are the same."""
+        self.name, self.inputs, self.resume, self.fresh = name, inputs, resume, fresh
+        self.folder = runs / name
         self.staging = runs / f".part-{name}"
         self.state = self.staging / STATE
 
@@ -90,8 +92,8 @@ class Run:
 
     def _prepare(self) -> None:
         # An unfinished run goes on if --resume asks for it and it can be read.
-        about = self.staging / "about.json"
-        earlier = _read(about)
+        about_file = self.staging / "about.json"
+        earlier = _read(about_file)
         if self._has_progress() and not self.fresh:
             if earlier is None:
                 raise UserError(f"The unfinished run at {self.staging} is damaged. Discard it by --fresh.")
@@ -107,23 +109,23 @@ class Run:
         self._write_about()
 
     def _check_settings(self, earlier: dict[str, Any]) -> None:
-        current = json.loads(json.dumps(self.about))  # as JSON gives it back
+        current = json.loads(json.dumps(self.inputs))  # as JSON gives it back
         for key in sorted(current.keys() & earlier.keys()):
             if current[key] != earlier[key] and key not in CHANGEABLE:
                 raise UserError(
                     f"The unfinished run of {self.name} had {key} {earlier[key]!r}, and now it is {current[key]!r}. "
                     "--resume with the same settings, or discard it by --fresh."
                 )
-        self.about = earlier
+        self.inputs = earlier
 
     def is_finished_already(self) -> bool:
         """Return True if --resume has nothing to do: a finished run has the same settings and pictures."""
-        earlier = _read(self.home / "about.json") or {}
-        return self.resume and earlier == json.loads(json.dumps(self.about))
+        earlier = _read(self.folder / "about.json") or {}
+        return self.resume and earlier == json.loads(json.dumps(self.inputs))
 
     def check_pictures(self, fingerprint: str) -> None:
         """Refuse to resume with other pictures, labels or splits than the run began with."""
-        if self.about.setdefault("pictures", fingerprint) != fingerprint:
+        if self.inputs.setdefault("pictures", fingerprint) != fingerprint:
             raise UserError(
                 f"The pictures are not those that the unfinished run of {self.name} began with. Put them back, or "
                 "discard it by --fresh."
@@ -135,34 +137,34 @@ class Run:
 
     def _write_about(self) -> None:
         staging = self.staging / "about.part"
-        staging.write_text(json.dumps(self.about, indent=2) + "\n")
+        staging.write_text(json.dumps(self.inputs, indent=2) + "\n")
         staging.replace(self.staging / "about.json")
 
     def keep(self) -> Path:
         """Move the finished run into place, over an earlier one of its name."""
-        home = self._replace(self.staging, self.home)  # renamed first: a kill after it leaves a finished run
-        shutil.rmtree(home / STATE, ignore_errors=True)
-        return home
+        folder = self._replace(self.staging, self.folder)  # renamed first: a kill after it leaves a finished run
+        shutil.rmtree(folder / STATE, ignore_errors=True)
+        return folder
 
     def keep_interrupted(self) -> Path:
         """Copy the interrupted run to its own folder. The unfinished run stays where it can be resumed."""
         copy = self.staging.with_name(f".copy-{self.name}")
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(self.staging, copy, ignore=shutil.ignore_patterns(STATE))
-        return self._replace(copy, self.home.with_name(f"{self.name}-interrupted"))
+        return self._replace(copy, self.folder.with_name(f"{self.name}-interrupted"))
 
-    def _replace(self, new: Path, home: Path) -> Path:
-        old = home.with_name(f".old-{home.name}")
-        shutil.rmtree(old, ignore_errors=True)
-        if home.exists():
-            home.rename(old)
-        new.rename(home)
-        shutil.rmtree(old, ignore_errors=True)
-        return home
+    def _replace(self, source: Path, target: Path) -> Path:
+        replaced = target.with_name(f".old-{target.name}")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if target.exists():
+            target.rename(replaced)
+        source.rename(target)
+        shutil.rmtree(replaced, ignore_errors=True)
+        return target
 
 
-def _read(about: Path) -> dict[str, Any] | None:
+def _read(about_file: Path) -> dict[str, Any] | None:
     try:
-        return dict(json.loads(about.read_text()))
+        return dict(json.loads(about_file.read_text()))
     except (OSError, ValueError, TypeError):
         return None

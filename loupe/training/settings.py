@@ -133,16 +133,16 @@ class Settings:
     )
     cache_gb: float = _flag(8.0, "trust", "most that runs/.features may hold (8)", kind=float, **_range(0, 100_000))
 
-    def having(self, given: dict[str, Any]) -> Settings:
+    def having(self, changes: dict[str, Any]) -> Settings:
         """Return a copy with these values replaced; names with - or _. Raise a UserError that says what is wrong."""
-        known = {spec.name: spec for spec in fields(self)}
+        specs = {spec.name: spec for spec in fields(self)}
         values = {}
-        for key, value in given.items():
+        for key, value in changes.items():
             name = key.replace("-", "_")
-            if name not in known:
-                near = difflib.get_close_matches(name, known, 1, 0)[0]
-                raise UserError(f"{key!r} is no setting of a training; did you mean {near!r}?")
-            values[name] = check_value(known[name], value)
+            if name not in specs:
+                similar = difflib.get_close_matches(name, specs, 1, 0)[0]
+                raise UserError(f"{key!r} is no setting of a training; did you mean {similar!r}?")
+            values[name] = check_value(specs[name], value)
         return replace(self, **values)
 
     @property

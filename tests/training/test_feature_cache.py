@@ -31,9 +31,11 @@ def front(seed: int = 1) -> keras.Model:
 
 
 def keep(
-    cache: Cache, model: keras.Model | None = None, ids: Sequence[str] = IDS, about: dict[str, Any] | None = None
+    cache: Cache, model: keras.Model | None = None, ids: Sequence[str] = IDS, dependencies: dict[str, Any] | None = None
 ) -> CachedFeatures:
-    return cache.features(model or front(), lambda rows: PIXELS[list(rows)], list(ids), about or {"network": "small"})
+    return cache.features(
+        model or front(), lambda rows: PIXELS[list(rows)], list(ids), dependencies or {"network": "small"}
+    )
 
 
 def wanted(model: keras.Model) -> Any:
@@ -69,7 +71,7 @@ def test_other_weights_and_other_settings_are_other_features(tmp_path: Path) -> 
     cache = Cache(tmp_path, ROOM)
     keep(cache)
     assert keep(cache, front(2)).computed == 70
-    assert keep(cache, about={"network": "small", "precision": "bfloat16"}).computed == 70
+    assert keep(cache, dependencies={"network": "small", "precision": "bfloat16"}).computed == 70
     assert len([entry for entry in tmp_path.iterdir() if entry.is_dir()]) == 3
 
 

@@ -158,10 +158,10 @@ def read(
     pixels, pictures, skipped = decode_all(layout.files, height, width, spill)
     classes = np.array([layout.labels.index(picture.file.label) for picture in pictures], dtype=np.int64)
     # Find duplicates, and split.
-    given = _given_splits(pictures)
+    given_rows = _given_splits(pictures)
     sha256s = [picture.sha256 for picture in pictures]
     twin_pairs = twins(sha256s, [picture.fingerprint for picture in pictures], pixels)
-    rows_by_split = split(given, classes, sha256s, twin_pairs, seed, validation_share, test_share)
+    rows_by_split = split(given_rows, classes, sha256s, twin_pairs, seed, validation_share, test_share)
     # Put it all together, and refuse classes that are too small.
     data = Dataset(
         root=source.root if source.root.is_dir() else source.root.parent,
@@ -287,8 +287,8 @@ def _measure(pixels: Pixels) -> tuple[int, float, float]:
     """Return fingerprint, brightness and sharpness."""
     grey = Image.fromarray(pixels).convert("L").resize((LOOK_SIZE, LOOK_SIZE), Image.Resampling.BILINEAR)
     values = np.asarray(grey, dtype=np.float32)
-    inside = values[1:-1, 1:-1]
-    laplacian = 4 * inside - values[:-2, 1:-1] - values[2:, 1:-1] - values[1:-1, :-2] - values[1:-1, 2:]
+    inner = values[1:-1, 1:-1]
+    laplacian = 4 * inner - values[:-2, 1:-1] - values[2:, 1:-1] - values[1:-1, :-2] - values[1:-1, 2:]
     return fingerprint(grey), float(values.mean()), float(laplacian.var() / (values.var() + 1))
 
 

@@ -1,6 +1,6 @@
 """Split pictures into training, validation, calibration and test, so that no picture is on two sides.
 
-    splits = split(given, classes, sha256s, twins, seed=42, validation_share=0.15, test_share=0.15)
+    splits = split(given_rows, classes, sha256s, twins, seed=42, validation_share=0.15, test_share=0.15)
 
 Given splits are kept. If validation or test is missing, it is cut from training: the same share of every class, the
 same pictures for the same seed, and pictures that are twins of each other on one side. Calibration is half of every
@@ -31,7 +31,7 @@ class Splits:
 
 
 def split(
-    given: dict[str, Indices],
+    given_rows: dict[str, Indices],
     classes: Indices,
     sha256s: Sequence[str],
     twins: Sequence[tuple[int, int]],
@@ -39,25 +39,25 @@ def split(
     validation_share: float,
     test_share: float,
 ) -> Splits:
-    """Split the rows of a data set. `given` has the rows of each split that the data set came with. The shares are of
-    the training pictures before anything is cut from them."""
+    """Split the rows of a data set. `given_rows` has the rows of each split that the data set came with. The shares are
+    of the training pictures before anything is cut from them."""
     # Given splits, without copies that would be on two sides.
-    train = trainable(given, classes, sha256s)
-    test_sha256s = {sha256s[row] for row in given["test"]}
+    train = trainable(given_rows, classes, sha256s)
+    test_sha256s = {sha256s[row] for row in given_rows["test"]}
     heldout = {
         "validation": np.array(
-            [row for row in given["validation"] if sha256s[row] not in test_sha256s], dtype=np.int64
+            [row for row in given_rows["validation"] if sha256s[row] not in test_sha256s], dtype=np.int64
         ),
-        "test": given["test"],
+        "test": given_rows["test"],
     }
     # Cut what is missing from the training pictures.
     groups = group(len(classes), twins)
     sizes = np.bincount(classes[train], minlength=int(classes.max(initial=0)) + 1)
     for name, share in (("test", test_share), ("validation", validation_share)):
-        if not len(given[name]) and share:
-            wanted = np.where(sizes > 3, np.maximum(1, np.round(share * sizes)), 0).astype(np.int64)
+        if not len(given_rows[name]) and share:
+            wanted_counts = np.where(sizes > 3, np.maximum(1, np.round(share * sizes)), 0).astype(np.int64)
             heldout[name] = _take_from_each_class(
-                train, wanted, classes, groups, np.random.default_rng((seed, len(name)))
+                train, wanted_counts, classes, groups, np.random.default_rng((seed, len(name)))
             )
             train = np.setdiff1d(train, heldout[name])
     # Half of the validation pictures calibrate, evenly over the classes.
@@ -79,28 +79,28 @@ def group(count: int, pairs: Sequence[tuple[int, int]]) -> Indices:
     return np.asarray(connected_components(edges, directed=False)[1], dtype=np.int64)
 
 
-def trainable(given: dict[str, Indices], classes: Indices, sha256s: Sequence[str]) -> Indices:
+def trainable(given_rows: dict[str, Indices], classes: Indices, sha256s: Sequence[str]) -> Indices:
     """Return the training pictures, each once: without those that also measure and those with two labels."""
-    measured_sha256s = {sha256s[row] for name in ("validation", "test") for row in given[name]}
+    measured_sha256s = {sha256s[row] for name in ("validation", "test") for row in given_rows[name]}
     copies: dict[str, list[int]] = defaultdict(list)
-    for row in given["train"].tolist():
+    for row in given_rows["train"].tolist():
         if sha256s[row] not in measured_sha256s:
             copies[sha256s[row]].append(row)
     return np.array([rows[0] for rows in copies.values() if len(set(classes[rows])) == 1], dtype=np.int64)
 
 
 def _take_from_each_class(
-    rows: Indices, wanted: Indices, classes: Indices, groups: Indices, rng: np.random.Generator
+    rows: Indices, wanted_counts: Indices, classes: Indices, groups: Indices, rng: np.random.Generator
 ) -> Indices:
-    """Choose `wanted` rows of each class, in whole groups. Groups of several classes are left in training: they are not
-    fit to measure."""
+    """Choose `wanted_counts` rows of each class, in whole groups. Groups of several classes are left in training: they
+    are not fit to measure."""
     # Groups that must stay in training.
     mixed = {
         number for number, found_classes in _classes_by_group(rows, classes, groups).items() if len(found_classes) > 1
     }
     taken: list[int] = []
     # For each class take shuffled groups as long as they fit.
-    for number, count in enumerate(wanted):
+    for number, count in enumerate(wanted_counts):
         of_class = rows[classes[rows] == number]
         members: dict[int, list[int]] = defaultdict(list)
         for row in rng.permutation(of_class).tolist():

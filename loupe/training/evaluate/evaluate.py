@@ -49,11 +49,11 @@ class Result:
 
 def evaluate(trained: Trained) -> Result:
     data, classes = trained.data, trained.data.classes
-    known = np.random.default_rng(trained.seed).permutation(data.train)[:KNOWN]
+    known_rows = np.random.default_rng(trained.seed).permutation(data.train)[:KNOWN]
 
     # Calibration pictures fit temperature, threshold and familiarity.
-    calibration_outputs, known_outputs = _outputs(trained, data.calibration), _outputs(trained, known)
-    true_classes = classes[data.calibration], classes[known]
+    calibration_outputs, known_outputs = _outputs(trained, data.calibration), _outputs(trained, known_rows)
+    true_classes = classes[data.calibration], classes[known_rows]
     calibration = calibrate(
         calibration_outputs.logits,
         calibration_outputs.features,
@@ -71,12 +71,12 @@ def evaluate(trained: Trained) -> Result:
     return Result(split, predictions, calibration, _metrics(data, split, predictions, heldout, calibration), heldout)
 
 
-def _without_false_alarms(calibration: Calibration, known: Array) -> Calibration:
+def _without_false_alarms(calibration: Calibration, known_features: Array) -> Calibration:
     """Drop familiarity if it calls known pictures unfamiliar far more often than it should."""
     limit, familiarity = calibration.unfamiliar_below, calibration.familiarity
-    if limit is None or familiarity is None or not len(known):
+    if limit is None or familiarity is None or not len(known_features):
         return calibration
-    alarms = float((familiarity.score(known) < limit).mean())
+    alarms = float((familiarity.score(known_features) < limit).mean())
     if alarms <= MOST_ALARMS:
         return calibration
     note = f"Familiarity tells nothing here: {alarms:.0%} of known pictures would be called unfamiliar. It is left out."
@@ -134,10 +134,10 @@ def outputs_of(model: keras.Model, pixels: Any, rows: Indices, title: str = "mea
     logits, features = [], []
     with bar(title, len(rows)) as step:
         for start in range(0, len(rows), BATCH):
-            chosen = rows[start : start + BATCH]
-            outputs = model_with_features.predict_on_batch(np.asarray(pixels[chosen], np.float32))
+            batch_rows = rows[start : start + BATCH]
+            outputs = model_with_features.predict_on_batch(np.asarray(pixels[batch_rows], np.float32))
             logits.append(outputs[0].astype(np.float32))
             features.append(outputs[1].astype(np.float32))
-            step(len(chosen))
+            step(len(batch_rows))
     empty = [np.zeros((0, tensor.shape[-1]), np.float32) for tensor in model_with_features.outputs]
     return Outputs(np.concatenate([empty[0], *logits]), np.concatenate([empty[1], *features]))

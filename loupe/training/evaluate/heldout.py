@@ -42,15 +42,15 @@ def _answer(data: Dataset, heldout: Predictions, number: int) -> list[Any]:
     return [data.labels[int(probabilities.argmax())], round(float(probabilities.max()), 6), familiarity]
 
 
-def _even(rows: Indices, data: Dataset, most: int) -> list[int]:
-    """Return at most `most` rows, one of each class in turn, so that they stay even wherever the list is cut off."""
+def _even(rows: Indices, data: Dataset, limit: int) -> list[int]:
+    """Return at most `limit` rows, one of each class in turn, so that they stay even wherever the list is cut off."""
     shuffled = np.random.default_rng(0).permutation(rows)
     rank = np.zeros(len(shuffled), np.int64)  # how many of the same class come before
     for number in range(len(data.labels)):
         of_class = data.classes[shuffled] == number
         rank[of_class] = np.arange(of_class.sum())
     order = np.lexsort((data.classes[shuffled], rank))
-    return [int(row) for row in shuffled[order][:most]]
+    return [int(row) for row in shuffled[order][:limit]]
 
 
 def _named(data: Dataset, rows: list[int]) -> list[list[Any]]:

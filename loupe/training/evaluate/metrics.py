@@ -185,12 +185,12 @@ class Evaluation:
     def macro_f1(self) -> float:
         return float(np.mean([row.f1 for row in self.per_class() if row.f1 is not None]))
 
-    def confused(self, most: int) -> list[Confused]:
+    def confused(self, limit: int) -> list[Confused]:
         """Return the pairs of classes that are most often taken for each other."""
         counts = self.confusion.copy()
         np.fill_diagonal(counts, 0)
         support = self.confusion.sum(axis=1)
-        order = np.argsort(-counts, axis=None, kind="stable")[:most]
+        order = np.argsort(-counts, axis=None, kind="stable")[:limit]
         pairs = [(int(index) // len(counts), int(index) % len(counts)) for index in order]
         return [
             Confused(
@@ -214,8 +214,8 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     """Return the 95 % interval of a share, which also holds for few pictures and near 0 and 1."""
     share, spread = right / total, Z95**2 / total
     centre = (share + spread / 2) / (1 + spread)
-    half = Z95 * math.sqrt(share * (1 - share) / total + Z95**2 / (4 * total**2)) / (1 + spread)
-    return round(max(0.0, centre - half), 9), round(min(1.0, centre + half), 9)
+    half_width = Z95 * math.sqrt(share * (1 - share) / total + Z95**2 / (4 * total**2)) / (1 + spread)
+    return round(max(0.0, centre - half_width), 9), round(min(1.0, centre + half_width), 9)
 
 
 def confidence_bins(confidence: Floats, right: Bools) -> list[Bin]:

@@ -52,9 +52,9 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]  # keras ships no ty
         return math.ceil(len(self.rows) / self.size)
 
     def __getitem__(self, number: int) -> tuple[Any, ...]:
-        chosen = self.epoch_rows[number * self.size : (number + 1) * self.size]
+        rows = self.epoch_rows[number * self.size : (number + 1) * self.size]
         view_offset = self.epoch % self.views * (len(self.source) // self.views)
-        x, truth = self.source[chosen + view_offset], self.truth[chosen]
+        x, truth = self.source[rows + view_offset], self.truth[rows]
         y = self.shares[truth]
         if self.vary is not None:
             x, y = self.vary(x, y, self.epoch * len(self) + number)

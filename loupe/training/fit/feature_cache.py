@@ -1,7 +1,7 @@
 """A cache of features: what a frozen backbone gives for each picture, computed once, so that heads train in seconds.
 
     cache = Cache(Path("runs/.features"), limit=8e9)
-    cached = cache.features(front, pixels, ids, about)    # CachedFeatures: .array, float16 [N, …], read or mapped
+    cached = cache.features(front, pixels, ids, dependencies)    # CachedFeatures: .array, float16 [N, …]
 
 An entry is a folder named after everything its values depend on (network, weights, size, precision, augmentation). It
 holds a row for each picture, found by the picture's own SHA-256. So a picture added to a data set costs one picture, a
@@ -52,15 +52,15 @@ class Cache:
         self.folder, self.limit = folder, limit
 
     def features(
-        self, front: keras.Model, pixels: Callable[[Sequence[int]], Any], ids: list[str], about: dict[str, Any]
+        self, front: keras.Model, pixels: Callable[[Sequence[int]], Any], ids: list[str], dependencies: dict[str, Any]
     ) -> CachedFeatures:
         """Return the features of all pictures, computing only those that are not cached. `pixels` turns rows into the
-        input of `front`; `ids` has an id for each row; `about` holds whatever else the values depend on."""
+        input of `front`; `ids` has an id for each row; `dependencies` is whatever else the values depend on."""
         started = time.monotonic()
         # The entry's folder is named after everything the values depend on.
         shape = tuple(front.output.shape[1:])
         bytes_needed = len(ids) * (DTYPE.itemsize * int(np.prod(shape)) + RECORD)
-        folder = self.folder / _digest({**about, "weights": weights_digest(front), "shape": shape})
+        folder = self.folder / _digest({**dependencies, "weights": weights_digest(front), "shape": shape})
         try:
             # Too large for the cache: compute everything, keep nothing.
             if bytes_needed > self.limit:
@@ -71,7 +71,7 @@ class Cache:
             # Compute the missing rows, each picture once, and read all of them.
             with _lock(_make_folder(folder)):
                 self._make_room(folder, bytes_needed)
-                entry = Entry(folder, shape, about)
+                entry = Entry(folder, shape, dependencies)
                 missing = [row for row, picture_id in enumerate(ids) if picture_id not in entry.row_of]
                 missing = list({ids[row]: row for row in missing}.values())
                 for rows, values in compute_features(front, pixels, missing):
@@ -124,11 +124,11 @@ class Entry:
     again.
     """
 
-    def __init__(self, folder: Path, shape: tuple[int, ...], about: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, shape: tuple[int, ...], dependencies: dict[str, Any]) -> None:
         self.shape = shape
         self.row_bytes = DTYPE.itemsize * int(np.prod(shape))
         self.ids, self.rows = folder / "ids.txt", folder / "rows.f16"
-        (folder / "about.json").write_text(json.dumps(about, indent=2) + "\n")
+        (folder / "about.json").write_text(json.dumps(dependencies, indent=2) + "\n")
         for path in (self.ids, self.rows):
             path.touch()
         names = self._intact_names()
@@ -174,8 +174,8 @@ class Mapped:
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, chosen: Any) -> Any:
-        return self.rows[self.order[chosen]]
+    def __getitem__(self, selection: Any) -> Any:
+        return self.rows[self.order[selection]]
 
 
 def compute_features(
@@ -185,10 +185,10 @@ def compute_features(
     run = tf.function(lambda x: front(tf.cast(x, tf.float32), training=False), reduce_retracing=True)
     with bar("features", len(rows)) as step:
         for start in range(0, len(rows), BATCH):
-            chosen = rows[start : start + BATCH]
-            values = run(pixels(chosen)).numpy().astype(np.float32)
-            yield chosen, np.clip(values, -65504, 65504)  # what float16 can hold
-            step(len(chosen))
+            batch_rows = rows[start : start + BATCH]
+            values = run(pixels(batch_rows)).numpy().astype(np.float32)
+            yield batch_rows, np.clip(values, -65504, 65504)  # what float16 can hold
+            step(len(batch_rows))
 
 
 def weights_digest(model: keras.Model) -> str:
@@ -198,8 +198,8 @@ def weights_digest(model: keras.Model) -> str:
     return digest.hexdigest()
 
 
-def _digest(about: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:20]
+def _digest(dependencies: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def _make_folder(folder: Path) -> Path:

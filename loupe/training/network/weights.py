@@ -50,11 +50,11 @@ def copy(source: str, trunk: keras.Model) -> None:
     by_name = dict(stored)
     for names in ([layer.name for layer in targets], _names_by_type(targets)):
         if all(name in by_name and _fits(layer, by_name[name]) for layer, name in zip(targets, names, strict=True)):
-            chosen = [by_name[name] for name in names]
+            arrays_of_layers = [by_name[name] for name in names]
             break
     else:
-        chosen = _in_order(targets, [arrays for _, arrays in stored], source)
-    for layer, arrays in zip(targets, chosen, strict=True):
+        arrays_of_layers = _in_order(targets, [arrays for _, arrays in stored], source)
+    for layer, arrays in zip(targets, arrays_of_layers, strict=True):
         layer.set_weights(arrays)
 
 

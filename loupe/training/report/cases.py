@@ -46,10 +46,10 @@ def cases(story: Story, evaluation: Evaluation) -> Facts:
     doubtful = doubtful[np.argsort(confidence[doubtful], kind="stable")][:CASES]
     # Both with thumbnails and heat maps.
     positions = [*mistakes, *doubtful]
-    chosen = _cases_of(story, evaluation, positions)
+    shown = _cases_of(story, evaluation, positions)
     return {
-        "mistakes": chosen[: len(mistakes)], "more": len(wrong) - len(mistakes), "doubtful": chosen[len(mistakes) :],
-        "heat": any(case.heat for case in chosen),
+        "mistakes": shown[: len(mistakes)], "more": len(wrong) - len(mistakes), "doubtful": shown[len(mistakes) :],
+        "heat": any(case.heat for case in shown),
     }  # fmt: skip
 
 

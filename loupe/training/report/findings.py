@@ -68,8 +68,8 @@ def _label_error_view(story: Story) -> list[FindingView]:
     groups = []
     for row, likelier, confidence in worst:
         path = data.pictures[row].file.path
-        given, better = (quoted(story.label_html(data.labels[number])) for number in (data.classes[row], likelier))
-        note = Markup("labelled {} ({} likely), looks like {}").format(given, percent(1 - confidence, 0), better)
+        label, better = (quoted(story.label_html(data.labels[number])) for number in (data.classes[row], likelier))
+        note = Markup("labelled {} ({} likely), looks like {}").format(label, percent(1 - confidence, 0), better)
         groups.append(GroupView([PictureView(relative_path(path, data.root), thumbnails_of[path], note)]))
     text = "Models that had not learnt from these pictures say otherwise than their labels. Have a person decide."
     title = f"{count_of(len(errors), 'label')} that may be wrong"
@@ -80,11 +80,11 @@ def _finding_view(story: Story, finding: Finding) -> FindingView:
     """Return one finding with its pictures."""
     # Thumbnails of the first pictures of each set.
     sets = (finding.sets or [[row] for row in finding.rows])[:GROUPS]
-    chosen = [rows[:BESIDE] for rows in sets]
+    rows_shown = [rows[:BESIDE] for rows in sets]
     data = story.dataset
-    thumbnails_of = thumbnails.thumbnails((data.pictures[row].file.path for rows in chosen for row in rows), SIDE)
+    thumbnails_of = thumbnails.thumbnails((data.pictures[row].file.path for rows in rows_shown for row in rows), SIDE)
     groups = []
-    for rows, all_rows in zip(chosen, sets, strict=True):
+    for rows, all_rows in zip(rows_shown, sets, strict=True):
         files = [data.pictures[row].file for row in rows]
         views = [
             PictureView(relative_path(file.path, data.root), thumbnails_of[file.path], _label_and_split(story, file))

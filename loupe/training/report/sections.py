@@ -194,22 +194,25 @@ def trust(story: Story, evaluation: Evaluation) -> Trust:
     # Reliability: is the confidence right?
     calibration = story.calibration
     calibrated = calibration is not None and abs(calibration.temperature - 1) > 1e-6
-    before, after = ece(evaluation.raw.max(axis=1), evaluation.right), ece(evaluation.confidence, evaluation.right)
+    ece_before, ece_after = (
+        ece(evaluation.raw.max(axis=1), evaluation.right),
+        ece(evaluation.confidence, evaluation.right),
+    )
     panels = [
         Panel(
             "Reliability",
             f"Share of right answers by confidence. "
-            f"Calibration error {percent(before)} before and {percent(after)} after.",
+            f"Calibration error {percent(ece_before)} before and {percent(ece_after)} after.",
             figures.reliability(evaluation, calibrated),
         )
     ]
-    facts = [("Calibration error", percent(after), "on the measured pictures; 0 is perfect")]
+    facts = [("Calibration error", percent(ece_after), "on the measured pictures; 0 is perfect")]
     if calibration is not None and calibrated:
         verdict = "too sure of itself (above 1)" if calibration.temperature > 1 else "not sure enough (below 1)"
         facts = [
             ("Temperature", f"{calibration.temperature:.3f}", f"the network alone was {verdict}"),
-            ("Calibration error before", percent(before), "of the network alone, on the measured pictures"),
-            ("Calibration error after", percent(after), "of what the model answers, on the same pictures"),
+            ("Calibration error before", percent(ece_before), "of the network alone, on the measured pictures"),
+            ("Calibration error after", percent(ece_after), "of what the model answers, on the same pictures"),
         ]
     # Coverage: what answering only the confident buys.
     limit = calibration.certain_at if calibration else None

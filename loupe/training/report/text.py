@@ -1,4 +1,4 @@
-"""Format numbers and names for the report: 91.1 %, 4 min 12 s, 21,075,498, a very lo…ong name.
+"""Text of the report, numbers and names: 91.1 %, 4 min 12 s, 21,075,498, a very lo…ong name.
 
 percent(0.911), duration(252.0), number(21_075_498), distinct_names(labels)
 """
