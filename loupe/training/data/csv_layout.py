@@ -25,7 +25,7 @@ from loupe.training.data.csv_table import (
     split_column,
 )
 from loupe.training.data.names import (
-    FILLER_WORDS,
+    FILLERS,
     PICTURES,
     File,
     Layout,
@@ -42,16 +42,8 @@ from loupe.training.data.names import (
 )
 
 MAIN_NAMES = ("labels", "annotations", "metadata", "images", "data", "index", "list")
-CSV_FOLDERS = {
-    *FILLER_WORDS,
-    "annotations",
-    "annotation",
-    "metadata",
-    "meta",
-    "csv",
-    "csvs",
-    "tables",
-}  # that may hold the CSV
+# Folders that may hold the CSV.
+CSV_FOLDERS = {*FILLERS, "annotations", "annotation", "metadata", "meta", "csv", "csvs", "tables"}
 MIN_ROWS = 8  # that a CSV beside class folders must have to be used instead of them
 Predictions = tuple[list[File], list[Skipped], Submission | None]
 
@@ -307,7 +299,7 @@ def _skip_row(table: Table, line: int, name: str, paths: list[Path], finder: Fin
 def _finder(root: Path, split: str, images: Path | None, csv_folder: Path | None = None) -> Finder:
     """Return a finder for the pictures of a split: in the folder of its name first, then in those of all pictures, then
     anywhere."""
-    bases = [images] if images else [folder for folder in subfolders(root) if set(words(folder.name)) <= FILLER_WORDS]
+    bases = [images] if images else [folder for folder in subfolders(root) if set(words(folder.name)) <= FILLERS]
     if not images or split != "train":
         bases += [root]
     if not images and csv_folder and csv_folder != root:

@@ -25,24 +25,9 @@ SPLITS = {
     "test": {"test", "testing", "tst", "holdout"},
     "predict": {"pred", "predict", "prediction", "predictions"},
 }
-FILLER_WORDS = {
-    "data",
-    "set",
-    "dataset",
-    "images",
-    "image",
-    "imgs",
-    "img",
-    "pictures",
-    "photos",
-    "labels",
-    "files",
-    "split",
-}
+FILLERS = {"data", "set", "dataset", "images", "image", "imgs", "img", "pictures", "photos", "labels", "files", "split"}
 MAX_WRAPPERS = 4  # nested folders, each the only one in the last, that are looked through
-BIDI_CONTROLS = {
-    chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
-}  # they reorder the text that follows
+BIDI_CONTROLS = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}  # they reorder the text
 
 
 @dataclass(frozen=True)
@@ -117,7 +102,7 @@ def splits_in_name(name: str) -> list[str]:
 
 
 def _significant_words(name: str) -> list[str]:
-    return [word for word in words(re.sub(r"\d+", "_", name)) if word not in FILLER_WORDS]
+    return [word for word in words(re.sub(r"\d+", "_", name)) if word not in FILLERS]
 
 
 def _split_of_words(significant: list[str]) -> str:
