@@ -328,7 +328,7 @@ def test_kaggles_key_goes_to_kaggle_alone(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("KAGGLE_USERNAME", "someone")
     monkeypatch.setenv("KAGGLE_KEY", "secret")
     with serving(Site()) as storage, serving(Site(redirect=storage.url)) as kaggle:
-        fetch(source(kaggle, kaggle=True, rules=True), tmp_path / "things")
+        fetch(source(kaggle, kaggle=True, has_rules=True), tmp_path / "things")
         fetch(source(kaggle), tmp_path / "others")
     assert kaggle.seen[0]["authorization"] == "Basic c29tZW9uZTpzZWNyZXQ="
     assert "authorization" not in kaggle.seen[1]
@@ -350,7 +350,7 @@ def test_kaggles_key_is_read_from_where_kaggle_puts_it(tmp_path: Path, monkeypat
 
 def test_without_a_key_kaggles_competition_says_how_to_get_one(tmp_path: Path) -> None:
     with serving(Site()) as site:
-        said = refused(source(site, kaggle=True, rules=True), tmp_path / "things")
+        said = refused(source(site, kaggle=True, has_rules=True), tmp_path / "things")
     assert "KAGGLE_KEY" in said
     assert "accept the rules on https://example.org/things" in said
     assert not site.seen
@@ -359,7 +359,7 @@ def test_without_a_key_kaggles_competition_says_how_to_get_one(tmp_path: Path) -
 def test_rules_that_were_not_accepted_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAGGLE_API_TOKEN", "secret")
     with serving(Site(status=403)) as site:
-        said = refused(source(site, kaggle=True, rules=True), tmp_path / "things")
+        said = refused(source(site, kaggle=True, has_rules=True), tmp_path / "things")
     assert "were the rules accepted" in said
     assert "secret" not in said
 
