@@ -38,20 +38,22 @@ if TYPE_CHECKING:
     from loupe.training.run import Run
 
 SAMPLE, SAMPLE_RECIPE = Path("data/tires"), "sample"
-LOOK = 128  # px, the size that --check reads at
+CHECK_SIZE = 128  # px, the size that --check reads at
 
 
 def main() -> int:
+    # Check the arguments, and whatever would fail only after hours.
     started = time.monotonic()
     args, settings = arguments()
-    name = settings.name or slug(args.data)
+    name = settings.name or model_name_of(args.data)
     if not args.check and not find_spec("keras"):
-        raise ModuleNotFoundError(name="keras")  # now, and not after all pictures are read
+        raise ModuleNotFoundError(name="keras")  # before all pictures are read
     if not args.no_publish and not args.check:
         check_writable(args.models)
     if args.data == SAMPLE and not SAMPLE.exists():
         draw_sample()
 
+    # Read the pictures; --check ends here.
     from loupe.training.data.dataset import Source, read
 
     source = Source(
@@ -66,22 +68,24 @@ def main() -> int:
         from loupe.training.data.doctor import examine
 
         with tempfile.TemporaryDirectory() as spill:
-            data = read(source, LOOK, LOOK, settings.seed, Path(spill), **splits, fewest=0)
+            data = read(source, CHECK_SIZE, CHECK_SIZE, settings.seed, Path(spill), **splits, fewest=0)
             print(data.summary(name, settings.size))
             print(examine(data, settings.size).table())
         return 0
 
+    # Train in the run's folder, or find the finished run.
     from loupe.training.run import Run
 
-    about = {**asdict(settings), "data": str(args.data.resolve())}
-    with Run(args.runs, name, about, args.resume, args.fresh) as run:
-        data = read(source, settings.size, settings.size, settings.seed, run.part, **splits)
-        run.same_pictures(data.digest)
-        if run.finished_before():
-            print(f"{run.home} is finished: the same settings and pictures")
-            folder, finished = run.home, True
+    inputs = {**asdict(settings), "data": str(args.data.resolve())}
+    with Run(args.runs, name, inputs, args.resume, args.fresh) as run:
+        data = read(source, settings.size, settings.size, settings.seed, run.staging, **splits)
+        run.check_pictures(data.digest)
+        if run.is_finished_already():
+            print(f"{run.folder} is finished: the same settings and pictures")
+            folder, finished = run.folder, True
         else:
-            folder, finished = train(run, name, settings, data, cache_at=args.runs / ".features", started=started)
+            folder, finished = train(run, name, settings, data, cache_folder=args.runs / ".features", started=started)
+    # Publish, unless the run was interrupted or --no-publish is given.
     if not finished:
         print(f"interrupted        --resume goes on; `python convert.py {folder}` publishes the best so far")
         return 130
@@ -96,55 +100,62 @@ def main() -> int:
     return 0
 
 
-def train(run: Run, name: str, settings: Settings, data: Dataset, cache_at: Path, started: float) -> tuple[Path, bool]:
-    """The run's folder, and whether training came to its end."""
+def train(
+    run: Run, name: str, settings: Settings, data: Dataset, cache_folder: Path, started: float
+) -> tuple[Path, bool]:
+    """Train, evaluate and write the run. Return its folder, and True if training came to its end."""
     from loupe.training.data.doctor import examine
 
+    # What is odd about the data.
     findings = examine(data)
     print(data.summary(name))
     print(findings.table())
     run.write("dataset.json", findings.to_dict())
-    read_in = time.monotonic() - started
+    read_seconds = time.monotonic() - started
 
-    # TensorFlow takes seconds to load and chats: only once the arguments and the pictures are right.
+    # TensorFlow takes seconds to load and prints warnings: load it only once arguments and pictures are right.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    from loupe.training.artifacts import closing, write
+    from loupe.training.artifacts import summarize, write
     from loupe.training.fit.feature_cache import Cache
     from loupe.training.network.devices import prepare
     from loupe.training.pipeline import Pipeline
 
-    cache = Cache(cache_at, settings.cache_gb * 1e9)
+    # Train and evaluate.
+    cache = Cache(cache_folder, settings.cache_gb * 1e9)
     pipeline = Pipeline(settings, data, prepare(settings.precision), run.state, cache)
-    pipeline.seconds["reading"] = read_in
+    pipeline.seconds["reading"] = read_seconds
     finished = pipeline.train()
     result = pipeline.evaluate()
+    # Write the run and put it into place.
     command = f"python train.py {shlex.join(sys.argv[1:])}".strip()
-    write(run.part, name, pipeline, result, findings, command, time.monotonic() - started)
+    write(run.staging, name, pipeline, result, findings, command, time.monotonic() - started)
     folder = run.keep() if finished else run.keep_interrupted()
-    print(closing(result, pipeline, folder, time.monotonic() - started))
+    print(summarize(result, pipeline, folder, time.monotonic() - started))
     return folder, finished
 
 
 def publish(folder: Path, models: Path, name: str) -> None:
+    """Publish the run as a new version, unless a version of this very run exists."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from loupe.card import Card
     from loupe.export.convert import publish
     from loupe.export.publish.publication import versions
 
-    home = models / name
-    for version in reversed(versions(home) if home.is_dir() else []):
+    model_folder = models / name
+    for version in reversed(versions(model_folder) if model_folder.is_dir() else []):
         with suppress(UserError):  # a damaged card of an old version
-            before = Card.read(home / str(version) / "assets.extra" / "card.json")
-            if before.training == Card.read(folder / "card.json").training:
-                print(f"published before   {home / str(version)}")
+            earlier_card = Card.read(model_folder / str(version) / "assets.extra" / "card.json")
+            if earlier_card.training == Card.read(folder / "card.json").training:
+                print(f"published before   {model_folder / str(version)}")
                 break
     else:
         print(f"published          {publish(folder, models)}")
-    print(f"next               {serving(models, name)} serves it")
+    print(f"next               {serve_command(models, name)} serves it")
 
 
 def arguments() -> tuple[argparse.Namespace, Settings]:
+    # The flags that are no settings; add_flags adds those that are.
     parser = Parser(__doc__)
     add = parser.add_argument
     add(
@@ -162,6 +173,7 @@ def arguments() -> tuple[argparse.Namespace, Settings]:
     add("--models", type=Path, default=Path("models"), metavar="DIR", help="where versions are published (models)")
     add("--no-publish", action="store_true", help="stop once the run is written")
     add_flags(parser)
+    # Without DATA, train on the drawn sample.
     args = parser.read()
     if args.resume and args.fresh:
         raise UserError("--resume goes on with an unfinished run, --fresh discards it: give one of the two.")
@@ -175,32 +187,32 @@ def arguments() -> tuple[argparse.Namespace, Settings]:
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
-    """The defaults, what the recipe has in their place, and the flags above both."""
+    """Return the defaults, overridden by the recipe, overridden by the flags."""
     from loupe.training.recipes import load
     from loupe.training.settings import check, names
 
-    given = {key: getattr(args, key) for key in names() if hasattr(args, key)}
-    settings = Settings().having(load(args.recipe) if args.recipe else {}).having(given)
+    flags = {key: getattr(args, key) for key in names() if hasattr(args, key)}
+    settings = Settings().having(load(args.recipe) if args.recipe else {}).having(flags)
     check(settings)
     return settings
 
 
-def slug(data: Path) -> str:
-    """A folder's name as a model's: letters, digits, '-', '_' and '.'."""
+def model_name_of(data: Path) -> str:
+    """Return the folder's name as a model's name: letters, digits, '-', '_' and '.'."""
     name = re.sub(r"[^A-Za-z0-9_.]+", "-", data.resolve().name).strip("-._").lower()
     if not name:
         raise UserError(f"{data.resolve().name!r} cannot be a model's name: give one by --name.")
     return name
 
 
-def serving(models: Path, name: str) -> str:
+def serve_command(models: Path, name: str) -> str:
     if models.resolve() != Path(__file__).resolve().parent / "models":
         return f"`.venv/bin/python serve.py --models {models} --model-name {name}`"
     return "`make up`" if name == SAMPLE.name else f"`make MODEL_NAME={name} up`"
 
 
 def check_writable(models: Path) -> None:
-    """Now, and not after an hour of training."""
+    """Refuse a models folder that cannot be written, before an hour of training."""
     try:
         models.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=models):

@@ -1,5 +1,5 @@
-"""What a method without any learnt features reaches on a data set: HOG and colour histograms into a support vector
-machine. A network that does not beat it has not earned its time.
+"""Measure a method without learnt features on a data set: HOG and colour histograms into a support vector machine. A
+network that does not beat it is not worth its time.
 
     python benchmarks/classical.py photos/train photos/test      # two folders of one folder a class each
 
@@ -34,7 +34,7 @@ THIRDS = 3  # the histograms are taken in 3×3 fields of the picture
 
 
 def describe(path: Path) -> Any:
-    """Edges by place, then colours by place; None if the file is no readable picture."""
+    """Return edges by place, then colours by place; None if the file is no readable picture."""
     try:
         pixels = decode(path.read_bytes(), SIDE, SIDE)
     except (ImageError, OSError):
@@ -47,17 +47,24 @@ def edges(pixels: Pixels) -> Any:
 
 
 def colours(pixels: Pixels) -> Any:
-    fields = [part for row in np.array_split(rgb2hsv(pixels), THIRDS) for part in np.array_split(row, THIRDS, axis=1)]
+    tiles = [tile for row in np.array_split(rgb2hsv(pixels), THIRDS) for tile in np.array_split(row, THIRDS, axis=1)]
     counts = [
-        np.histogram(part[..., c], BINS, range=(0, 1))[0] / part[..., c].size for part in fields for c in range(3)
+        np.histogram(tile[..., channel], BINS, range=(0, 1))[0] / tile[..., channel].size
+        for tile in tiles
+        for channel in range(3)
     ]
     return np.sqrt(np.concatenate(counts))  # Hellinger: rare colours count, too
 
 
 def read(folder: Path) -> tuple[Any, Any]:
-    files = [path for home in sorted(folder.iterdir()) if home.is_dir() for path in sorted(home.iterdir())]
-    kept = [(path.parent.name, described) for path in files if (described := describe(path)) is not None]
-    labels, features = zip(*kept, strict=True)
+    files = [
+        path
+        for class_folder in sorted(folder.iterdir())
+        if class_folder.is_dir()
+        for path in sorted(class_folder.iterdir())
+    ]
+    readable = [(path.parent.name, description) for path in files if (description := describe(path)) is not None]
+    labels, features = zip(*readable, strict=True)
     return np.stack(features), np.array(labels)
 
 

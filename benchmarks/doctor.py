@@ -1,4 +1,4 @@
-"""Does the doctor find what is wrong, and nothing else? Plants faults in a copy of a data set and prints what is found.
+"""Measure what the doctor finds, and its false alarms: plants faults in a copy of a data set and prints what is found.
 
     python benchmarks/doctor.py photos                    # photos/train/<class>/… and photos/validation/<class>/…
     python benchmarks/doctor.py photos --pairs pairs.png  # and a picture of the pairs found that were not planted
@@ -64,19 +64,21 @@ def main() -> None:
         print(f"{len(data.pictures) + len(data.skipped):,} files looked at in {time.perf_counter() - started:.0f} s\n")
         print(findings.table(), "\n")
         print(f"{'':<38}{'found':>9}   {'false alarms':>14}")
-        own = files_and_copies(data, findings, planted)
-        if args.pairs and own:
-            draw(data, own, args.pairs)
+        unplanted = files_and_copies(data, findings, planted)
+        if args.pairs and unplanted:
+            draw(data, unplanted, args.pairs)
         labels(data, planted, args.seed)
 
 
 def plant(root: Path, rng: np.random.Generator) -> Planted:
-    train, other = root / "train", root / "validation"
-    if not (train.is_dir() and other.is_dir()):
+    # Choose the pictures to plant faults in.
+    train, validation = root / "train", root / "validation"
+    if not (train.is_dir() and validation.is_dir()):
         raise UserError(f"{root.parent} has no train and validation folders, and copies across splits need both.")
     files = sorted(path for path in train.rglob("*") if path.is_file())
     labels = sorted(folder.name for folder in train.iterdir() if folder.is_dir())
     chosen = [files[number] for number in rng.permutation(len(files))[: 4 * EACH]]
+    # Plant one fault in each.
     planted = Planted()
     for number, path in enumerate(chosen):
         label = path.parent.name
@@ -89,52 +91,64 @@ def plant(root: Path, rng: np.random.Generator) -> Planted:
             text.write_text("Notes on this picture: none.\n" * int(rng.integers(1, 500)))
             planted.text.add(text)
         elif fault == 1:
-            planted.copies.add(frozenset((path, Path(shutil.copy(path, other / label / f"copy-{name}.jpg")))))
+            planted.copies.add(frozenset((path, Path(shutil.copy(path, validation / label / f"copy-{name}.jpg")))))
         elif fault == 2:
             planted.near.add(
-                frozenset((path, _save_anew(path, (train, other)[name % 2] / label / f"near-{name}", rng)))
+                frozenset((path, _save_anew(path, (train, validation)[name % 2] / label / f"near-{name}", rng)))
             )
         else:
-            wrong = str(rng.choice([one for one in labels if one != label]))
+            wrong = str(rng.choice([other_label for other_label in labels if other_label != label]))
             planted.swapped[path.rename(train / wrong / f"swapped-{name}{path.suffix}")] = label
     return planted
 
 
-def _save_anew(path: Path, to: Path, rng: np.random.Generator) -> Path:
+def _save_anew(path: Path, target: Path, rng: np.random.Generator) -> Path:
     share = rng.uniform(0.5, 0.9)
     with Image.open(path) as opened:
         image = opened.convert("RGB").resize((round(opened.width * share), round(opened.height * share)))
     suffix = str(rng.choice([".jpg", ".jpg", ".png", ".webp"]))
-    image.save(to.with_suffix(suffix), quality=int(rng.integers(40, 96)))
-    return to.with_suffix(suffix)
+    image.save(target.with_suffix(suffix), quality=int(rng.integers(40, 96)))
+    return target.with_suffix(suffix)
 
 
 def files_and_copies(data: Dataset, findings: Findings, planted: Planted) -> list[frozenset[Path]]:
-    """Prints a line for each kind, and gives the pairs found that were not planted."""
+    """Print a line for each kind of fault, and return the pairs found that were not planted."""
+    # Files that are no pictures.
     total = len(data.pictures) + len(data.skipped)
-    bad = {path for finding in findings.groups if finding.kind in FILES for path in finding.paths}
+    bad = {path for finding in findings.groups if finding.category in FILES for path in finding.paths}
     _line("files cut short", len(bad & planted.cut), EACH, len(bad - planted.cut - planted.text), total)
     _line("text files called .jpg", len(bad & planted.text), EACH, len(bad - planted.cut - planted.text), total)
+    # Copies, exact and near.
     paths = [picture.file.path for picture in data.pictures]
-    known = planted.copies | planted.near
-    sets = [{paths[row] for row in rows} for one in findings.groups if one.kind in COPIES for rows in one.sets]
-    own = [frozenset(paths[row] for row in pair) for pair in data.twins]
-    own = [pair for pair in own if pair not in known]
-    wrong = len({path for pair in own for path in pair})
-    for what, pairs in (("exact copies in the other split", planted.copies), ("resized and saved anew", planted.near)):
-        found = sum(any(pair <= some for some in sets) for pair in pairs)
-        _line(what, found, EACH, wrong, total)
-    light = {row for one in findings.groups if one.kind in ("dark", "bright", "blurred") for row in one.rows}
-    _line("(dark, bright, blurred: none planted)", 0, 0, len(light), total)
-    for pair in own:
+    planted_pairs = planted.copies | planted.near
+    sets = [
+        {paths[row] for row in rows}
+        for finding in findings.groups
+        if finding.category in COPIES
+        for rows in finding.sets
+    ]
+    unplanted = [frozenset(paths[row] for row in pair) for pair in data.twins]
+    unplanted = [pair for pair in unplanted if pair not in planted_pairs]
+    false_alarms = len({path for pair in unplanted for path in pair})
+    for title, pairs in (("exact copies in the other split", planted.copies), ("resized and saved anew", planted.near)):
+        hits = sum(any(pair <= rows_of_set for rows_of_set in sets) for pair in pairs)
+        _line(title, hits, EACH, false_alarms, total)
+    # False alarms of lighting, and pairs that were not planted.
+    oddly_lit = {
+        row for finding in findings.groups if finding.category in ("dark", "bright", "blurred") for row in finding.rows
+    }
+    _line("(dark, bright, blurred: none planted)", 0, 0, len(oddly_lit), total)
+    for pair in unplanted:
         print("  not planted:", " = ".join(sorted(str(path.relative_to(data.root)) for path in pair)))
-    return own
+    return unplanted
 
 
 def labels(data: Dataset, planted: Planted, seed: int) -> None:
     features = describe(data.pixels)
     given = data.classes
-    truth = np.array([data.labels.index(planted.swapped.get(p.file.path, p.file.label)) for p in data.pictures])
+    truth = np.array(
+        [data.labels.index(planted.swapped.get(picture.file.path, picture.file.label)) for picture in data.pictures]
+    )
     print()
     _labels(f"{EACH} labels swapped, on disk", features, given, truth, seed)
     rng = np.random.default_rng(seed)
@@ -146,30 +160,32 @@ def labels(data: Dataset, planted: Planted, seed: int) -> None:
             _labels(f"{count} labels swapped, elsewhere", features, swapped, truth, seed)
 
 
-def _labels(what: str, features: Any, given: Indices, truth: Indices, seed: int) -> None:
+def _labels(title: str, features: Any, given: Indices, truth: Indices, seed: int) -> None:
     probabilities = out_of_fold(features, given, seed)
     wrong = given != truth
     scores = probabilities[np.arange(len(given)), given]
     limit = np.quantile(scores[~wrong], ALARMS)
     right = float((probabilities.argmax(axis=1) == truth)[~wrong].mean())
-    doubts = [one for one in label_errors(probabilities, given, share=1.0) if one.score <= limit and wrong[one.row]]
-    named = sum(doubt.suggested == truth[doubt.row] for doubt in doubts)
-    _line(what, int((wrong & (scores <= limit)).sum()), int(wrong.sum()), round(ALARMS * len(given)), len(given))
+    suspects = [
+        error for error in label_errors(probabilities, given, share=1.0) if error.score <= limit and wrong[error.row]
+    ]
+    named = sum(suspect.suggested == truth[suspect.row] for suspect in suspects)
+    _line(title, int((wrong & (scores <= limit)).sum()), int(wrong.sum()), round(ALARMS * len(given)), len(given))
     print(f"  {named} with the right suggestion; the judge itself is right about {right:.1%} of untouched labels")
 
 
-def _line(what: str, found: int, planted: int, alarms: int, total: int) -> None:
-    share = f"{found}/{planted}" if planted else ""
-    print(f"{what:<38}{share:>9}   {alarms:>5} = {alarms / total:.2%}")
+def _line(title: str, hits: int, planted: int, alarms: int, total: int) -> None:
+    share = f"{hits}/{planted}" if planted else ""
+    print(f"{title:<38}{share:>9}   {alarms:>5} = {alarms / total:.2%}")
 
 
-def draw(data: Dataset, pairs: list[frozenset[Path]], to: Path) -> None:
+def draw(data: Dataset, pairs: list[frozenset[Path]], target: Path) -> None:
     sheet = Image.new("RGB", (2 * SIDE, SIDE * len(pairs)), "white")
     for number, pair in enumerate(pairs):
-        for place, path in enumerate(sorted(pair)):
+        for column, path in enumerate(sorted(pair)):
             with Image.open(path) as image:
-                sheet.paste(image.convert("RGB").resize((SIDE, SIDE)), (place * SIDE, number * SIDE))
-    sheet.save(to)
+                sheet.paste(image.convert("RGB").resize((SIDE, SIDE)), (column * SIDE, number * SIDE))
+    sheet.save(target)
 
 
 if __name__ == "__main__":

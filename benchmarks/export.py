@@ -52,7 +52,7 @@ Ask = Callable[[Array], Any]
 
 
 def main() -> None:
-    # Read the flags.
+    # The arguments.
     parser = Parser(__doc__)
     parser.add_argument("--backbone", default="xception", choices=sorted(BACKBONES), help="(xception)")
     parser.add_argument("--size", type=int, default=299, metavar="PX", help="of its input (299)")
@@ -65,12 +65,13 @@ def main() -> None:
         raise UserError("--rounds must be 1 or more.")
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # openvino reports to its makers otherwise
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    # Prepare all contenders, and ask them in turns.
+    # Build every contender.
     pictures = smooth(64, args.size)
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         with quiet(stdout=True):
             model = seasoned(args.backbone, args.size, pictures)
             asks = contenders(model, args.size, pictures, Path(scratch), stack)
+        # Measure and print.
         print(f"{args.backbone} {args.size}; {machine()}")
         print(f"medians of {args.rounds} rounds, ms a picture, and how many times as fast as {KERAS}\n")
         times = {batch: interleaved(asks, pictures[:batch], args.rounds) for batch in BATCHES}
@@ -83,7 +84,7 @@ def main() -> None:
     print(f"\nchart: {args.chart}")
 
 
-# ---------------------------------------------------------------------------------------------------- what is compared
+# ---------------------------------------------------------------------------------------------------- contenders
 
 
 def smooth(count: int, size: int) -> Array:
@@ -124,7 +125,7 @@ def contenders(model: keras.Model, size: int, pictures: Array, scratch: Path, st
 
 
 def own_export(ask: Any) -> Ask:
-    """Ask Keras's own export. Its input is float32: pictures are converted once, before any clock runs."""
+    """Return a call of Keras's export. Its input is float32: converted once, before any clock runs."""
     known: dict[int, Array] = {}
 
     def asked(pixels: Array) -> Any:
@@ -139,7 +140,7 @@ def frozen(ask: Any, outputs: list[str], pixels: Array) -> Any:
 
 
 def compiled(path: Path, precision: str) -> Ask:
-    """Load a model as the model server does; OpenVINO computes every output, whichever are asked for."""
+    """Return a call of OpenVINO as the model server makes it; it computes every output, wanted or not."""
     import openvino
 
     core = openvino.Core()
@@ -169,20 +170,19 @@ def interleaved(asks: dict[str, Ask], pixels: Array, rounds: int) -> dict[str, f
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
-def heat_cost(plain: Ask, warm: Ask, pixels: Array, pairs: int) -> tuple[float, float]:
-    """Return by which share the heat map takes longer, and how far that may be off (the 95 % interval of the
-    median)."""
-    for ask in (plain, warm):
+def heat_cost(plain: Ask, with_heat: Ask, pixels: Array, pairs: int) -> tuple[float, float]:
+    """Return the share by which the heat map takes longer, and its error (the 95 % interval of the median)."""
+    for ask in (plain, with_heat):
         timed(ask, pixels), timed(ask, pixels)
     ratios = []
     for number in range(pairs):
-        order = [(0, plain), (1, warm)]
-        seconds = {which: timed(ask, pixels) for which, ask in (order if number % 2 else reversed(order))}
-        ratios.append(seconds[1] / seconds[0])
+        order = [(0, plain), (1, with_heat)]
+        times = {variant: timed(ask, pixels) for variant, ask in (order if number % 2 else reversed(order))}
+        ratios.append(times[1] / times[0])
     ratios.sort()
-    beside = min(0.98 * pairs**0.5, (pairs - 1) / 2)  # ranks, by the binomial distribution
+    offset = min(0.98 * pairs**0.5, (pairs - 1) / 2)  # ranks, by the binomial distribution
     middle = (pairs - 1) / 2
-    spread = (ratios[round(middle + beside)] - ratios[round(middle - beside)]) / 2
+    spread = (ratios[round(middle + offset)] - ratios[round(middle - offset)]) / 2
     return statistics.median(ratios) - 1, spread
 
 
@@ -201,10 +201,7 @@ def machine() -> str:
 def show(times: dict[int, dict[str, float]]) -> None:
     print(f"{'':<30}" + "".join(f"{f'batch {batch}':>18}" for batch in times))
     for name in next(iter(times.values())):
-        cells = "".join(
-            f"{milliseconds[name]:>10.2f}{milliseconds[KERAS] / milliseconds[name]:>6.2f} ×"
-            for milliseconds in times.values()
-        )
+        cells = "".join(f"{by_name[name]:>10.2f}{by_name[KERAS] / by_name[name]:>6.2f} ×" for by_name in times.values())
         print(f"{name:<30}{cells}")
 
 
@@ -224,9 +221,9 @@ def draw(times: dict[int, dict[str, float]], title: str, path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     names = list(next(iter(times.values())))
-    for shift, (batch, milliseconds) in zip((-0.2, 0.2), times.items(), strict=True):
+    for shift, (batch, by_name) in zip((-0.2, 0.2), times.items(), strict=True):
         positions = [number + shift for number in range(len(names))]
-        bars = axes.barh(positions, [milliseconds[name] for name in names], 0.38, label=f"batch {batch}")
+        bars = axes.barh(positions, [by_name[name] for name in names], 0.38, label=f"batch {batch}")
         axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()

@@ -1,4 +1,4 @@
-"""What the gateway costs before it does anything: seconds from its start to ready, and a worker's memory at work.
+"""Measure the gateway's footprint: seconds from its start to ready, and a worker's memory at work.
 
 python benchmarks/footprint.py              # five starts, 200 uploads each; prints the medians
 """
@@ -23,23 +23,23 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--starts", type=int, default=5, help="how often the gateway is started (5)")
     parser.add_argument("--requests", type=int, default=200, help="uploads before the memory is read (200)")
-    arguments = parser.read()
+    args = parser.read()
     with model_server(ROOT / "models", "tires") as server:
-        measured = [measure(server.port, arguments.requests) for _ in range(arguments.starts)]
+        measured = [measure(server.port, args.requests) for _ in range(args.starts)]
     seconds, megabytes = (statistics.median(values) for values in zip(*measured, strict=True))
     print(f"start to ready                {seconds:6.2f} s")
-    print(f"a worker after {arguments.requests} requests   {megabytes:6.1f} MB")
+    print(f"a worker after {args.requests} requests   {megabytes:6.1f} MB")
 
 
 def measure(target: int, requests: int) -> tuple[float, float]:
     started = time.monotonic()
-    with gateway(f"localhost:{target}") as here:
-        until(lambda: here.get("/readyz").status == 200, "the gateway")
+    with gateway(f"localhost:{target}") as running:
+        until(lambda: running.get("/readyz").status == 200, "the gateway")
         ready = time.monotonic() - started
         for _ in range(requests):
-            answer = here.post("/predict", PICTURE, "image/jpeg")
-            assert answer.status == 200, answer.body
-        (worker,) = here.workers()
+            response = running.post("/predict", PICTURE, "image/jpeg")
+            assert response.status == 200, response.body
+        (worker,) = running.workers()
         status = Path(f"/proc/{worker}/status").read_text()
         return ready, int(status.split("VmRSS:")[1].split()[0]) / 1000
 

@@ -44,6 +44,7 @@ trunk.save(sys.argv[2])
 
 
 def main() -> None:
+    # The arguments.
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--backbone", default="xception")
@@ -55,35 +56,38 @@ def main() -> None:
     if os.environ.get("LOUPE_USUAL_WAY"):
         usual_way(arguments)
         return
+    # Loupe's way: features once.
     with tempfile.TemporaryDirectory() as folder:
         arguments.weights = os.environ["LOUPE_WEIGHTS"] = str(Path(folder) / "backbone.keras")
         subprocess.run([sys.executable, "-c", MAKE, arguments.backbone, arguments.weights], cwd=ROOT, check=True)
-        ours = timed([sys.executable, "train.py", *flags(arguments, Path(folder))])
+        cached_time = timed([sys.executable, "train.py", *flags(arguments, Path(folder))])
         metrics = json.loads((Path(folder) / "run" / "metrics.json").read_text())
-        passed = metrics["seconds"]["features"]
-        print(f"once      {ours}, of these {passed:.0f} s for the features; {best(folder)}", flush=True)
+        # Seconds of the features, and below those of the search alone.
+        feature = metrics["seconds"]["features"]
+        print(f"once      {cached_time}, of these {feature:.0f} s for the features; {best(folder)}", flush=True)
         if arguments.tune:
             tuned = timed([sys.executable, "train.py", *flags(arguments, Path(folder)), "--tune", str(arguments.tune)])
-            took = json.loads((Path(folder) / "run" / "metrics.json").read_text())["seconds"]["tuning"]
+            search = json.loads((Path(folder) / "run" / "metrics.json").read_text())["seconds"]["tuning"]
             print(
-                f"--tune {arguments.tune} {tuned}; the search alone {took:.0f} s, {took / passed:.2f} of the pass",
+                f"--tune {arguments.tune} {tuned}; the search alone {search:.0f} s, {search / feature:.2f} of the pass",
                 flush=True,
             )
+        # The usual way, in a process of its own.
         os.environ["LOUPE_USUAL_WAY"] = "1"
         print(f"usual     {timed([sys.executable, *sys.argv], show=True)}")
 
 
 def flags(arguments: argparse.Namespace, folder: Path) -> list[str]:
-    chosen = {"backbone": arguments.backbone, "weights": arguments.weights, "size": arguments.size, "lr": arguments.lr}
-    chosen |= {"epochs": arguments.epochs, "patience": arguments.epochs, "name": "run", "runs": folder}
-    return [str(arguments.data), "--no-publish", *(f"--{key}={value}" for key, value in chosen.items())]
+    options = {"backbone": arguments.backbone, "weights": arguments.weights, "size": arguments.size, "lr": arguments.lr}
+    options |= {"epochs": arguments.epochs, "patience": arguments.epochs, "name": "run", "runs": folder}
+    return [str(arguments.data), "--no-publish", *(f"--{key}={value}" for key, value in options.items())]
 
 
 def timed(command: list[str], show: bool = False) -> str:
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    done = subprocess.run(command, cwd=ROOT, text=True, stdout=None if show else subprocess.PIPE)
-    if done.returncode:
-        sys.exit(done.returncode)
+    process = subprocess.run(command, cwd=ROOT, text=True, stdout=None if show else subprocess.PIPE)
+    if process.returncode:
+        sys.exit(process.returncode)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return f"{time.monotonic() - started:.0f} s, {processor:.0f} s of processor time"
@@ -97,7 +101,7 @@ def best(folder: str) -> str:
 
 
 def usual_way(arguments: argparse.Namespace) -> None:
-    """As tutorials do it: the whole network in `fit`, pictures decoded as they are needed."""
+    """Train as tutorials do: the whole network in `fit`, pictures decoded as they are needed."""
     import keras
     import numpy as np
 
@@ -106,12 +110,14 @@ def usual_way(arguments: argparse.Namespace) -> None:
     from loupe.training.network.backbones import build_trunk, freeze, with_head
     from loupe.training.settings import Settings
 
-    given = {"backbone": arguments.backbone, "epochs": arguments.epochs, "lr": arguments.lr}
-    chosen = Settings().having(given).resolved
+    # The same settings and splits as train.py.
+    options = {"backbone": arguments.backbone, "epochs": arguments.epochs, "lr": arguments.lr}
+    settings = Settings().having(options).resolved
     with tempfile.TemporaryDirectory() as spill:  # for the same splits
-        data = read(Source(arguments.data), 32, 32, chosen.seed, Path(spill))
+        data = read(Source(arguments.data), 32, 32, settings.seed, Path(spill))
     side = arguments.size
 
+    # Batches that decode their pictures.
     class Files(keras.utils.PyDataset):  # type: ignore[misc]
         def __init__(self, rows: Any) -> None:
             super().__init__(workers=2)
@@ -121,26 +127,30 @@ def usual_way(arguments: argparse.Namespace) -> None:
             return -(-len(self.rows) // 32)
 
         def __getitem__(self, number: int) -> tuple[Any, Any]:
-            part = self.rows[number * 32 : number * 32 + 32]
-            pixels = [decode(data.pictures[row].file.path.read_bytes(), side, side) for row in part]
-            return np.stack(pixels).astype(np.float32), np.eye(len(data.labels), dtype=np.float32)[data.classes[part]]
+            batch_rows = self.rows[number * 32 : number * 32 + 32]
+            pixels = [decode(data.pictures[row].file.path.read_bytes(), side, side) for row in batch_rows]
+            return np.stack(pixels).astype(np.float32), np.eye(len(data.labels), dtype=np.float32)[
+                data.classes[batch_rows]
+            ]
 
-    keras.utils.set_random_seed(chosen.seed)
+    # The same network and optimiser.
+    keras.utils.set_random_seed(settings.seed)
     trunk = build_trunk(arguments.backbone, side, side, os.environ["LOUPE_WEIGHTS"])
-    keras.utils.set_random_seed(chosen.seed)
-    model = with_head(trunk, len(data.labels), chosen.head or 0, chosen.dropout)
+    keras.utils.set_random_seed(settings.seed)
+    model = with_head(trunk, len(data.labels), settings.head or 0, settings.dropout)
     freeze(model, 0)
-    steps = chosen.epochs * len(Files(data.train)) if chosen.epochs else 0
+    steps = settings.epochs * len(Files(data.train)) if settings.epochs else 0
     rate = keras.optimizers.schedules.CosineDecay(
-        (chosen.lr or 0) / 100, steps - steps // 10, alpha=0.01, warmup_target=chosen.lr, warmup_steps=steps // 10
+        (settings.lr or 0) / 100, steps - steps // 10, alpha=0.01, warmup_target=settings.lr, warmup_steps=steps // 10
     )
     model.compile(
-        keras.optimizers.AdamW(rate, weight_decay=chosen.decay),
+        keras.optimizers.AdamW(rate, weight_decay=settings.decay),
         keras.losses.CategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    order = np.random.default_rng(chosen.seed).permutation(data.train)
-    history = model.fit(Files(order), validation_data=Files(data.validation), epochs=chosen.epochs, verbose=0).history
+    # Train, and print the accuracy of the best epoch.
+    order = np.random.default_rng(settings.seed).permutation(data.train)
+    history = model.fit(Files(order), validation_data=Files(data.validation), epochs=settings.epochs, verbose=0).history
     chosen_epoch = int(np.argmin(history["val_loss"]))
     print(f"usual     validation accuracy {history['val_accuracy'][chosen_epoch]:.1%}")
 

@@ -1,4 +1,4 @@
-"""What the gateway itself costs: beside the gateway of the usual tutorials, over a model of one multiplication.
+"""Measure what the gateway itself costs, beside the gateway of the usual tutorials, over a model of one multiplication.
 
     python benchmarks/gateway.py                              # photograph-like pictures, made on the spot
     python benchmarks/gateway.py --pictures clothing/train    # real ones; the large are these, enlarged, with grain
@@ -52,14 +52,14 @@ SIDE = 299  # Xception's, which the tutorials use and train.py starts with
 UPLOAD, CAMERA = (400, 533), (3024, 4032)  # width, height
 CONCURRENT = (1, 4)
 TICKS = os.sysconf("SC_CLK_TCK")  # a second
-EDGE = "----WebKitFormBoundary7MA4YWxkTrZu0gW"  # as browsers write it
-FORM = {"Content-Type": f"multipart/form-data; boundary={EDGE}"}
+BOUNDARY = "----WebKitFormBoundary7MA4YWxkTrZu0gW"  # as browsers write it
+FORM = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
 OURS, THEIRS = "loupe", "tutorial"  # the models' names, too
 
 
 @dataclass(frozen=True)
-class Kind:
-    """Of pictures."""
+class PictureSet:
+    """Pictures of one size to upload."""
 
     name: str
     bodies: list[bytes]
@@ -68,8 +68,8 @@ class Kind:
 
 
 @dataclass
-class Found:
-    """Of one gateway since its start: of each round, and with so many at once."""
+class Measurements:
+    """Measurements of one gateway since its start, of each round and number of simultaneous requests."""
 
     rate: dict[int, list[float]] = field(default_factory=lambda: {n: [] for n in CONCURRENT})  # requests a CPU second
     both: dict[int, list[float]] = field(default_factory=lambda: {n: [] for n in CONCURRENT})  # …of the server, too
@@ -84,26 +84,29 @@ class Side:
 
 
 def main() -> None:
+    # The arguments.
     parser = Parser(__doc__)
     parser.add_argument("--starts", type=int, default=5, help="of both gateways (5)")
     parser.add_argument("--rounds", type=int, default=3, help="of each start; each is both gateways in turn (3)")
     parser.add_argument("--requests", type=int, default=200, help="uploads of a round, a tenth of it large (200)")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="a folder of real JPEGs to upload")
     arguments = parser.read()
-    kinds = pictures(arguments.pictures, max(8, arguments.requests))
+    picture_sets = pictures(arguments.pictures, max(8, arguments.requests))
+    # Measure both gateways, started anew several times.
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         write_models(Path(scratch))
-        bodies = [kind.bodies for kind in kinds]
+        bodies = [picture_set.bodies for picture_set in picture_sets]
         spawn = multiprocessing.get_context("spawn")
         client = stack.enter_context(ProcessPoolExecutor(1, spawn, initializer=_remember, initargs=(bodies,)))
-        found: list[list[dict[str, Found]]] = [[] for _ in kinds]
+        measured: list[list[dict[str, Measurements]]] = [[] for _ in picture_sets]
         for start in range(1, arguments.starts + 1):
             with started(Path(scratch)) as sides:
-                for place, kind in enumerate(kinds):
-                    print(f"{kind.name}: start {start} of {arguments.starts}", file=sys.stderr, flush=True)
-                    found[place].append(compare(sides, client, place, kind, arguments.rounds))
-        for kind, starts in zip(kinds, found, strict=True):
-            show(kind, [start[OURS] for start in starts], [start[THEIRS] for start in starts])
+                for number, picture_set in enumerate(picture_sets):
+                    print(f"{picture_set.name}: start {start} of {arguments.starts}", file=sys.stderr, flush=True)
+                    measured[number].append(compare(sides, client, number, picture_set, arguments.rounds))
+        # Print the medians.
+        for picture_set, starts in zip(picture_sets, measured, strict=True):
+            show(picture_set, [start[OURS] for start in starts], [start[THEIRS] for start in starts])
 
 
 @contextmanager
@@ -117,31 +120,33 @@ def started(scratch: Path) -> Iterator[dict[str, Side]]:
         yield sides
 
 
-def compare(sides: dict[str, Side], client: Executor, place: int, kind: Kind, rounds: int) -> dict[str, Found]:
-    found = {name: Found() for name in sides}
-    for turn in range(rounds + 1):  # the first is to warm up
+def compare(
+    sides: dict[str, Side], client: Executor, number: int, picture_set: PictureSet, rounds: int
+) -> dict[str, Measurements]:
+    measured = {name: Measurements() for name in sides}
+    for round_number in range(rounds + 1):  # the first is to warm up
         for concurrent in CONCURRENT:
             for name, side in sides.items():
-                rate, both, p50 = measure(side, client, place, kind.requests, concurrent)
-                if turn:
-                    found[name].rate[concurrent].append(rate)
-                    found[name].both[concurrent].append(both)
-                    found[name].p50[concurrent].append(p50)
+                rate, both, p50 = measure(side, client, number, picture_set.requests, concurrent)
+                if round_number:
+                    measured[name].rate[concurrent].append(rate)
+                    measured[name].both[concurrent].append(both)
+                    measured[name].p50[concurrent].append(p50)
     for name, side in sides.items():
-        found[name].memory = memory(side.gateway.workers())
-    return found
+        measured[name].memory = memory(side.gateway.workers())
+    return measured
 
 
-def measure(side: Side, client: Executor, place: int, requests: int, concurrent: int) -> tuple[float, float, float]:
+def measure(side: Side, client: Executor, number: int, requests: int, concurrent: int) -> tuple[float, float, float]:
     workers = side.gateway.workers()
-    before, server = processor_seconds(*workers), processor_seconds(side.server)
+    workers_before, server_before = processor_seconds(*workers), processor_seconds(side.server)
     try:
-        waited = client.submit(load, side.gateway.port, place, requests, concurrent).result()
+        waited = client.submit(load, side.gateway.port, number, requests, concurrent).result()
     except (OSError, http.client.HTTPException) as error:
         raise UserError(f"A gateway failed: {error}. Its log ends: {side.gateway.log.read_text()[-500:]}") from error
-    spent = processor_seconds(*workers) - before
-    behind = processor_seconds(side.server) - server
-    return requests / spent, requests / (spent + behind), statistics.median(waited) * 1000
+    spent = processor_seconds(*workers) - workers_before
+    server_spent = processor_seconds(side.server) - server_before
+    return requests / spent, requests / (spent + server_spent), statistics.median(waited) * 1000
 
 
 def processor_seconds(*processes: int) -> float:
@@ -150,32 +155,41 @@ def processor_seconds(*processes: int) -> float:
 
 
 def memory(processes: list[int]) -> tuple[float, float]:
-    """PSS and RSS in MB: what is shared with other processes counted in parts, and in full."""
+    """Return PSS and RSS in MB: memory shared with other processes counted in parts, and in full."""
     text = "".join(Path(f"/proc/{process}/smaps_rollup").read_text() for process in processes)
     lines = [line.split() for line in text.splitlines()]
     pss, rss = (sum(int(line[1]) for line in lines if line[0] == name) / 1000 for name in ("Pss:", "Rss:"))
     return pss, rss
 
 
-def show(kind: Kind, ours: list[Found], theirs: list[Found]) -> None:
-    """Of each start."""
-    size = statistics.mean(map(len, kind.bodies))
-    print(f"\n{kind.name}, {size / 1e6:.1f} MB each" if size > 1e6 else f"\n{kind.name}, {size / 1e3:.0f} KB each")
+def show(picture_set: PictureSet, ours: list[Measurements], theirs: list[Measurements]) -> None:
+    """Print the medians of all starts."""
+    # A head with the size of the pictures.
+    size = statistics.mean(map(len, picture_set.bodies))
+    print(
+        f"\n{picture_set.name}, {size / 1e6:.1f} MB each"
+        if size > 1e6
+        else f"\n{picture_set.name}, {size / 1e3:.0f} KB each"
+    )
     print(f"{'':35}{OURS:>10}{THEIRS:>10}{'ratio':>8}   {'target':16}of the starts")
+    # Rates and waiting times, then decoding alone, then memory.
     pairs = list(zip(ours, theirs, strict=True))
     for n in CONCURRENT:
-        wanted = f"≥ {kind.target}"
+        wanted = f"≥ {picture_set.target}"
         row(f"requests a second a core, {n} at once", [(a.rate[n], b.rate[n]) for a, b in pairs], wanted)
         row("            with the model server", [(a.both[n], b.both[n]) for a, b in pairs])
         row("                        p50 in ms", [(a.p50[n], b.p50[n]) for a, b in pairs])
-    row("           of its pixels alone", [(pixels_alone(kind, decoded), pixels_alone(kind, decoded_by_the_tutorial))])
-    for place, what in enumerate(("a worker's memory in MB, PSS", "                         RSS")):
-        row(what, [([a.memory[place]], [b.memory[place]]) for a, b in pairs], "≤ 0.2")
+    row(
+        "           of its pixels alone",
+        [(pixels_alone(picture_set, decode_as_loupe), pixels_alone(picture_set, decode_as_tutorial))],
+    )
+    for number, title in enumerate(("a worker's memory in MB, PSS", "                         RSS")):
+        row(title, [([a.memory[number]], [b.memory[number]]) for a, b in pairs], "≤ 0.2")
     sys.stdout.flush()
 
 
-def pixels_alone(kind: Kind, decode: Callable[[bytes], object]) -> list[float]:
-    pictures = [body[body.index(b"\r\n\r\n") + 4 : body.rindex(b"\r\n--")] for body in kind.bodies]
+def pixels_alone(picture_set: PictureSet, decode: Callable[[bytes], object]) -> list[float]:
+    pictures = [body[body.index(b"\r\n\r\n") + 4 : body.rindex(b"\r\n--")] for body in picture_set.bodies]
     rates = []
     for _ in range(5):
         started = time.process_time()
@@ -185,11 +199,11 @@ def pixels_alone(kind: Kind, decode: Callable[[bytes], object]) -> list[float]:
     return rates
 
 
-def decoded(picture: bytes) -> object:
+def decode_as_loupe(picture: bytes) -> object:
     return decode(picture, SIDE, SIDE)
 
 
-def decoded_by_the_tutorial(picture: bytes) -> object:
+def decode_as_tutorial(picture: bytes) -> object:
     return create_preprocessor("xception", target_size=(SIDE, SIDE)).from_path(io.BytesIO(picture))
 
 
@@ -205,25 +219,27 @@ def row(name: str, starts: list[tuple[list[float], list[float]]], target: str = 
 
 
 def write_models(folder: Path) -> None:
-    """Of each side: one pixel of a picture, times a constant."""
+    """Write each side's model: one pixel of a picture, times a constant."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
     from tests.support.models import card
 
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    # What both models have in common.
     sign = tf.compat.v1.saved_model.signature_def_utils.predict_signature_def
     size = {"height": SIDE, "width": SIDE, "resize": "bilinear-antialiased", "fit": "stretch"}
     names = {OURS: (tf.uint8, "image", "probabilities"), THEIRS: (tf.float32, "input_8", "dense_7")}
-    for side, (kind, entry, answer) in names.items():
+    # The graph of each, saved with its card.
+    for side, (dtype, input_name, output_name) in names.items():
         with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-            pixels = tf.compat.v1.placeholder(kind, [None, SIDE, SIDE, 3], name=entry)
-            scores = tf.multiply(tf.cast(pixels[:, 0, 0, :], tf.float32), 1 / 255, name=answer)
-            asked = tf.compat.v1.placeholder(tf.string, [None], name="request")
-            told = tf.identity(tf.fill(tf.shape(asked), tf.constant(card(side, input=size))), name="card")
+            pixels = tf.compat.v1.placeholder(dtype, [None, SIDE, SIDE, 3], name=input_name)
+            scores = tf.multiply(tf.cast(pixels[:, 0, 0, :], tf.float32), 1 / 255, name=output_name)
+            request = tf.compat.v1.placeholder(tf.string, [None], name="request")
+            card_json = tf.identity(tf.fill(tf.shape(request), tf.constant(card(side, input=size))), name="card")
             signatures = {
-                "serving_default": sign({entry: pixels}, {answer: scores}),
-                "describe": sign({"request": asked}, {"card": told}),
+                "serving_default": sign({input_name: pixels}, {output_name: scores}),
+                "describe": sign({"request": request}, {"card": card_json}),
             }
             (folder / side).mkdir()
             builder = tf.compat.v1.saved_model.Builder(str(folder / side / "1"))
@@ -255,15 +271,15 @@ def _remember(bodies: list[list[bytes]]) -> None:
     _bodies.extend(bodies)
 
 
-def load(port: int, place: int, requests: int, concurrent: int) -> list[float]:
-    """Seconds that each took."""
+def load(port: int, number: int, requests: int, concurrent: int) -> list[float]:
+    """Upload pictures and return the seconds that each took."""
 
     def upload(numbers: range) -> list[float]:
         seconds = []
         with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)) as connection:
-            for number in numbers:
+            for index in numbers:
                 started = time.perf_counter()
-                connection.request("POST", "/predict", _bodies[place][number % len(_bodies[place])], FORM)
+                connection.request("POST", "/predict", _bodies[number][index % len(_bodies[number])], FORM)
                 response = connection.getresponse()
                 answer = response.read()
                 seconds.append(time.perf_counter() - started)
@@ -275,25 +291,25 @@ def load(port: int, place: int, requests: int, concurrent: int) -> list[float]:
         return sum(threads.map(upload, [range(n, requests, concurrent) for n in range(concurrent)]), [])
 
 
-def pictures(folder: Path | None, requests: int) -> list[Kind]:
-    small = real(folder) if folder else [jpeg(made(seed), 85) for seed in range(16)]
+def pictures(folder: Path | None, requests: int) -> list[PictureSet]:
+    small = read_jpegs(folder) if folder else [jpeg(draw_photograph(seed), 85) for seed in range(16)]
     sources = [Image.open(io.BytesIO(data)).convert("RGB") for data in small[:4]]
-    large = [jpeg(enlarged(source, seed), 90) for seed, source in enumerate(sources)]
+    large = [jpeg(enlarge(source, seed), 90) for seed, source in enumerate(sources)]
     return [
-        Kind("400×533 JPEGs", [form(data) for data in small], requests, 2.5),
-        Kind("12-megapixel JPEGs", [form(data) for data in large], max(4, requests // 10), 2.0),
+        PictureSet("400×533 JPEGs", [form(data) for data in small], requests, 2.5),
+        PictureSet("12-megapixel JPEGs", [form(data) for data in large], max(4, requests // 10), 2.0),
     ]
 
 
-def real(folder: Path) -> list[bytes]:
-    found = [path.read_bytes() for path in sorted(folder.rglob("*.jpg")) if Image.open(path).size == UPLOAD][:16]
-    if not found:
+def read_jpegs(folder: Path) -> list[bytes]:
+    jpegs = [path.read_bytes() for path in sorted(folder.rglob("*.jpg")) if Image.open(path).size == UPLOAD][:16]
+    if not jpegs:
         raise UserError(f"In {folder} lies no JPEG of {UPLOAD[0]}×{UPLOAD[1]}.")
-    return found
+    return jpegs
 
 
-def made(seed: int) -> Image.Image:
-    """As in photographs, the finer the detail the fainter it is."""
+def draw_photograph(seed: int) -> Image.Image:
+    """Draw a picture like a photograph: the finer the detail, the fainter it is."""
     random = np.random.default_rng(seed)
     total = np.full((*UPLOAD[::-1], 3), 128.0, np.float32)
     for cells in (3, 6, 12, 25, 50, 100, 200):
@@ -304,8 +320,8 @@ def made(seed: int) -> Image.Image:
     return Image.fromarray(total.clip(0, 255).astype(np.uint8))
 
 
-def enlarged(picture: Image.Image, seed: int) -> Image.Image:
-    """To 12 megapixels, with so much of a sensor's grain that the JPEG has a camera's 3 to 5 MB."""
+def enlarge(picture: Image.Image, seed: int) -> Image.Image:
+    """Enlarge to 12 megapixels, with so much of a sensor's grain that the JPEG has a camera's 3 to 5 MB."""
     large = np.asarray(picture.resize(CAMERA, Image.Resampling.BICUBIC), np.float32)
     grain = np.random.default_rng(seed).normal(0, 7.0, (*large.shape[:2], 1)).astype(np.float32)
     return Image.fromarray((large + grain).clip(0, 255).astype(np.uint8))
@@ -317,8 +333,8 @@ def jpeg(picture: Image.Image, quality: int) -> bytes:
 
 
 def form(picture: bytes) -> bytes:
-    head = f'--{EDGE}\r\nContent-Disposition: form-data; name="file"; filename="picture.jpg"\r\n'
-    return f"{head}Content-Type: image/jpeg\r\n\r\n".encode() + picture + f"\r\n--{EDGE}--\r\n".encode()
+    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="picture.jpg"\r\n'
+    return f"{head}Content-Type: image/jpeg\r\n\r\n".encode() + picture + f"\r\n--{BOUNDARY}--\r\n".encode()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Is the sample an honest task? Prints two accuracies on its testing pictures side by side.
+"""Check that the sample is an honest task: prints two accuracies on its testing pictures.
 
     python benchmarks/sample.py              # needs models/tires/<version>/; draws data/tires if it is missing
 
@@ -43,21 +43,21 @@ def main() -> None:
 
 
 def baseline(data: Path) -> dict[str, float]:
-    """Accuracy on the testing pictures for each strength of regularisation, with and without scaling."""
+    """Return the accuracy on the testing pictures for each strength of regularisation, with and without scaling."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     x, y = _thumbnails(data / "training_data")
     x_test, y_test = _thumbnails(data / "testing_data")
-    reached = {}
+    accuracies = {}
     for strength in STRENGTHS:
         for steps in ((), (StandardScaler(),)):
             model = make_pipeline(*steps, LogisticRegression(C=strength, max_iter=2000))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # at C=100 it may stop short of converging
-                reached[f"C={strength:g}{', scaled' * len(steps)}"] = float(model.fit(x, y).score(x_test, y_test))
-    return reached
+                accuracies[f"C={strength:g}{', scaled' * len(steps)}"] = float(model.fit(x, y).score(x_test, y_test))
+    return accuracies
 
 
 def model_accuracy(version: Path, data: Path) -> float:
@@ -67,16 +67,16 @@ def model_accuracy(version: Path, data: Path) -> float:
     from loupe.card import Card
 
     card = Card.read(version / "assets.extra" / "card.json")
-    answer = tf.saved_model.load(str(version)).signatures["serving_default"]
+    infer = tf.saved_model.load(str(version)).signatures["serving_default"]
     right = total = 0
     for label in CLASSES:
         files = sorted((data / "testing_data" / label).glob("*.jpg"))
         for start in range(0, len(files), 20):
-            some = files[start : start + 20]
-            pixels = np.stack([decode(file.read_bytes(), card.height, card.width) for file in some])
-            chosen = answer(image=tf.constant(pixels))["probabilities"].numpy().argmax(axis=1)
-            right += sum(card.labels[number] == label for number in chosen)
-            total += len(chosen)
+            batch = files[start : start + 20]
+            pixels = np.stack([decode(file.read_bytes(), card.height, card.width) for file in batch])
+            guesses = infer(image=tf.constant(pixels))["probabilities"].numpy().argmax(axis=1)
+            right += sum(card.labels[number] == label for number in guesses)
+            total += len(guesses)
     return right / total
 
 

@@ -1,4 +1,4 @@
-"""Pictures that are of no clothing, no food and nothing else one trains on: made on the spot, nothing is downloaded.
+"""Pictures of none of the usual classes, such as clothing or food: made on the spot, nothing is downloaded.
 
     for kind, pictures in strangers().items(): ...      # kind → Pillow pictures, RGB
 
@@ -28,12 +28,12 @@ Rng = np.random.Generator
 
 
 def strangers(seed: int = 1) -> dict[str, list[Image.Image]]:
-    drawn: dict[str, Callable[[Rng], Image.Image]] = {
+    makers: dict[str, Callable[[Rng], Image.Image]] = {
         "noise": noise, "gradients": gradient, "text": page, "screens": screen
     }  # fmt: skip
     rng = np.random.default_rng(seed)
-    found = {kind: [make(rng) for _ in range(COUNT)] for kind, make in drawn.items()}
-    return {"photographs": photographs(rng), "tires": tires()} | found
+    pictures = {name: [make(rng) for _ in range(COUNT)] for name, make in makers.items()}
+    return {"photographs": photographs(rng), "tires": tires()} | pictures
 
 
 def photographs(rng: Rng) -> list[Image.Image]:

@@ -1,4 +1,4 @@
-"""Can a finished run be trusted? Prints its calibration, its certain answers, and what it makes of strangers.
+"""Measure how far a finished run can be trusted: prints calibration, certain answers, and the answers to strangers.
 
     python benchmarks/trust.py runs/clothing clothing/validation             # strangers are made on the spot
     python benchmarks/trust.py runs/clothing clothing/validation --strangers photos/a photos/b
@@ -34,6 +34,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def main() -> None:
+    # The arguments and the pictures.
     parser = Parser(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="a finished run, such as runs/clothing")
     parser.add_argument("held_out", type=Path, metavar="HELD_OUT", help="a folder a class, of pictures it never saw")
@@ -41,8 +42,9 @@ def main() -> None:
     args = parser.read()
     card = Card.read(args.run / "card.json")
     pixels, truth = labelled(args.held_out, card)
-    others = {folder.name: folder_of(folder, card) for folder in args.strangers} or made(card)
+    strangers_by_name = {folder.name: folder_of(folder, card) for folder in args.strangers} or made(card)
 
+    # The run's answers to held-out pictures.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import keras
 
@@ -51,39 +53,41 @@ def main() -> None:
     from loupe.training.evaluate.metrics import ece, softmax
 
     model = keras.saving.load_model(args.run / "model.keras", compile=False)
-    known = outputs_of(model, pixels, np.arange(len(pixels)))
-    right = known.logits.argmax(axis=1) == truth
-    confidence = softmax(known.logits / card.temperature).max(axis=1)
-    before = ece(softmax(known.logits).max(axis=1), right)
+    outputs = outputs_of(model, pixels, np.arange(len(pixels)))
+    right = outputs.logits.argmax(axis=1) == truth
+    confidence = softmax(outputs.logits / card.temperature).max(axis=1)
+    ece_before = ece(softmax(outputs.logits).max(axis=1), right)
     print(f"{len(pixels)} held-out pictures, {right.mean():.1%} answered right")
-    print(f"calibration error   {before:.3f} → {ece(confidence, right):.3f} at temperature {card.temperature:.2f}")
+    print(f"calibration error   {ece_before:.3f} → {ece(confidence, right):.3f} at temperature {card.temperature:.2f}")
     if card.certain_at is not None:
         certain = confidence >= card.certain_at
         print(f"certain             {certain.mean():.1%} of the answers, from {card.certain_at:.3f} on;", end=" ")
         print(f"{right[certain].mean():.1%} of them right" if certain.any() else "none to judge")
+    # Strangers.
     familiarity = Familiarity.load(args.run / "familiarity.npz")
-    scores = familiarity.score(known.features)
-    found = {
-        kind: familiarity.score(outputs_of(model, some, np.arange(len(some))).features) for kind, some in others.items()
+    scores = familiarity.score(outputs.features)
+    scores_of = {
+        name: familiarity.score(outputs_of(model, stranger_pixels, np.arange(len(stranger_pixels))).features)
+        for name, stranger_pixels in strangers_by_name.items()
     }
-    show_strangers(scores, found, card.unfamiliar_below or FALSE_ALARMS)
+    show_strangers(scores, scores_of, card.unfamiliar_below or FALSE_ALARMS)
 
 
-def show_strangers(scores: Array, found: dict[str, Array], limit: float) -> None:
+def show_strangers(scores: Array, scores_of: dict[str, Array], limit: float) -> None:
     exact = float(np.quantile(scores, FALSE_ALARMS))
-    every = {**found, f"all {len(found)} kinds": np.concatenate(list(found.values()))}
+    all_scores = {**scores_of, f"all {len(scores_of)} kinds": np.concatenate(list(scores_of.values()))}
     print(f"\ncalled unfamiliar   {f'below {limit:g}':>12}  {f'at {FALSE_ALARMS:.0%} false alarms':>21}")
     print(f"{'held-out pictures':<18}  {(scores < limit).mean():>12.1%}  {(scores <= exact).mean():>21.1%}")
-    for kind, values in every.items():
-        print(f"{kind:<18}  {(values < limit).mean():>12.1%}  {(values <= exact).mean():>21.1%}  of {len(values)}")
+    for name, values in all_scores.items():
+        print(f"{name:<18}  {(values < limit).mean():>12.1%}  {(values <= exact).mean():>21.1%}  of {len(values)}")
 
 
 def labelled(folder: Path, card: Card) -> tuple[Pixels, Array]:
     pixels, truth = [], []
     for number, label in enumerate(card.labels):
-        some = folder_of(folder / label, card)
-        pixels.append(some)
-        truth += [number] * len(some)
+        class_pixels = folder_of(folder / label, card)
+        pixels.append(class_pixels)
+        truth += [number] * len(class_pixels)
     return np.concatenate(pixels), np.array(truth)
 
 
@@ -95,23 +99,23 @@ def folder_of(folder: Path, card: Card) -> Pixels:
         try:
             pixels.append(decode(path.read_bytes(), card.height, card.width))
         except ImageError:
-            continue  # training's doctor is who lists these
+            continue  # training's doctor lists these
     if not pixels:
         raise UserError(f"{folder} holds no picture that can be read. Name another.")
     return np.stack(pixels)
 
 
 def made(card: Card) -> dict[str, Pixels]:
-    """Through a file, as all pictures come: resized with antialiasing."""
-    found = {}
-    for kind, images in strangers().items():
+    """Return the strangers, saved to a file and read as all pictures are: resized with antialiasing."""
+    pixels_of = {}
+    for name, images in strangers().items():
         pixels = []
         for image in images:
             file = io.BytesIO()
             image.save(file, "PNG")
             pixels.append(decode(file.getvalue(), card.height, card.width))
-        found[kind] = np.stack(pixels)
-    return found
+        pixels_of[name] = np.stack(pixels)
+    return pixels_of
 
 
 if __name__ == "__main__":

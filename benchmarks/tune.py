@@ -1,9 +1,9 @@
-"""What does a search of the head cost, the features being at hand? Prints seconds a trial and the share pruned.
+"""Measure the search of the head on features that are already computed: prints seconds a trial and the share pruned.
 
     python benchmarks/tune.py                # 30 trials on 2,608 × 2,048 made-up features of 10 classes
     python benchmarks/tune.py --trials 100 --pictures 10000
 
-The features are made as a backbone's are: not negative, most of what they hold common to all classes.
+The made-up features are like a backbone's: not negative, and mostly common to all classes.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def main() -> None:
+    # The arguments.
     parser = Parser(__doc__)
     parser.add_argument("--trials", type=int, default=30, help="how many (30)")
     parser.add_argument("--pictures", type=int, default=2608, help="to train on (2608)")
@@ -38,12 +39,14 @@ def main() -> None:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     from loupe.training.tune.search import search
 
+    # Search, and take the time.
     x, y = features(int(args.pictures * (1 + VALIDATION)), args.features, args.seed)
     train, validation = (x[: args.pictures], y[: args.pictures]), (x[args.pictures :], y[args.pictures :])
     started, processor = time.monotonic(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         best = search(train, validation, CLASSES, args.trials, args.seed, Path(folder) / "journal")
     seconds, processor = time.monotonic() - started, time.process_time() - processor
+    # Print the result.
     pruned = sum(trial["state"] == "pruned" for trial in best.trials)
     print(f"{args.trials} trials        {seconds:.1f} s, {seconds / args.trials:.2f} s a trial")
     print(f"processor time   {processor:.1f} s, {processor / args.trials:.2f} s a trial, all cores together")
@@ -54,12 +57,12 @@ def main() -> None:
         print(note)
 
 
-def features(number: int, width: int, seed: int) -> tuple[Array, Array]:
+def features(count: int, width: int, seed: int) -> tuple[Array, Array]:
     rng = np.random.default_rng(seed)
-    y = rng.integers(CLASSES, size=number)
-    hidden = rng.normal(size=(CLASSES * 3, 32))  # three kinds a class
-    kinds = hidden[y * 3 + rng.integers(3, size=number)] + rng.normal(size=(number, 32)) * 1.4
-    x = np.maximum(0, kinds @ rng.normal(size=(32, width)) / 8 + rng.normal(size=(number, width)) * 0.5)
+    y = rng.integers(CLASSES, size=count)
+    centres = rng.normal(size=(CLASSES * 3, 32))  # three kinds a class
+    latent = centres[y * 3 + rng.integers(3, size=count)] + rng.normal(size=(count, 32)) * 1.4
+    x = np.maximum(0, latent @ rng.normal(size=(32, width)) / 8 + rng.normal(size=(count, width)) * 0.5)
     return x.astype(np.float16), y
 
 

@@ -31,7 +31,7 @@ from loupe.errors import UserError
 from loupe.training.data.download import download
 from loupe.training.data.unpack import Places, unpack
 
-HOME = Path("data")
+DATA_FOLDER = Path("data")
 KAGGLE = "https://www.kaggle.com/api/v1"
 FOOD = (
     "cheesecake", "chicken_curry", "dumplings", "fish_and_chips", "french_fries", "fried_rice", "ice_cream",
@@ -46,36 +46,37 @@ CARS_EACH = {"train": 28, "validation": 7}
 
 @dataclass(frozen=True)
 class Source:
-    what: str
+    description: str
     url: str
     page: str  # for people: licence, rules, download by hand
     megabytes: int  # about, to download
     pictures: int  # as others counted them
     place: Callable[[Sequence[str]], Places]
-    folder: str = ""  # below data/, where it is not the name
+    folder: str = ""  # below data/, if it is not the source's name
     kaggle: bool = False
-    rules: bool = False  # only for users who accepted rules
-    size: int = 0  # bytes, where the archive is known to stay as it is
+    has_rules: bool = False  # only for users who accepted rules
+    size: int = 0  # bytes, if the archive never changes
     sha256: str = ""
 
 
 def below(folder: str, *wanted: str) -> Callable[[Sequence[str]], Places]:
-    """What lies in `folder` of the archive, or of that only the folders and files in `wanted`."""
+    """Return a `place` function for all files in `folder` of the archive, or only for the folders and files in
+    `wanted`."""
 
     def place(names: Sequence[str]) -> Places:
-        inside = {name: name.removeprefix(folder) for name in names if name.startswith(folder)}
-        return {name: to for name, to in inside.items() if not wanted or to.split("/")[0] in wanted}
+        names_inside = {name: name.removeprefix(folder) for name in names if name.startswith(folder)}
+        return {name: target for name, target in names_inside.items() if not wanted or target.split("/")[0] in wanted}
 
     return place
 
 
 def cars(names: Sequence[str]) -> Places:
-    """The first pictures of five models, out of both halves of the Stanford Cars, which each count from 00001."""
+    """Place the first pictures of five models, from both halves of the Stanford Cars, which each count from 00001."""
     places = {}
     for model in CARS:
-        found = iter(sorted(name for name in names if f"/{model}/" in name))
+        remaining = iter(sorted(name for name in names if f"/{model}/" in name))
         for split, count in CARS_EACH.items():
-            for name, _ in zip(found, range(count), strict=False):
+            for name, _ in zip(remaining, range(count), strict=False):
                 path = PurePosixPath(name)
                 places[name] = f"{split}/{model}/{path.parts[-3]}-{path.name}"
     return places
@@ -106,7 +107,7 @@ SOURCES = {
         "Kaggle's competition: cups, forks, glasses, knives, plates, spoons",
         f"{KAGGLE}/competitions/data/download-all/kitchenware-classification",
         "https://www.kaggle.com/competitions/kitchenware-classification/data",
-        1500, 9367, below("", "images", "train.csv", "test.csv", "sample_submission.csv"), kaggle=True, rules=True,
+        1500, 9367, below("", "images", "train.csv", "test.csv", "sample_submission.csv"), kaggle=True, has_rules=True,
     ),
     "flowers": Source(
         "five flowers, TensorFlow's flower_photos",
@@ -132,10 +133,10 @@ def main() -> int:
     args = parser.read()
     if args.name is None:
         for name, source in SOURCES.items():
-            print(f"{name:<12} {source.megabytes:>5} MB  {source.what}\n{source.page:>{22 + len(source.page)}}")
+            print(f"{name:<12} {source.megabytes:>5} MB  {source.description}\n{source.page:>{22 + len(source.page)}}")
         return 0
     source = SOURCES[args.name]
-    out = args.out or HOME / (source.folder or args.name)
+    out = args.out or DATA_FOLDER / (source.folder or args.name)
     count = fetch(source, out, args.archive)
     recipe = "" if args.name == "clothing" else f"--recipe {args.name} "
     print(f"{out}: {count} pictures. Next: python train.py {recipe}{out}")
@@ -143,48 +144,53 @@ def main() -> int:
 
 
 def fetch(source: Source, out: Path, archive: Path | None = None) -> int:
-    """The pictures in `out`, whole or not at all; how many there are."""
+    """Fetch the pictures into `out`, completely or not at all, and return how many there are."""
+    # Refuse a folder that is there already.
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already: move it away to fetch it anew, or name another place by --out.")
-    home = out.with_name(out.name + (".tgz" if source.url.endswith((".tgz", ".tar.gz")) else ".zip"))
-    ours = archive is None and not home.exists()  # what was put there by hand is taken, and left
+    # Download, unless the archive was put there by hand, and unpack.
+    download_path = out.with_name(out.name + (".tgz" if source.url.endswith((".tgz", ".tar.gz")) else ".zip"))
+    is_ours = (
+        archive is None and not download_path.exists()
+    )  # an archive that was put there by hand is used and left there
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        if ours:
-            receive(source, home)
-        names = checked(source, out, archive or home)
-        if ours:
-            home.unlink()
+        if is_ours:
+            download_archive(source, download_path)
+        names = check_and_unpack(source, out, archive or download_path)
+        if is_ours:
+            download_path.unlink()
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise UserError(f"The disk of {out.parent} is full: free some, then run this again.") from error
         raise UserError(f"{error.filename or out}: {error.strerror or error}.") from error
+    # Say so if there are not as many as others counted.
     count = sum(name.lower().endswith((".jpg", ".jpeg", ".png")) for name in names)
     if count != source.pictures:
         print(f"note: {count} pictures, where others counted {source.pictures}: see {source.page}", file=sys.stderr)
     return count
 
 
-def receive(source: Source, home: Path) -> None:
+def download_archive(source: Source, target: Path) -> None:
     key = credentials() if source.kaggle else ""
-    if source.rules and not key:
+    if source.has_rules and not key:
         raise UserError(
             "Kaggle wants to know who asks: make a key in its settings, set KAGGLE_USERNAME and KAGGLE_KEY or save "
-            f"~/.kaggle/kaggle.json, and accept the rules on {source.page}. {by_hand(source, home)}"
+            f"~/.kaggle/kaggle.json, and accept the rules on {source.page}. {advice_by_hand(source, target)}"
         )
     try:
-        download(source.url, home, source.size, key)
+        download(source.url, target, source.size, key)
     except UserError as error:
         hint = f" Is the key right, and were the rules accepted on {source.page}?" if " 403 " in str(error) else ""
-        raise UserError(f"{error}{hint} {by_hand(source, home)}") from error
+        raise UserError(f"{error}{hint} {advice_by_hand(source, target)}") from error
 
 
-def by_hand(source: Source, home: Path) -> str:
-    where = source.page if source.kaggle else source.url
-    return f"By hand: download it from {where}, save it as {home}, and run this again."
+def advice_by_hand(source: Source, target: Path) -> str:
+    address = source.page if source.kaggle else source.url
+    return f"By hand: download it from {address}, save it as {target}, and run this again."
 
 
-def checked(source: Source, out: Path, archive: Path) -> list[str]:
+def check_and_unpack(source: Source, out: Path, archive: Path) -> list[str]:
     if source.sha256:
         with archive.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != source.sha256:
@@ -193,15 +199,15 @@ def checked(source: Source, out: Path, archive: Path) -> list[str]:
 
 
 def credentials() -> str:
-    """The Authorization that Kaggle takes, or nothing."""
+    """Return the Authorization header for Kaggle, or "" if there is no key."""
     if token := os.environ.get("KAGGLE_API_TOKEN"):
         return f"Bearer {token}"
     name, key = os.environ.get("KAGGLE_USERNAME"), os.environ.get("KAGGLE_KEY")
     file = Path(os.environ.get("KAGGLE_CONFIG_DIR", Path.home() / ".kaggle")) / "kaggle.json"
     if not (name and key) and file.is_file():
         try:
-            found = json.loads(file.read_text())
-            name, key = str(found["username"]), str(found["key"])
+            stored = json.loads(file.read_text())
+            name, key = str(stored["username"]), str(stored["key"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file} is not as Kaggle gives it out: make a new one in its settings.") from error
     return "Basic " + base64.b64encode(f"{name}:{key}".encode()).decode() if name and key else ""

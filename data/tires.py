@@ -58,7 +58,7 @@ def _noise(rng: Generator, shape: tuple[int, int], cells: float) -> Array:
 
 
 def _rise(value: Array, low: float, high: float) -> Array:
-    """0 below `low`, 1 above `high`, smooth between."""
+    """Return 0 below `low`, 1 above `high`, and a smooth rise between."""
     t = np.clip((value - low) / (high - low), 0, 1)
     return np.asarray(t * t * (3 - 2 * t))
 
@@ -72,7 +72,7 @@ def _ridge(value: Array, centre: float, width: float) -> Array:
 
 
 def _ink(lines: list[Line], shape: tuple[int, int]) -> Array:
-    """Lines as a mask in 0…1, drawn at twice the size and halved, so that thin ones keep their width."""
+    """Return lines as a mask in 0…1, drawn at twice the size and halved, so that thin ones keep their width."""
     short, (height, width) = min(shape) * 2, shape
     mask = Image.new("L", (width * 2, height * 2))
     pen = ImageDraw.Draw(mask)
@@ -82,13 +82,13 @@ def _ink(lines: list[Line], shape: tuple[int, int]) -> Array:
 
 
 def _grow(rng: Generator, x: float, y: float, heading: float, length: float, width: float, lines: list[Line]) -> None:
-    """One crack: it wanders in short jagged steps, tapers, and sends out branches that do the same."""
+    """Add one crack to `lines`: it wanders in short jagged steps, tapers, and sends out branches that do the same."""
     left, drift = length, heading
     while left > 0:
         step = rng.uniform(0.010, 0.032)
         drift += rng.normal(0, 0.16)
-        way = drift + rng.normal(0, 0.55)
-        x1, y1 = x + step * np.cos(way), y + step * np.sin(way)
+        direction = drift + rng.normal(0, 0.55)
+        x1, y1 = x + step * np.cos(direction), y + step * np.sin(direction)
         lines.append((x, y, x1, y1, width * (0.35 + 0.65 * left / length)))
         x, y, left = x1, y1, left - step
         if rng.random() < 0.19 and length > 0.06:
@@ -97,29 +97,32 @@ def _grow(rng: Generator, x: float, y: float, heading: float, length: float, wid
 
 
 def _cracks(rng: Generator, load: float, size: tuple[float, float]) -> list[Line]:
-    """From a few long cracks to dense crazing of one patch; `load` in 0…1 says how much."""
+    """Return cracks, from a few long ones to dense crazing of one patch; `load` in 0…1 says how many."""
+    # Where the cracks are, how far they spread, and in which direction.
     lines: list[Line] = []
     budget = 3.5 + 9 * load  # summed length of the cracks that lie inside the picture, in short sides
     crazed = rng.random() < 0.45
     reach = rng.uniform(0.10, 0.22) * (0.7 + load) if crazed else 0.33
     centre = rng.uniform(0.3, 0.7, 2) * size
     along = rng.uniform(0, np.pi)
+    # Grow cracks until their length is enough.
     drawn = 0.0
     while drawn < budget:
         x, y = centre + rng.normal(0, reach, 2)
         heading = along + rng.choice((0, np.pi, np.pi / 2), p=(0.4, 0.4, 0.2)) + rng.normal(0, 0.35)
         length = rng.uniform(0.07, 0.2) if crazed else rng.uniform(0.2, 0.6)
-        before = len(lines)
+        first_new = len(lines)
         _grow(rng, x, y, heading, length, rng.uniform(0.008, 0.018), lines)
-        ends = np.array([line[2:4] for line in lines[before:]])
+        ends = np.array([line[2:4] for line in lines[first_new:]])
         drawn += 0.021 * int(((ends > 0.03) & (ends < np.array(size) - 0.03)).all(axis=1).sum())  # 0.021: mean step
     return lines
 
 
 def _strokes(rng: Generator, budget: float, size: tuple[float, float]) -> list[Line]:
-    """Scratches, fibres and cuts: straight or evenly bent, alone or side by side, never branching."""
+    """Return scratches, fibres and cuts: straight or evenly bent, alone or side by side, never branching."""
     lines: list[Line] = []
     drawn = 0.0
+    # Strokes of a random course until their length is enough.
     while drawn < budget:
         x, y = rng.uniform(0.05, 0.95, 2) * size
         heading, length, bend = rng.uniform(0, 2 * np.pi), rng.uniform(0.15, 0.7), rng.normal(0, 2.2)
@@ -128,21 +131,23 @@ def _strokes(rng: Generator, budget: float, size: tuple[float, float]) -> list[L
             bend = 0.0
         for beside in range(rng.choice((1, 1, 1, 1, 1, 2, 3))):
             px, py = x - beside * gap * np.sin(heading), y + beside * gap * np.cos(heading)
-            way, left = heading, length * rng.uniform(0.6, 1)
+            direction, left = heading, length * rng.uniform(0.6, 1)
             drawn += left
             while left > 0:
-                nx, ny = px + 0.017 * np.cos(way), py + 0.017 * np.sin(way)
+                nx, ny = px + 0.017 * np.cos(direction), py + 0.017 * np.sin(direction)
                 lines.append((px, py, nx, ny, width * (0.35 + 0.65 * left / length)))
-                px, py, way, left = nx, ny, way + bend * 0.017, left - 0.017
+                px, py, direction, left = nx, ny, direction + bend * 0.017, left - 0.017
     return lines
 
 
 def _tread(rng: Generator, x: Array, y: Array) -> Array:
-    """The height of the surface: 0 the bottom of a groove, 1 the top of a block."""
+    """Return the height of the surface: 0 is the bottom of a groove, 1 the top of a block."""
+    # Grooves around the tire.
     rib, groove = rng.uniform(0.26, 0.5), rng.uniform(0.035, 0.085)
     bent = x + rng.uniform(0, 0.03) * _zigzag(y / rng.uniform(0.12, 0.3)) + rng.uniform(0, 1)
     number = np.floor(bent / rib)
     deep = 1 - _rise(np.abs(bent % rib - rib / 2) * -1 + rib / 2, groove / 2, groove / 2 + 0.012)
+    # Grooves across it.
     pitch, slant = rng.uniform(0.16, 0.36), rng.uniform(-0.8, 0.8)
     mirrored = np.where(number % 2 == 0, 1, rng.choice((-1, 1)))
     along = y + slant * (bent % rib) * mirrored + number * rng.uniform(0, pitch)
@@ -150,17 +155,21 @@ def _tread(rng: Generator, x: Array, y: Array) -> Array:
     cross = 1 - _rise(pitch / 2 - np.abs(along % pitch - pitch / 2), lateral / 2, lateral / 2 + 0.01)
     if rng.random() < 0.3:  # a plain rib in every other place
         cross = cross * (number % 2 == 0)
+    # Thin cuts between them.
     sipes = rng.integers(0, 4) + 1
     wave = along + rng.uniform(0, 0.012) * _zigzag(bent / rng.uniform(0.04, 0.08))
     apart = pitch / sipes
     thin = 1 - _rise(apart / 2 - np.abs((wave + apart / 2) % apart - apart / 2), 0.002, 0.007)
+    # The deepest counts.
     cut = np.maximum(cross * rng.uniform(0.6, 1), thin * rng.uniform(0, 0.6) * (sipes > 1))
     return np.asarray(1 - np.maximum(deep, cut))
 
 
 def _sidewall(rng: Generator, x: Array, y: Array, turn: float, zoom: float, shape: tuple[int, int]) -> Array:
+    # Coordinates around the hub.
     far = rng.uniform(0.9, 3.0)  # distance to the hub, in short sides
     out, arc = np.hypot(x, y - far) - far, np.arctan2(x, far - y) * far
+    # Curvature, ridges, serrations and a seam.
     surface = 0.75 + 0.3 * np.cos(out * rng.uniform(1.5, 5) + rng.uniform(0, 6))
     for _ in range(rng.integers(2, 7)):
         surface += rng.uniform(-0.4, 0.4) * _ridge(out, rng.uniform(-0.7, 0.7), rng.uniform(0.004, 0.03))
@@ -170,13 +179,15 @@ def _sidewall(rng: Generator, x: Array, y: Array, turn: float, zoom: float, shap
         surface += 0.15 * band * np.sin(arc * rng.uniform(60, 160))
     if rng.random() < 0.4:  # where two halves of the mould met
         surface += 0.3 * _ridge(arc, rng.uniform(-0.4, 0.4), 0.004)
+    # Lettering.
     if rng.random() < 0.75:
         surface += 0.3 * _lettering(rng, far, turn, zoom, shape)
     return np.asarray(np.clip(surface, 0, 1.4))
 
 
 def _lettering(rng: Generator, far: float, turn: float, zoom: float, shape: tuple[int, int]) -> Array:
-    """Raised letters, filled or in outline, along a circle around the hub."""
+    """Return raised letters, filled or in outline, along a circle around the hub."""
+    # The text, its size, and where it begins.
     short = min(shape)
     mask = Image.new("L", (shape[1], shape[0]))
     size = rng.uniform(0.07, 0.2)
@@ -184,6 +195,7 @@ def _lettering(rng: Generator, far: float, turn: float, zoom: float, shape: tupl
     text = str(rng.choice(WORDS))
     radius, outline = far + rng.uniform(-0.3, 0.3), rng.random()
     angle = -len(text) * size * 0.3 / far + rng.normal(0, 0.1)
+    # Turn each letter to the circle, and paste it.
     for letter in text:
         x, y = radius * np.sin(angle) / zoom, (far - radius * np.cos(angle)) / zoom
         px, py = x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)
@@ -196,16 +208,16 @@ def _lettering(rng: Generator, far: float, turn: float, zoom: float, shape: tupl
         else:
             ImageDraw.Draw(tile).text((middle, middle), letter, 255, font, "mm")
         tile = tile.rotate(-np.degrees(angle + turn), Image.Resampling.BILINEAR)
-        place = (int(px * short + shape[1] / 2 - middle), int(py * short + shape[0] / 2 - middle))
-        whole = Image.new("L", mask.size)
-        whole.paste(tile, place)
-        mask = ImageChops.lighter(mask, whole)
+        corner = (int(px * short + shape[1] / 2 - middle), int(py * short + shape[0] / 2 - middle))
+        layer = Image.new("L", mask.size)
+        layer.paste(tile, corner)
+        mask = ImageChops.lighter(mask, layer)
         angle += font.getlength(letter) / short * 1.12 / radius + 0.004
     return np.asarray(mask.filter(ImageFilter.GaussianBlur(short / 400)), dtype=np.float32) / 255
 
 
 def _stones(rng: Generator, height: Array, albedo: Array) -> None:
-    """Small stones and chips, as bumps of their own brightness."""
+    """Add small stones and chips, as bumps of their own brightness."""
     rows, columns = height.shape
     short = min(rows, columns)
     for _ in range(rng.poisson(5)):
@@ -221,7 +233,8 @@ def _stones(rng: Generator, height: Array, albedo: Array) -> None:
 
 
 def picture(rng: Generator, cracked: bool) -> Image.Image:
-    """One picture. `cracked` decides between cracks and, in most of the others, more smooth lines; nothing else."""
+    """Draw one picture. `cracked` only decides between cracks and, in most other pictures, more smooth lines."""
+    # The size, and coordinates that are turned and zoomed.
     side = float(np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST))))
     shape = tuple(int(np.clip(side * f, SMALLEST, LARGEST)) for f in (1, np.exp(rng.normal(0, 0.2))))
     rows, columns = shape if rng.random() < 0.5 else shape[::-1]
@@ -231,11 +244,13 @@ def picture(rng: Generator, cracked: bool) -> Image.Image:
     u, v = (u - columns / 2) / short, (v - rows / 2) / short
     x, y = zoom * (u * np.cos(turn) + v * np.sin(turn)), zoom * (v * np.cos(turn) - u * np.sin(turn))
     x = x + rng.uniform(0, 0.02) * _noise(rng, shape, 3)
+    # The tire itself.
     tread = rng.random() < 0.5
     height = _tread(rng, x, y) if tread else _sidewall(rng, x, y, turn, zoom, shape)
     albedo = np.exp(0.04 * _noise(rng, shape, 4) + 0.03 * _noise(rng, shape, 20) + 0.05 * _noise(rng, shape, 120))
     _stones(rng, height, albedo)
 
+    # Cracks and other lines, carved or pale.
     size, load, depth = (columns / short, rows / short), rng.beta(1.0, 1.4), rng.uniform(0.7, 0.95)
     decoys = rng.uniform(0.2, 0.8) * (rng.random() < 0.4)
     if not cracked:
@@ -244,25 +259,26 @@ def picture(rng: Generator, cracked: bool) -> Image.Image:
     if cracked:
         carved = np.maximum(carved, _ink(_cracks(rng, load, size), shape))
     pale = _ink(_strokes(rng, rng.uniform(0, 2.5), size), shape) * rng.uniform(0, 0.6)
+    # Light it and take the picture.
     grey = _light(rng, height - 0.5 * depth * carved, u, v) * albedo * (0.5 + 0.5 * np.clip(height, 0, 1))
     grey = grey * (1 - depth * carved) + pale * grey.mean() * _rise(height, 0.3, 0.8)
     return _expose(rng, grey, spread=rng.uniform(26, 40) if tread else rng.uniform(20, 34))
 
 
 def _light(rng: Generator, height: Array, u: Array, v: Array) -> Array:
-    """Lambert shading of the height map, a gradient across the picture, and a soft highlight."""
+    """Light the height map: Lambert shading, a gradient across the picture, and a soft highlight."""
     down, right = np.gradient(height)
-    from_where = rng.uniform(0, 2 * np.pi)
-    slope = (right * np.cos(from_where) + down * np.sin(from_where)) * min(height.shape) * 0.02
+    light_angle = rng.uniform(0, 2 * np.pi)
+    slope = (right * np.cos(light_angle) + down * np.sin(light_angle)) * min(height.shape) * 0.02
     shade = 1 + rng.uniform(0.25, 0.6) * np.tanh(slope)
-    towards = rng.uniform(0, 2 * np.pi)
-    shade *= 1 + rng.uniform(0, 0.5) * (u * np.cos(towards) + v * np.sin(towards))
+    gradient_angle = rng.uniform(0, 2 * np.pi)
+    shade *= 1 + rng.uniform(0, 0.5) * (u * np.cos(gradient_angle) + v * np.sin(gradient_angle))
     spot = np.exp(-((u - rng.uniform(-0.5, 0.5)) ** 2 + (v - rng.uniform(-0.5, 0.5)) ** 2) / rng.uniform(0.02, 0.25))
     return np.asarray(shade + rng.uniform(0, 0.6) * spot * np.clip(height, 0, 1), dtype=np.float32)
 
 
 def _expose(rng: Generator, grey: Array, spread: float) -> Image.Image:
-    """Dust, lens, sensor. Mean and spread are set to drawn values, so that neither can tell the class."""
+    """Add dust, lens and sensor. Mean and spread are set to drawn values, so that neither can tell the class."""
     shape = (grey.shape[0], grey.shape[1])
     grey = (grey - grey.mean()) / grey.std() * spread + rng.uniform(75, 140)
     dust = _rise(_noise(rng, shape, rng.uniform(2, 6)), 0.3, 2.0) * rng.uniform(0, 0.35)
@@ -283,21 +299,23 @@ def _draw_one(task: tuple[Path, int, int, int, int]) -> None:
 
 
 def _drawn(out: Path) -> dict[str, Any] | None:
-    """What an earlier run noted of a folder that it made, or None."""
+    """Return the note of an earlier drawing in the folder, or None."""
     try:
-        noted = json.loads((out / MARK).read_text())
+        note = json.loads((out / MARK).read_text())
     except (OSError, ValueError):
         return None
-    return noted if isinstance(noted, dict) else None
+    return note if isinstance(note, dict) else None
 
 
 def draw(out: Path = OUT, seed: int = 42, splits: dict[str, int] = SPLITS, force: bool = False) -> bool:
     """Draw the set into `out`, or return False if it is there already. A killed run leaves at most `out`.part."""
+    # Refuse to replace folders that were not drawn here.
     out = Path(out).resolve() if out.name in ("", "..") else out
-    part, note = out.with_name(out.name + ".part"), {"seed": seed, **splits}
-    for folder in (out, part):
+    staging, note = out.with_name(out.name + ".part"), {"seed": seed, **splits}
+    for folder in (out, staging):
         if folder.exists() and _drawn(folder) is None and (not folder.is_dir() or any(folder.iterdir())):
             raise FileExistsError(f"{folder} was not drawn by data/tires.py: move it away, or choose another --out.")
+    # The pictures to draw; if all are there, nothing is done.
     names = [
         Path(split) / label / f"{index:03}.jpg"
         for split, count in splits.items()
@@ -305,30 +323,36 @@ def draw(out: Path = OUT, seed: int = 42, splits: dict[str, int] = SPLITS, force
         for index in range(count // len(CLASSES))
     ]
     if not force and _drawn(out) is not None:
-        strange = {path.relative_to(out) for path in out.rglob("*") if path.is_file()} - {*names, Path(MARK)}
-        if _drawn(out) != note or strange:
-            what = f"also {min(strange)}" if strange else f"another drawing ({_drawn(out)})"
-            raise FileExistsError(f"{out} holds {what}: add --force to draw over it all.")
+        unknown_files = {path.relative_to(out) for path in out.rglob("*") if path.is_file()} - {*names, Path(MARK)}
+        if _drawn(out) != note or unknown_files:
+            content = f"also {min(unknown_files)}" if unknown_files else f"another drawing ({_drawn(out)})"
+            raise FileExistsError(f"{out} holds {content}: add --force to draw over it all.")
         if all((out / name).is_file() for name in names):
             return False
-    shutil.rmtree(part, ignore_errors=True)
+    # An empty folder beside.
+    shutil.rmtree(staging, ignore_errors=True)
     for split in splits:
         for label in CLASSES:
-            (part / split / label).mkdir(parents=True)
-    (part / MARK).write_text(json.dumps(note) + "\n")
+            (staging / split / label).mkdir(parents=True)
+    (staging / MARK).write_text(json.dumps(note) + "\n")
+    # Draw in several processes.
     tasks = [
-        (part / name, seed, list(splits).index(name.parts[0]), CLASSES.index(name.parts[1]), int(name.stem))
+        (staging / name, seed, list(splits).index(name.parts[0]), CLASSES.index(name.parts[1]), int(name.stem))
         for name in names
     ]
-    processes, deaf = min(os.cpu_count() or 1, 8), (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is this process's to handle
-    with multiprocessing.get_context("spawn").Pool(processes, signal.signal, deaf) as pool:
+    processes, ignore_ctrl_c = (
+        min(os.cpu_count() or 1, 8),
+        (signal.SIGINT, signal.SIG_IGN),
+    )  # only this process handles Ctrl-C
+    with multiprocessing.get_context("spawn").Pool(processes, signal.signal, ignore_ctrl_c) as pool:
         for done, _ in enumerate(pool.imap_unordered(_draw_one, tasks, chunksize=4), 1):
             if sys.stderr.isatty():
                 end = "\n" * (done == len(tasks))
                 print(f"\rdrawing {out}: {done} of {len(tasks)} pictures", end=end, file=sys.stderr)
+    # Put the folder into place.
     if out.exists():
         shutil.rmtree(out)
-    part.rename(out)
+    staging.rename(out)
     return True
 
 

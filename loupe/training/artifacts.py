@@ -1,7 +1,7 @@
-"""What a training leaves behind: the model, its card, its figures, its report, and a closing table.
+"""Write what a training produces: the model, its card, metrics and report, and a closing table for the terminal.
 
-write(run.part, name, pipeline, result, findings, command)
-print(closing(result, pipeline, folder, seconds))
+write(run.staging, name, pipeline, result, findings, command, seconds)
+print(summarize(result, pipeline, folder, seconds))
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from loupe.images.api import decode
 from loupe.training.data.dataset import Dataset
 from loupe.training.data.doctor import Findings
 from loupe.training.data.label_errors import describe, label_errors, out_of_fold
-from loupe.training.data.names import printable, shown
+from loupe.training.data.names import printable, printable_path
 from loupe.training.evaluate import heldout
 from loupe.training.evaluate.evaluate import BATCH, Result
 from loupe.training.evaluate.metrics import softmax
@@ -37,34 +37,43 @@ VIEWS = 7  # views of each
 
 
 def write(
-    part: Path, name: str, pipeline: Pipeline, result: Result, findings: Findings, command: str, seconds: float
+    staging: Path, name: str, pipeline: Pipeline, result: Result, findings: Findings, command: str, seconds: float
 ) -> None:
-    """`seconds`: that all of it took so far."""
-    data, chosen = pipeline.data, pipeline.settings
+    """Write all files of a finished run into `staging`. `seconds` is the time that the training took so far."""
+    data, settings = pipeline.data, pipeline.settings
     try:
-        pipeline.model.save(part / "model.keras")
+        # The model, its card, and the pictures that an export is checked on.
+        pipeline.model.save(staging / "model.keras")
         if result.calibration.familiarity:
-            result.calibration.familiarity.save(part / "familiarity.npz")
-        (part / "card.json").write_text(card(name, pipeline, result).to_json(), encoding="utf-8")
-        heldout.write(part / "pictures.json", data, result.held)
-        _write_table(part / "history.csv", pipeline.history)
+            result.calibration.familiarity.save(staging / "familiarity.npz")
+        (staging / "card.json").write_text(card(name, pipeline, result).to_json(), encoding="utf-8")
+        heldout.write(staging / "pictures.json", data, result.heldout)
+        # History and metrics, with the labels that look wrong.
+        _write_table(staging / "history.csv", pipeline.history)
         with pipeline.timed("label check"):
             suspects = suspected_labels(pipeline)
-        metrics = {**result.metrics, "seconds": {stage: round(took, 1) for stage, took in pipeline.seconds.items()}}
+        metrics = {
+            **result.metrics,
+            "seconds": {stage: round(duration, 1) for stage, duration in pipeline.seconds.items()},
+        }
         metrics["label_errors"] = [_suspect(data, *suspect) for suspect in suspects]
         if pipeline.trials:
             metrics["trials"] = pipeline.trials
-        (part / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (staging / "metrics.json").write_text(
+            json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        # Predictions for a competition, if the data set asks for some.
         if data.predict:
-            _write_submission(part / "submission.csv", pipeline, result.calibration.temperature)
-        told = Story(
+            _write_submission(staging / "submission.csv", pipeline, result.calibration.temperature)
+        # The report, from everything above.
+        story = Story(
             name=name,
             dataset=data,
             predictions=result.predictions,
             split=result.split,
             model={
-                "backbone": chosen.backbone,
-                "weights": Path(chosen.weights).name,
+                "backbone": settings.backbone,
+                "weights": Path(settings.weights).name,
                 "parameters": pipeline.model.count_params(),
                 "trained layers of the backbone": backbone_of(pipeline)["fine_tuned_layers"],
                 "input": f"{data.pixels.shape[2]} × {data.pixels.shape[1]}",
@@ -72,7 +81,7 @@ def write(
             history=pipeline.history,
             seconds=pipeline.seconds,
             command=command,
-            settings=chosen.shown(),
+            settings=settings.shown(),
             hardware=pipeline.devices.describe(),
             versions={package: version(package) for package in ("tensorflow", "keras", "numpy", "pillow")},
             data={"folder": data.root.name, "fingerprint": data.digest[:16]},
@@ -86,25 +95,26 @@ def write(
             notes=[*pipeline.notes, *result.calibration.notes],
         )
         with pipeline.timed("report"):
-            render.write(part, told)
+            render.write(staging, story)
     except OSError as error:
         raise UserError(
-            f"The run cannot be written to {part.parent} ({error.strerror or error}). Free it, then --resume."
+            f"The run cannot be written to {staging.parent} ({error.strerror or error}). Free it, then --resume."
         ) from error
 
 
 def card(name: str, pipeline: Pipeline, result: Result) -> Card:
-    data, fitted = pipeline.data, result.calibration
+    data, calibration = pipeline.data, result.calibration
     images = len(result.predictions.rows)
+    # Everything a server must know of the model is copied into its card.
     return Card(
         name=name,
         labels=data.labels,
         height=data.pixels.shape[1],
         width=data.pixels.shape[2],
         backbone=backbone_of(pipeline),
-        temperature=fitted.temperature,
-        certain_at=fitted.certain_at,
-        unfamiliar_below=fitted.unfamiliar_below,
+        temperature=calibration.temperature,
+        certain_at=calibration.certain_at,
+        unfamiliar_below=calibration.unfamiliar_below,
         metrics={
             "split": result.split,
             "images": images,
@@ -121,19 +131,22 @@ def card(name: str, pipeline: Pipeline, result: Result) -> Card:
 
 
 def suspected_labels(pipeline: Pipeline) -> list[tuple[int, int, float]]:
-    """(row, likelier class, how sure): judged by features that never saw the label. A network that was trained on the
-    very labels is no honest judge, and random weights are a poor one, so then the pictures are described without."""
+    """Return (row, likelier class, confidence) of each label that looks wrong.
+
+    The features must not come from a network that was trained on these labels, nor from one with random weights. If
+    they would, each picture is described without a network.
+    """
     data = pipeline.data
     if pipeline.frozen is None or pipeline.settings.weights == "none":
         features = describe(data.pixels)
     else:
         features = np.asarray(pipeline.frozen[np.arange(len(data.pictures))], np.float32)
-    doubts = label_errors(out_of_fold(features, data.classes, pipeline.settings.seed), data.classes)
-    return [(doubt.row, doubt.suggested, 1 - doubt.score) for doubt in doubts if doubt.likely]
+    errors = label_errors(out_of_fold(features, data.classes, pipeline.settings.seed), data.classes)
+    return [(error.row, error.suggested, 1 - error.score) for error in errors if error.likely]
 
 
 def contact_sheet(pipeline: Pipeline) -> Any:
-    """[pictures, views, H, W, 3]: some training pictures as they are, and as training saw them."""
+    """Return some training pictures as they are and as training saw them, [pictures, views, H, W, 3]."""
     if pipeline.augment.augmentation.is_none:
         return None
     rows = pipeline.data.train[:: max(1, len(pipeline.data.train) // SHEET)][:SHEET]
@@ -142,37 +155,44 @@ def contact_sheet(pipeline: Pipeline) -> Any:
     return np.clip(np.stack(views, axis=1), 0, 255).astype(np.uint8)
 
 
-def closing(result: Result, pipeline: Pipeline, folder: Path, seconds: float) -> str:
-    metrics, fitted = result.metrics, result.calibration
-    count = len(result.predictions.rows)
+def summarize(result: Result, pipeline: Pipeline, folder: Path, seconds: float) -> str:
+    """Return the lines that the terminal shows at the end of a training."""
+    metrics, calibration = result.metrics, result.calibration
+    pictures = len(result.predictions.rows)
+    # Accuracy and calibration.
     lines = [
-        f"\n{result.split} accuracy".ljust(20) + f"{metrics['accuracy']:.1%} of {count} pictures",
+        f"\n{result.split} accuracy".ljust(20) + f"{metrics['accuracy']:.1%} of {pictures} pictures",
         f"calibration error  {metrics['ece']:.3f} ({metrics['ece_before']:.3f} before temperature "
-        f"{fitted.temperature:.2f})",
+        f"{calibration.temperature:.2f})",
     ]
-    commonest = max(metrics["images"][result.split].values()) / count
+    # A warning if always guessing one class would do as well.
+    commonest = max(metrics["images"][result.split].values()) / pictures
     if metrics["accuracy"] <= commonest:
         lines.append(f"                   no better than always saying the most frequent class ({commonest:.1%})")
-    if fitted.certain_at is not None:
-        lines.append(f"certain from       {fitted.certain_at:.3f}")
-    lines += [f"note               {note}" for note in (*pipeline.notes, *fitted.notes)]
-    took = ", ".join(f"{stage} {clock(time)}" for stage, time in pipeline.seconds.items() if time >= 0.5)
+    if calibration.certain_at is not None:
+        lines.append(f"certain from       {calibration.certain_at:.3f}")
+    lines += [f"note               {note}" for note in (*pipeline.notes, *calibration.notes)]
+    # Where the time went, and where the files are.
+    durations = ", ".join(
+        f"{stage} {clock(duration)}" for stage, duration in pipeline.seconds.items() if duration >= 0.5
+    )
     lines += [
-        f"time               {clock(seconds)} ({took})",
+        f"time               {clock(seconds)} ({durations})",
         f"run                {folder}",
         f"report             {folder / 'report.html'}",
     ]
     return "\n".join(lines)
 
 
-def _suspect(data: Dataset, row: int, instead: int, sure: float) -> dict[str, Any]:
+def _suspect(data: Dataset, row: int, likelier: int, confidence: float) -> dict[str, Any]:
+    """Return one suspected label as metrics.json stores it."""
     path = data.pictures[row].file.path
-    inside = path.relative_to(data.root) if path.is_relative_to(data.root) else path
+    relative = path.relative_to(data.root) if path.is_relative_to(data.root) else path
     return {
-        "file": shown(inside),
+        "file": printable_path(relative),
         "label": data.labels[data.classes[row]],
-        "likelier": data.labels[instead],
-        "score": round(float(sure), 4),
+        "likelier": data.labels[likelier],
+        "score": round(float(confidence), 4),
     }
 
 
@@ -184,44 +204,53 @@ def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _write_submission(path: Path, pipeline: Pipeline, temperature: float) -> None:
-    """Every row that is asked for, in its order: a label, or a probability for each class that has a column. One whose
-    picture is missing or cannot be read gets the classes' shares of training: a row must not be missing."""
-    data, asked = pipeline.data, pipeline.data.submission
+    """Write submission.csv: every row that is asked for, in its order.
+
+    A row holds a label, or a probability for each class that has a column. A row whose picture is missing or cannot be
+    read gets the classes' shares of the training pictures, because no row may be missing.
+    """
+    data, submission = pipeline.data, pipeline.data.submission
+    # The scores, and those of a row without a picture.
     counts = np.bincount(data.classes[data.train], minlength=len(data.labels))
-    usual = counts / counts.sum()
+    class_shares = counts / counts.sum()
     scores = _scores(pipeline, temperature)
-    columns = asked.columns if asked else ()
-    place = {label: number for number, label in enumerate(data.labels)}
-    header = (asked.id_column, *(columns or (asked.label_column,))) if asked else ("Id", "label")
-    ids = asked.ids if asked else [file.id for file in data.predict]
+    # The header and the ids.
+    columns = submission.columns if submission else ()
+    class_index = {label: number for number, label in enumerate(data.labels)}
+    header = (submission.id_column, *(columns or (submission.label_column,))) if submission else ("Id", "label")
+    ids = submission.ids if submission else [file.id for file in data.predict]
+    # One line for each id.
     with path.open("w", newline="", encoding="utf-8", errors="replace") as table:
         writer = csv.writer(table)
         writer.writerow(header)
-        for name in ids:
-            score = scores.get(name, usual)
+        for picture_id in ids:
+            score = scores.get(picture_id, class_shares)
             if columns:
-                cells = [place.get(printable(column)) for column in columns]
-                writer.writerow([name, *(0.0 if at is None else round(float(score[at]), 6) for at in cells)])
+                indices = [class_index.get(printable(column)) for column in columns]
+                writer.writerow(
+                    [picture_id, *(0.0 if index is None else round(float(score[index]), 6) for index in indices)]
+                )
             else:
-                writer.writerow([name, data.labels[int(score.argmax())]])
-    without = sum(name not in scores for name in ids)
-    note = f"; {without} have no readable picture and say what is most frequent" if without else ""
+                writer.writerow([picture_id, data.labels[int(score.argmax())]])
+    # A note on rows that have no picture.
+    missing = sum(picture_id not in scores for picture_id in ids)
+    note = f"; {missing} have no readable picture and say what is most frequent" if missing else ""
     print(f"submission: {len(ids):,} rows{note}")
 
 
 def _scores(pipeline: Pipeline, temperature: float) -> dict[str, Any]:
-    """The probabilities of each picture that could be read, by its id."""
+    """Return the class probabilities of each picture that could be read, by its id."""
     _, height, width, _ = pipeline.data.pixels.shape
     scores: dict[str, Any] = {}
     files = pipeline.data.predict
     with bar("predicting", len(files)) as step:
         for start in range(0, len(files), BATCH):
-            pixels: dict[str, Any] = {}
+            decoded: dict[str, Any] = {}
             for file in files[start : start + BATCH]:
-                with suppress(ImageError, OSError):  # the doctor has told which these are
-                    pixels[file.id] = decode(file.path.read_bytes(), height, width)
-            if pixels:
-                logits = pipeline.model.predict_on_batch(np.stack(list(pixels.values())).astype(np.float32))
-                scores |= dict(zip(pixels, softmax(logits / temperature), strict=True))
+                with suppress(ImageError, OSError):  # the doctor has listed them already
+                    decoded[file.id] = decode(file.path.read_bytes(), height, width)
+            if decoded:
+                logits = pipeline.model.predict_on_batch(np.stack(list(decoded.values())).astype(np.float32))
+                scores |= dict(zip(decoded, softmax(logits / temperature), strict=True))
             step(BATCH)
     return scores

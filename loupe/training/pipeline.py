@@ -1,12 +1,12 @@
-"""The order of a training: features once, head, fine-tuning, and at the end what it is worth.
+"""The order of a training: features once, head, fine-tuning, evaluation.
 
     pipeline = Pipeline(settings, data, devices, state=run.state, cache=Cache(…))
-    finished = pipeline.train()             # False after Ctrl-C: what is best so far is there
+    finished = pipeline.train()             # False after Ctrl-C: the best state so far is there
     pipeline.model                          # from pixels to logits, in float32
     result = pipeline.evaluate()            # calibrated, and measured on the test pictures
 
-While the backbone is frozen nothing is trained on pixels: its features are computed once and kept. A network that has
-learnt nothing before (a plain one, or one without weights that is to be trained whole) is trained in one stage.
+While the backbone is frozen nothing is trained on pixels: its features are computed once and cached. A network without
+trained weights (a plain one, or a backbone with --weights none --fine-tune all) is trained whole, in one stage.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from loupe.training.fit.augment import Augment, Augmentation, blend
 from loupe.training.fit.batches import Batches, balanced
 from loupe.training.fit.feature_cache import Cache
 from loupe.training.fit.stage import Outcome, Stage, fit
-from loupe.training.network.backbones import build_trunk, cut, freeze, trunk_of, with_head
+from loupe.training.network.backbones import build_trunk, cut, freeze, trunk_layers, with_head
 from loupe.training.network.devices import POLICIES, Devices
 from loupe.training.network.plain import fuse_norms
 from loupe.training.settings import ALL, Settings
@@ -49,8 +49,8 @@ class Pipeline:
         self.trials: list[dict[str, Any]] = []
         self.batch_size, self.head_epochs = self.settings.batch_size, self.settings.epochs
         self.notes: list[str] = []
-        self.features: Any = None  # pooled, of every picture, as long as the backbone is what they came from
-        self.frozen: Any = None  # the same, also after fine-tuning: what a label could not change
+        self.features: Any = None  # pooled features of every picture; None once fine-tuning changed the backbone
+        self.frozen: Any = None  # the same features, kept after fine-tuning: no label has changed them
         self.augment = Augment(augmentation(self.settings), self.settings.seed)
 
     def train(self) -> bool:
@@ -62,7 +62,7 @@ class Pipeline:
         _, height, width, _ = self.data.pixels.shape
         with self.devices.scope():
             trunk = self._trunk(height, width)
-            finished = self._from_scratch(trunk) if self._learns_whole() else self._transfer(trunk)
+            finished = self._from_scratch(trunk) if self._trains_from_scratch() else self._transfer(trunk)
             self.model = self._in_float32(height, width)
         return finished
 
@@ -71,138 +71,168 @@ class Pipeline:
         with self.timed("measuring"):
             return evaluate(Trained(self.model, self.data, self.settings.seed, self.settings.certain, served_features))
 
-    def _learns_whole(self) -> bool:
+    def _trains_from_scratch(self) -> bool:
         return self.settings.fine_tune == ALL and self.settings.weights == "none"
 
     def _trunk(self, height: int, width: int) -> keras.Model:
-        keras.utils.set_random_seed(self.settings.seed)  # the same weights whatever was built before
+        keras.utils.set_random_seed(self.settings.seed)  # the weights must not depend on what was built before
         return build_trunk(self.settings.backbone, height, width, self.settings.weights)
 
-    def _headed(self, trunk: keras.Model) -> keras.Model:
+    def _with_new_head(self, trunk: keras.Model) -> keras.Model:
         keras.utils.set_random_seed(self.settings.seed)
-        chosen = self.settings
-        return with_head(trunk, len(self.data.labels), chosen.head or 0, chosen.dropout)
+        settings = self.settings
+        return with_head(trunk, len(self.data.labels), settings.head or 0, settings.dropout)
 
     # ------------------------------------------------------------------ stages
 
     def _from_scratch(self, trunk: keras.Model) -> bool:
-        self.model = self._headed(trunk)
+        self.model = self._with_new_head(trunk)
         self.tuned_layers = freeze(self.model, ALL, keep_norms=False)
         if self.devices.precision == "bfloat16" and not self.devices.strategy:
             fuse_norms(self.model)
-        chosen = self.settings
-        stage = self._stage("train", chosen.epochs, chosen.lr)
-        outcome = self._fit(self.model, stage, self._varied(stage), self._plain(self.data.pixels))
+        settings = self.settings
+        stage = self._stage("train", settings.epochs, settings.lr)
+        outcome = self._fit(self.model, stage, self._varied_batches(stage), self._validation_batches(self.data.pixels))
         return outcome.finished
 
     def _transfer(self, trunk: keras.Model) -> bool:
+        """Train a head on cached features, then fine-tune the last layers if asked for."""
+        # The frozen backbone's features of every picture, computed once.
         trunk.trainable = False
         pooled = keras.Model(trunk.input, keras.layers.GlobalAveragePooling2D(name="pool")(trunk.output))
         if self.settings.tune:
             self._tune()
         with self.timed("features"):
-            self.features = self.frozen = self._kept(pooled, self.data, self.settings.views)
-        self.model = self._headed(trunk)
+            self.features = self.frozen = self._cached_features(pooled, self.data, self.settings.views)
+        # The head on top of it.
+        self.model = self._with_new_head(trunk)
         self.tuned_layers = freeze(self.model, 0)
         _, head = cut(self.model, 0)
         stage = self._stage("head", self.head_epochs, self.settings.lr)
         if self.trials:
-            stage = replace(stage, schedule="cosine", optimizer="adamw", ema=0.0)  # as it was tried
-        batches = self._batches(self.features, stage, size=self.batch_size, views=self.settings.views)
-        outcome = self._fit(head, stage, batches, self._plain(self.features))
+            stage = replace(stage, schedule="cosine", optimizer="adamw", ema=0.0)  # as the search tried it
+        batches = self._training_batches(self.features, stage, size=self.batch_size, views=self.settings.views)
+        outcome = self._fit(head, stage, batches, self._validation_batches(self.features))
+        # Fine-tuning, if it is asked for.
         if not outcome.finished or not self.settings.fine_tune:
             return outcome.finished
-        return self._fine_tune(outcome.best)
+        return self._fine_tune(outcome.best_loss)
 
-    def _fine_tune(self, best: float) -> bool:
-        chosen = self.settings
-        self.tuned_layers = freeze(self.model, chosen.fine_tune or 0)
-        stage = self._stage("fine-tune", chosen.fine_tune_epochs, chosen.fine_tune_lr)
-        front, back = cut(self.model, chosen.fine_tune or 0)
-        if self.augment.augmentation.is_none and len(front.layers) > 2:  # with the scaling alone, pixels are smaller
+    def _fine_tune(self, head_loss: float) -> bool:
+        """Train the last layers of the backbone. The head alone is kept if this does not beat `head_loss`."""
+        # Split the network below the first layer that is trained.
+        settings = self.settings
+        self.tuned_layers = freeze(self.model, settings.fine_tune or 0)
+        stage = self._stage("fine-tune", settings.fine_tune_epochs, settings.fine_tune_lr)
+        front, back = cut(self.model, settings.fine_tune or 0)
+        # Without augmentation, cache what the frozen front gives; otherwise train on pixels.
+        if self.augment.augmentation.is_none and len(front.layers) > 2:  # not worth it if `front` is the scaling alone
             try:
                 with self.timed("boundary"):
-                    kept = self._kept(front, self.data, 1)
+                    boundary_features = self._cached_features(front, self.data, 1)
             except KeyboardInterrupt:
-                return False  # the head is there
-            outcome = self._fit(back, stage, self._batches(kept, stage), self._plain(kept), best)
+                return False  # the trained head remains
+            outcome = self._fit(
+                back,
+                stage,
+                self._training_batches(boundary_features, stage),
+                self._validation_batches(boundary_features),
+                head_loss,
+            )
         else:
-            outcome = self._fit(self.model, stage, self._varied(stage), self._plain(self.data.pixels), best)
-        if outcome.best < best:
-            self.features = None  # the backbone is no longer what they came from
+            outcome = self._fit(
+                self.model, stage, self._varied_batches(stage), self._validation_batches(self.data.pixels), head_loss
+            )
+        # Note which of both is kept.
+        if outcome.best_loss < head_loss:
+            self.features = None  # they belong to the backbone before fine-tuning
         else:
             self.tuned_layers = 0
             self.notes.append("Fine-tuning found nothing better than the head alone, which is kept.")
         return outcome.finished
 
     def _tune(self) -> None:
-        """The winner's head, rate, dropout and decay in place of those asked for; searched at another size if so.
-        Ctrl-C ends the search, and the best so far is trained; a run that goes on keeps to what it chose."""
-        kept = self.state / "tuned.json"
-        if kept.exists():
-            found = json.loads(kept.read_text())
+        """Replace head, rate, dropout and decay by those of the best trial.
+
+        Ctrl-C ends the search, and the best settings so far are trained. A resumed run keeps what the search chose.
+        """
+        tuned_path = self.state / "tuned.json"
+        if tuned_path.exists():
+            tuned = json.loads(tuned_path.read_text())
         else:
-            found = self._search()
-            kept.with_suffix(".part").write_text(json.dumps(found))
-            kept.with_suffix(".part").replace(kept)
-        self.trials, self.notes = found["trials"], [*self.notes, *found["notes"]]
-        self.settings = replace(self.settings, **found["settings"])
-        self.batch_size, self.head_epochs = found["batch_size"], TRIAL_EPOCHS  # as it was tried
-        told = ", ".join(f"{name} {value:g}" for name, value in found["settings"].items())
-        print(f"tuned     {told}; its head learns for {TRIAL_EPOCHS} epochs in batches of {self.batch_size}")
+            tuned = self._search()
+            tuned_path.with_suffix(".part").write_text(json.dumps(tuned))
+            tuned_path.with_suffix(".part").replace(tuned_path)
+        self.trials, self.notes = tuned["trials"], [*self.notes, *tuned["notes"]]
+        self.settings = replace(self.settings, **tuned["settings"])
+        self.batch_size, self.head_epochs = tuned["batch_size"], TRIAL_EPOCHS  # as the search tried it
+        summary = ", ".join(f"{name} {value:g}" for name, value in tuned["settings"].items())
+        print(f"tuned     {summary}; its head learns for {TRIAL_EPOCHS} epochs in batches of {self.batch_size}")
 
     def _search(self) -> dict[str, Any]:
+        """Search on features, at the size of --tune-size if given. Return what tuned.json stores."""
         from loupe.training.tune.search import search
 
-        chosen = self.settings
-        side = chosen.tune_size or self.data.pixels.shape[1]
+        # Features at the size of the search.
+        settings = self.settings
+        side = settings.tune_size or self.data.pixels.shape[1]
         data = self.data if side == self.data.pixels.shape[1] else self.data.resized(side, side, self.state)
         with self.timed("features for tuning"):
             trunk = self._trunk(side, side)
             pooled = keras.Model(trunk.input, keras.layers.GlobalAveragePooling2D(name="pool")(trunk.output))
-            features = self._kept(pooled, data, 1)
-        sets = [(np.asarray(features[rows]), data.classes[rows]) for rows in (data.train, data.validation)]
+            features = self._cached_features(pooled, data, 1)
+        # Search on training and validation pictures.
+        examples = [(np.asarray(features[rows]), data.classes[rows]) for rows in (data.train, data.validation)]
         with self.timed("tuning"):
             best = search(
-                sets[0],
-                sets[1],
+                examples[0],
+                examples[1],
                 len(data.labels),
-                chosen.tune,
-                chosen.seed,
+                settings.tune,
+                settings.seed,
                 self.state / "tuning.journal",
                 epochs=TRIAL_EPOCHS,
-                class_weights=dict(enumerate(self._weights())) if chosen.class_weights else None,
-                label_smoothing=chosen.label_smoothing,
-                first={name: getattr(chosen, name) or 0.0 for name in TUNED},
+                class_weights=dict(enumerate(self._class_weights())) if settings.class_weights else None,
+                label_smoothing=settings.label_smoothing,
+                first={name: getattr(settings, name) or 0.0 for name in TUNED},
             )
-        found = {name: getattr(best, name) for name in TUNED}
+        # What the run stores of it.
+        chosen_settings = {name: getattr(best, name) for name in TUNED}
         trials = [dict(trial) for trial in best.trials]
-        return {"settings": found, "batch_size": best.batch_size, "trials": trials, "notes": best.notes}
+        return {"settings": chosen_settings, "batch_size": best.batch_size, "trials": trials, "notes": best.notes}
 
-    # ------------------------------------------------------------------ what a stage is made of
+    # ------------------------------------------------------------------ parts of a stage
 
     def _stage(self, name: str, epochs: int | None, lr: float | None) -> Stage:
         assert epochs is not None and lr is not None, "resolved"
-        chosen = self.settings
+        settings = self.settings
         return Stage(
-            name, epochs, lr, chosen.seed, chosen.optimizer, chosen.decay, chosen.schedule, chosen.patience, chosen.ema
+            name,
+            epochs,
+            lr,
+            settings.seed,
+            settings.optimizer,
+            settings.decay,
+            settings.schedule,
+            settings.patience,
+            settings.ema,
         )
 
     def _fit(
-        self, model: keras.Model, stage: Stage, batches: Batches, validation: Batches, enough: float = math.inf
+        self, model: keras.Model, stage: Stage, batches: Batches, validation: Batches, baseline_loss: float = math.inf
     ) -> Outcome:
         with self.timed(stage.name):
-            outcome = fit(model, stage, batches, validation, self.state / f"{stage.name}.npz", enough)
+            outcome = fit(model, stage, batches, validation, self.state / f"{stage.name}.npz", baseline_loss)
         self.history += outcome.history
-        if math.isinf(outcome.best) and not outcome.finished:
-            raise KeyboardInterrupt  # before the first epoch's end: there is nothing to keep
-        if math.isinf(outcome.best):
-            (self.state / f"{stage.name}.npz").unlink(missing_ok=True)  # nothing to go on with
+        if math.isinf(outcome.best_loss) and not outcome.finished:
+            raise KeyboardInterrupt  # before the end of the first epoch there is nothing to keep
+        if math.isinf(outcome.best_loss):
+            (self.state / f"{stage.name}.npz").unlink(missing_ok=True)  # no resumed run could use it
             raise UserError("The loss became no number at all: try again with a lower --lr.")
         return outcome
 
-    def _batches(self, source: Any, stage: Stage, size: int | None = None, **more: Any) -> Batches:
-        weights = self._weights() if self.settings.class_weights else None
+    def _training_batches(self, source: Any, stage: Stage, size: int | None = None, **options: Any) -> Batches:
+        weights = self._class_weights() if self.settings.class_weights else None
         return Batches(
             source,
             self.data.classes,
@@ -212,27 +242,31 @@ class Pipeline:
             seed=stage.seed,
             smoothing=self.settings.label_smoothing,
             weights=weights,
-            **more,
+            **options,
         )
 
-    def _varied(self, stage: Stage) -> Batches:
-        return self._batches(self.data.pixels, stage, vary=None if self.augment.augmentation.is_none else self._vary)
+    def _varied_batches(self, stage: Stage) -> Batches:
+        return self._training_batches(
+            self.data.pixels, stage, vary=None if self.augment.augmentation.is_none else self._vary_batch
+        )
 
-    def _vary(self, pixels: Any, shares: Any, number: int) -> tuple[Any, Any]:
+    def _vary_batch(self, pixels: Any, shares: Any, number: int) -> tuple[Any, Any]:
         varied, alpha = self.augment(pixels, number), self.settings.mixup
         return blend(varied, shares, alpha, self.settings.seed, number) if alpha else (varied, shares)
 
-    def _plain(self, source: Any) -> Batches:
+    def _validation_batches(self, source: Any) -> Batches:
         return Batches(source, self.data.classes, self.data.validation, len(self.data.labels), 64)
 
-    def _weights(self) -> Any:
+    def _class_weights(self) -> Any:
         return balanced(self.data.classes[self.data.train], len(self.data.labels))
 
-    def _kept(self, front: keras.Model, data: Dataset, views: int) -> Any:
-        """`front`'s features of every picture; with more views, as many arrays one behind the other."""
-        about = {
+    def _cached_features(self, front: keras.Model, data: Dataset, views: int) -> Any:
+        """Return `front`'s features of every picture, from the cache where it has them. With several views the arrays
+        of all views follow one another."""
+        # Everything that the features depend on, but for weights and pictures.
+        dependencies = {
             "network": self.settings.backbone,
-            "layers": len(front.layers),  # up to where
+            "layers": len(front.layers),  # how deep it is cut
             "pixels": (RESIZE, FIT),
             "height": data.pixels.shape[1],
             "width": data.pixels.shape[2],
@@ -244,33 +278,42 @@ class Pipeline:
         def pixels(rows: Sequence[int]) -> Any:
             if rows[-1] < count:
                 return data.pixels[list(rows)]
-            # one by one: what a view is must not depend on which others were missing
+            # one by one: a view must not depend on which other views are missing
             return np.concatenate([self.augment(data.pixels[[row % count]], row) for row in rows])
 
-        if views > 1:  # of training pictures; of the others each view is the picture as it is
-            how = json.dumps([vars(self.augment.augmentation), self.settings.seed], default=str)
-            learnt = set(data.train.tolist())
+        # Give each view of a training picture an id of its own.
+        if views > 1:  # only training pictures are varied; every view of the others is the picture itself
+            variation = json.dumps([vars(self.augment.augmentation), self.settings.seed], default=str)
+            train_rows = set(data.train.tolist())
             for view in range(1, views):
-                varied = (hashlib.sha256(f"{name} {how} {view}".encode()).hexdigest() for name in ids[:count])
-                ids += [other if row in learnt else ids[row] for row, other in enumerate(varied)]
-        kept = self.cache.features(front, pixels, ids, about)
-        told = f"{kept.computed:,} computed in {kept.seconds:.0f} s" if kept.computed else "all kept from before"
-        where = (
-            f"{self.cache.folder} ({self.cache.size() / 1e6:,.0f} MB)" if kept.place else "no cache: too large for it"
+                view_ids = (
+                    hashlib.sha256(f"{picture_id} {variation} {view}".encode()).hexdigest()
+                    for picture_id in ids[:count]
+                )
+                ids += [view_id if row in train_rows else ids[row] for row, view_id in enumerate(view_ids)]
+        # Compute what is missing, and say so on the terminal.
+        cached = self.cache.features(front, pixels, ids, dependencies)
+        origin = (
+            f"{cached.computed:,} computed in {cached.seconds:.0f} s" if cached.computed else "all kept from before"
         )
-        print(f"features  {len(ids):,} pictures × {' × '.join(map(str, kept.array.shape[1:]))}: {told}; {where}")
-        return kept.array
+        location = (
+            f"{self.cache.folder} ({self.cache.size() / 1e6:,.0f} MB)"
+            if cached.folder
+            else "no cache: too large for it"
+        )
+        print(f"features  {len(ids):,} pictures × {' × '.join(map(str, cached.array.shape[1:]))}: {origin}; {location}")
+        return cached.array
 
     def _in_float32(self, height: int, width: int) -> keras.Model:
-        """Learnt in a shorter type or on several devices, served in float32 and from one."""
+        """Return the network as it is served: in float32 on one device, whatever it was trained in."""
         if self.devices.precision == "float32" and not self.devices.strategy:
             return self.model
-        values = self.model.get_weights()
+        weights = self.model.get_weights()
         keras.config.set_dtype_policy("float32")
-        plain = replace(self.settings, weights="none")
-        trunk = build_trunk(plain.backbone, height, width)
-        model = self._headed(trunk)
-        model.set_weights(values)
+        settings = replace(self.settings, weights="none")
+        trunk = build_trunk(settings.backbone, height, width)
+        model = self._with_new_head(trunk)
+        model.set_weights(weights)
         keras.config.set_dtype_policy(POLICIES[self.devices.precision])
         return model
 
@@ -299,7 +342,7 @@ def augmentation(settings: Settings) -> Augmentation:
 
 
 def backbone_of(pipeline: Pipeline) -> dict[str, Any]:
-    """As the card names it."""
-    chosen = pipeline.settings
-    layers = min(pipeline.tuned_layers, len(trunk_of(pipeline.model)))
-    return {"name": chosen.backbone, "weights": Path(chosen.weights).name, "fine_tuned_layers": layers}
+    """Return the backbone as the card describes it."""
+    settings = pipeline.settings
+    layers = min(pipeline.tuned_layers, len(trunk_layers(pipeline.model)))
+    return {"name": settings.backbone, "weights": Path(settings.weights).name, "fine_tuned_layers": layers}

@@ -1,11 +1,12 @@
-"""The folder of a run, whole or not at all, and what is needed to go on with one that did not end.
+"""The folder of a run: complete or absent, and resumable while it is unfinished.
 
-    with Run(Path("runs"), "tires", settings) as run:     # run.part: runs/.part-tires, kept until the run is finished
-        (run.part / "model.keras") …
-        folder = run.keep()                               # runs/tires, in place of an earlier one
+    with Run(Path("runs"), "tires", settings) as run:     # run.staging: runs/.part-tires, until the run is finished
+        (run.staging / "model.keras") …
+        folder = run.keep()                               # runs/tires, replacing an earlier one
 
-A run that was killed leaves its .part folder; `--resume` goes on with it, `--fresh` discards it, and without either
-nothing is lost by mistake: it is refused. What was interrupted by Ctrl-C is kept as runs/tires-interrupted besides.
+A run that was killed leaves its staging folder. `--resume` goes on with it, `--fresh` discards it, and without either
+flag the run is refused, so that nothing is lost by mistake. A run that was interrupted by Ctrl-C is also kept as
+runs/tires-interrupted.
 """
 
 from __future__ import annotations
@@ -20,53 +21,59 @@ from typing import Any
 
 from loupe.errors import UserError
 
-FREE = {"cache_gb"}  # settings that may change on the way: no result depends on them
-STATE = "state"  # the folder inside .part that holds what is needed to go on, and never reaches the finished run
+CHANGEABLE = {"cache_gb"}  # settings that --resume may change: no result depends on them
+STATE = "state"  # the subfolder with what --resume needs; the finished run does not have it
 
 
 class Run:
-    def __init__(self, runs: Path, name: str, about: dict[str, Any], resume: bool = False, fresh: bool = False) -> None:
-        """`about`: the settings and the data; a run is gone on with only where they are the same."""
-        self.name, self.about, self.resume, self.fresh = name, about, resume, fresh
-        self.home = runs / name
-        self.part = runs / f".part-{name}"
-        self.state = self.part / STATE
+    def __init__(
+        self, runs: Path, name: str, inputs: dict[str, Any], resume: bool = False, fresh: bool = False
+    ) -> None:
+        """Name the run's folders. `inputs` are the settings and the data: a run resumes only if they are the same."""
+        self.name, self.inputs, self.resume, self.fresh = name, inputs, resume, fresh
+        self.folder = runs / name
+        self.staging = runs / f".part-{name}"
+        self.state = self.staging / STATE
 
     def __enter__(self) -> Run:
         try:
-            self.part.parent.mkdir(parents=True, exist_ok=True)
+            self.staging.parent.mkdir(parents=True, exist_ok=True)
             self._take_lock()
-            self._begin()
+            self._prepare()
         except OSError as error:
             raise UserError(self._cannot_write(error)) from error
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_class: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._learnt():
-            shutil.rmtree(self.part, ignore_errors=True)
-        elif kind is KeyboardInterrupt:
+        if not self._has_progress():
+            shutil.rmtree(self.staging, ignore_errors=True)
+        elif error_class is KeyboardInterrupt:
             print(f"\n--resume goes on with {self.name}.")
         self._lock_path.unlink(missing_ok=True)
         self._lock.close()
 
     @property
     def _lock_path(self) -> Path:
-        return self.part.with_name(f".lock-{self.name}")
+        return self.staging.with_name(f".lock-{self.name}")
 
     def _cannot_write(self, error: OSError) -> str:
-        return f"Cannot write to {self.part.parent} ({error.strerror}). Free it, or name another folder with --runs."
+        return f"Cannot write to {self.staging.parent} ({error.strerror}). Free it, or name another folder with --runs."
 
     def write(self, name: str, content: Any) -> None:
-        """A JSON file of the run."""
+        """Write `content` as a JSON file of the run."""
         try:
-            (self.part / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            (self.staging / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         except OSError as error:
             raise UserError(self._cannot_write(error)) from error
 
     def _take_lock(self) -> None:
-        """The file goes with its holder, so whoever gets hold of one that is gone by then tries again."""
+        """Lock the run's name for this process.
+
+        The holder removes the lock file when it ends. So a process that locked a file which was removed meanwhile tries
+        again.
+        """
         while True:
             self._lock = self._lock_path.open("w")
             try:
@@ -79,44 +86,46 @@ class Run:
                 return
             self._lock.close()
 
-    def _learnt(self) -> bool:
-        """Whether there is something to go on with."""
+    def _has_progress(self) -> bool:
+        """Return True if there is a state to resume from."""
         return any(self.state.glob("*.npz")) or any(self.state.glob("*.journal"))
 
-    def _begin(self) -> None:
-        about = self.part / "about.json"
-        earlier = _read(about)
-        if self._learnt() and not self.fresh:
+    def _prepare(self) -> None:
+        # An unfinished run goes on if --resume asks for it and it can be read.
+        about_file = self.staging / "about.json"
+        earlier = _read(about_file)
+        if self._has_progress() and not self.fresh:
             if earlier is None:
-                raise UserError(f"The unfinished run at {self.part} is damaged. Discard it by --fresh.")
+                raise UserError(f"The unfinished run at {self.staging} is damaged. Discard it by --fresh.")
             if not self.resume:
                 raise UserError(
-                    f"An unfinished run of {self.name} is at {self.part}. --resume goes on, --fresh discards it."
+                    f"An unfinished run of {self.name} is at {self.staging}. --resume goes on, --fresh discards it."
                 )
-            self._compare(earlier)
+            self._check_settings(earlier)
             return
-        shutil.rmtree(self.part, ignore_errors=True)
+        # Otherwise begin with an empty folder.
+        shutil.rmtree(self.staging, ignore_errors=True)
         self.state.mkdir(parents=True)
         self._write_about()
 
-    def _compare(self, earlier: dict[str, Any]) -> None:
-        mine = json.loads(json.dumps(self.about))  # as it would come back
-        for key in sorted(mine.keys() & earlier.keys()):
-            if mine[key] != earlier[key] and key not in FREE:
+    def _check_settings(self, earlier: dict[str, Any]) -> None:
+        current = json.loads(json.dumps(self.inputs))  # as JSON gives it back
+        for key in sorted(current.keys() & earlier.keys()):
+            if current[key] != earlier[key] and key not in CHANGEABLE:
                 raise UserError(
-                    f"The unfinished run of {self.name} had {key} {earlier[key]!r}, and now it is {mine[key]!r}. "
+                    f"The unfinished run of {self.name} had {key} {earlier[key]!r}, and now it is {current[key]!r}. "
                     "--resume with the same settings, or discard it by --fresh."
                 )
-        self.about = earlier
+        self.inputs = earlier
 
-    def finished_before(self) -> bool:
-        """Whether --resume finds nothing to do: the finished run is of these settings and pictures."""
-        earlier = _read(self.home / "about.json") or {}
-        return self.resume and earlier == json.loads(json.dumps(self.about))
+    def is_finished_already(self) -> bool:
+        """Return True if --resume has nothing to do: a finished run has the same settings and pictures."""
+        earlier = _read(self.folder / "about.json") or {}
+        return self.resume and earlier == json.loads(json.dumps(self.inputs))
 
-    def same_pictures(self, fingerprint: str) -> None:
-        """Refuses to go on with other pictures, labels or splits than it began with."""
-        if self.about.setdefault("pictures", fingerprint) != fingerprint:
+    def check_pictures(self, fingerprint: str) -> None:
+        """Refuse to resume with other pictures, labels or splits than the run began with."""
+        if self.inputs.setdefault("pictures", fingerprint) != fingerprint:
             raise UserError(
                 f"The pictures are not those that the unfinished run of {self.name} began with. Put them back, or "
                 "discard it by --fresh."
@@ -127,35 +136,35 @@ class Run:
             raise UserError(self._cannot_write(error)) from error
 
     def _write_about(self) -> None:
-        part = self.part / "about.part"
-        part.write_text(json.dumps(self.about, indent=2) + "\n")
-        part.replace(self.part / "about.json")
+        staging = self.staging / "about.part"
+        staging.write_text(json.dumps(self.inputs, indent=2) + "\n")
+        staging.replace(self.staging / "about.json")
 
     def keep(self) -> Path:
-        """The finished run, in place of an earlier one of its name."""
-        home = self._replace(self.part, self.home)  # first: a kill from here on leaves a finished run
-        shutil.rmtree(home / STATE, ignore_errors=True)
-        return home
+        """Move the finished run into place, over an earlier one of its name."""
+        folder = self._replace(self.staging, self.folder)  # renamed first: a kill after it leaves a finished run
+        shutil.rmtree(folder / STATE, ignore_errors=True)
+        return folder
 
     def keep_interrupted(self) -> Path:
-        """A copy beside, whole; the unfinished run stays where it can be resumed."""
-        copy = self.part.with_name(f".copy-{self.name}")
+        """Copy the interrupted run to its own folder. The unfinished run stays where it can be resumed."""
+        copy = self.staging.with_name(f".copy-{self.name}")
         shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(self.part, copy, ignore=shutil.ignore_patterns(STATE))
-        return self._replace(copy, self.home.with_name(f"{self.name}-interrupted"))
+        shutil.copytree(self.staging, copy, ignore=shutil.ignore_patterns(STATE))
+        return self._replace(copy, self.folder.with_name(f"{self.name}-interrupted"))
 
-    def _replace(self, new: Path, home: Path) -> Path:
-        old = home.with_name(f".old-{home.name}")
-        shutil.rmtree(old, ignore_errors=True)
-        if home.exists():
-            home.rename(old)
-        new.rename(home)
-        shutil.rmtree(old, ignore_errors=True)
-        return home
+    def _replace(self, source: Path, target: Path) -> Path:
+        replaced = target.with_name(f".old-{target.name}")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if target.exists():
+            target.rename(replaced)
+        source.rename(target)
+        shutil.rmtree(replaced, ignore_errors=True)
+        return target
 
 
-def _read(about: Path) -> dict[str, Any] | None:
+def _read(about_file: Path) -> dict[str, Any] | None:
     try:
-        return dict(json.loads(about.read_text()))
+        return dict(json.loads(about_file.read_text()))
     except (OSError, ValueError, TypeError):
         return None

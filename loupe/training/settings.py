@@ -1,10 +1,10 @@
-"""Every choice of a training, in one table: these names are train.py's flags, a recipe's keys, the report's settings.
+"""All choices of a training in one table: these names are train.py's flags, a recipe's keys and the report's settings.
 
-    settings = Settings().having({"backbone": "mobilenetv2", "epochs": 10})     # checked, all faults named
+    settings = Settings().having({"backbone": "mobilenetv2", "epochs": 10})     # checked; errors name the flag
     add_flags(parser)                                                           # --backbone, --epochs, …
-    settings.lr, settings.batch_size                                            # None became what suits the network
+    settings.resolved.lr, settings.resolved.batch_size                          # None became what suits the network
 
-A default of None means: what is right for the network and its weights (see `resolved`). No TensorFlow in here.
+A default of None means that the value depends on the network and its weights (see `resolved`). No TensorFlow in here.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from loupe.errors import UserError
 
 TRANSFER = ("xception", "mobilenetv2", "resnet50", "inceptionv3", "efficientnetv2b0")
 PLAIN = ("cnn", "cnn-large")  # trained from scratch, every layer
-SMALLEST = {"xception": 71, "inceptionv3": 75}  # px, the least side they can take; 32 for all others
+SMALLEST_SIZE = {"xception": 71, "inceptionv3": 75}  # px, the least side they can take; 32 for all others
 ALL = 1_000_000  # --fine-tune all
 
 
-def _flag(default: Any, group: str, text: str, **more: Any) -> Any:
-    return field(default=default, metadata={"group": group, "help": text, **more})
+def _flag(default: Any, group: str, text: str, **options: Any) -> Any:
+    return field(default=default, metadata={"group": group, "help": text, **options})
 
 
 def _range(low: float, high: float, pair: bool = False) -> dict[str, Any]:
@@ -133,16 +133,16 @@ class Settings:
     )
     cache_gb: float = _flag(8.0, "trust", "most that runs/.features may hold (8)", kind=float, **_range(0, 100_000))
 
-    def having(self, given: dict[str, Any]) -> Settings:
-        """These settings with others in their place; names with - or _. Every wrong one is an error that says why."""
-        known = {spec.name: spec for spec in fields(self)}
+    def having(self, changes: dict[str, Any]) -> Settings:
+        """Return a copy with these values replaced; names with - or _. Raise a UserError that says what is wrong."""
+        specs = {spec.name: spec for spec in fields(self)}
         values = {}
-        for key, value in given.items():
+        for key, value in changes.items():
             name = key.replace("-", "_")
-            if name not in known:
-                near = difflib.get_close_matches(name, known, 1, 0)[0]
-                raise UserError(f"{key!r} is no setting of a training; did you mean {near!r}?")
-            values[name] = checked(known[name], value)
+            if name not in specs:
+                similar = difflib.get_close_matches(name, specs, 1, 0)[0]
+                raise UserError(f"{key!r} is no setting of a training; did you mean {similar!r}?")
+            values[name] = check_value(specs[name], value)
         return replace(self, **values)
 
     @property
@@ -151,27 +151,29 @@ class Settings:
 
     @property
     def resolved(self) -> Settings:
-        """With a value for each None that depends on the network."""
+        """A copy with a value for each None that depends on the network."""
+        # Values that depend on whether the network is plain.
         plain = self.plain
-        chosen: dict[str, Any] = {
+        defaults: dict[str, Any] = {
             "head": 0 if plain else 256,
             "epochs": 18 if plain else 100,
             "batch_size": 8 if plain else 32,
             "lr": 3e-3 if plain else 1e-4,
             "fine_tune": ALL if plain else 0,
         }
-        changed = {name: value for name, value in chosen.items() if getattr(self, name) is None}
+        changes = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         if plain and self.weights == "imagenet":
-            changed["weights"] = "none"  # nobody trained these on ImageNet
-        full = replace(self, **changed)
-        if full.fine_tune_lr is None and full.lr is not None:
-            full = replace(full, fine_tune_lr=full.lr / 10)
-        if full.patience is None and not plain:
-            full = replace(full, patience=10)
-        return full
+            changes["weights"] = "none"  # nobody trained these on ImageNet
+        # Values that depend on others.
+        resolved = replace(self, **changes)
+        if resolved.fine_tune_lr is None and resolved.lr is not None:
+            resolved = replace(resolved, fine_tune_lr=resolved.lr / 10)
+        if resolved.patience is None and not plain:
+            resolved = replace(resolved, patience=10)
+        return resolved
 
     def shown(self) -> dict[str, Any]:
-        """For people: without what is not set, and with words for numbers that have such."""
+        """Return the settings for people: without those not set, and with words for numbers that have one."""
         values = asdict(self)
         for spec in fields(self):
             for word, number in spec.metadata.get("words", {}).items():
@@ -180,50 +182,58 @@ class Settings:
         return {name: value for name, value in values.items() if value is not None}
 
 
-def checked(spec: Field[Any], value: Any) -> Any:
-    """The value as the setting's type, or a UserError that names the flag."""
-    flag, about = flag_of(spec.name), spec.metadata
-    kind = about["kind"]
-    if kind is bool:
+def check_value(spec: Field[Any], value: Any) -> Any:
+    """Return the value in the setting's type, or raise a UserError that names the flag."""
+    flag, metadata = flag_of(spec.name), spec.metadata
+    value_type = metadata["kind"]
+    # Yes or no.
+    if value_type is bool:
         if not isinstance(value, bool):
             raise UserError(f"{flag} is true or false, not {value!r}.")
         return value
-    if about.get("pair"):
+    # Two numbers.
+    if metadata.get("pair"):
         if not isinstance(value, (list, tuple)) or len(value) != 2:
             raise UserError(f"{flag} takes two numbers, low and high, not {value!r}.")
-        low, high = (_number(flag, part, about) for part in value)
+        low, high = (_number(flag, number, metadata) for number in value)
         if low > high:
             raise UserError(f"{flag} takes the lower number first, not {low:g} {high:g}.")
         return (low, high)
-    if kind is str:
+    # A text, perhaps of a pattern or one of some choices.
+    if value_type is str:
         if not isinstance(value, str) or not value:
             raise UserError(f"{flag} takes a text, not {value!r}.")
-        if "pattern" in about and not re.fullmatch(about["pattern"], value):
+        if "pattern" in metadata and not re.fullmatch(metadata["pattern"], value):
             raise UserError(f"{flag} {value!r} cannot be used: give one of letters, digits, '-', '_' and '.'.")
-        if "choices" in about and value not in about["choices"]:
-            near = difflib.get_close_matches(value, about["choices"], 1, 0.3)
-            hint = f"; did you mean {near[0]}?" if near else "."
-            raise UserError(f"{flag} is one of {', '.join(about['choices'])}, not {value!r}{hint}")
+        if "choices" in metadata and value not in metadata["choices"]:
+            similar = difflib.get_close_matches(value, metadata["choices"], 1, 0.3)
+            hint = f"; did you mean {similar[0]}?" if similar else "."
+            raise UserError(f"{flag} is one of {', '.join(metadata['choices'])}, not {value!r}{hint}")
         return value
-    return _number(flag, value, about)
+    # One number.
+    return _number(flag, value, metadata)
 
 
-def _number(flag: str, value: Any, about: Any) -> Any:
-    words, kind = about.get("words", {}), about["kind"]
+def _number(flag: str, value: Any, metadata: Any) -> Any:
+    """Return `value` as a number in range, or raise a UserError that names the flag."""
+    # Some numbers have a word, such as all.
+    words, number_type = metadata.get("words", {}), metadata["kind"]
     if isinstance(value, str) and value in words:
         return words[value]
+    # Read the number, without rounding.
     try:
         if isinstance(value, bool):
             raise ValueError
-        number = kind(value)
+        number = number_type(value)
         if isinstance(value, float) and number != value:
             raise ValueError
     except (TypeError, ValueError):
-        what = "a whole number" if kind is int else "a number"
-        raise UserError(f"{flag} takes {what}{''.join(f' or {word}' for word in words)}, not {value!r}.") from None
-    if not about["low"] <= number <= about["high"]:
-        high = "" if about["high"] >= ALL else f" to {about['high']:g}"
-        raise UserError(f"{flag} is from {about['low']:g}{high}, not {number:g}.")
+        expected = "a whole number" if number_type is int else "a number"
+        raise UserError(f"{flag} takes {expected}{''.join(f' or {word}' for word in words)}, not {value!r}.") from None
+    # Refuse what is out of range.
+    if not metadata["low"] <= number <= metadata["high"]:
+        range_end = "" if metadata["high"] >= ALL else f" to {metadata['high']:g}"
+        raise UserError(f"{flag} is from {metadata['low']:g}{range_end}, not {number:g}.")
     return number
 
 
@@ -232,42 +242,46 @@ def flag_of(name: str) -> str:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """One flag a setting, grouped; those that were not given leave no trace, so that a recipe's values stand."""
+    """Add a flag for each setting, grouped. A flag that is not given sets nothing, so that a recipe's value stays."""
     groups: dict[str, Any] = {}
     for spec in fields(Settings):
-        about = spec.metadata
-        group = groups.setdefault(about["group"], None) or parser.add_argument_group(about["group"])
-        groups[about["group"]] = group
-        more: dict[str, Any] = {"default": argparse.SUPPRESS, "help": about["help"]}
-        if about["kind"] is bool:
-            group.add_argument(flag_of(spec.name), action=argparse.BooleanOptionalAction, **more)
-        elif about.get("pair"):
-            group.add_argument(flag_of(spec.name), nargs=2, metavar=("LOW", "HIGH"), **more)
+        metadata = spec.metadata
+        group = groups.setdefault(metadata["group"], None) or parser.add_argument_group(metadata["group"])
+        groups[metadata["group"]] = group
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": metadata["help"]}
+        if metadata["kind"] is bool:
+            group.add_argument(flag_of(spec.name), action=argparse.BooleanOptionalAction, **options)
+        elif metadata.get("pair"):
+            group.add_argument(flag_of(spec.name), nargs=2, metavar=("LOW", "HIGH"), **options)
         else:
-            text = "|".join(about["choices"]) if "choices" in about else _METAVARS[about["kind"]]
-            group.add_argument(flag_of(spec.name), metavar=text, **more)
+            metavar = "|".join(metadata["choices"]) if "choices" in metadata else _METAVARS[metadata["kind"]]
+            group.add_argument(flag_of(spec.name), metavar=metavar, **options)
 
 
 def check(settings: Settings) -> None:
-    """What no single flag can tell."""
+    """Refuse combinations of settings that contradict each other."""
+    # The network's smallest size.
     for flag, size in (("--size", settings.size), ("--tune-size", settings.tune_size)):
-        smallest = SMALLEST.get(settings.backbone, 32)
+        smallest = SMALLEST_SIZE.get(settings.backbone, 32)
         if size is not None and size < smallest:
             raise UserError(
                 f"{settings.backbone} takes {smallest} pixels a side or more, not {size}: give a larger {flag}."
             )
+    # Splits that leave nothing to train on.
     if settings.validation + settings.test > 0.8:
         raise UserError("--validation and --test together leave too little to train on: give at most 0.8.")
-    full, still = settings.resolved, Settings()
-    whole = full.fine_tune == ALL and full.weights == "none"
-    if whole and (settings.tune or settings.views > 1):
+    # Tuning and cached views need a frozen backbone.
+    resolved, defaults = settings.resolved, Settings()
+    trains_whole = resolved.fine_tune == ALL and resolved.weights == "none"
+    if trains_whole and (settings.tune or settings.views > 1):
         flag = "--tune" if settings.tune else "--views"
         raise UserError(
             f"{flag} is for a frozen backbone, and {settings.backbone} without weights is trained whole. Leave it out, "
             "or give --fine-tune 0 and --weights FILE."
         )
-    varied = ("flip", "rotation", "zoom", "shear", "shift", "brightness", "contrast", "colour", "erasing")
-    if settings.views > 1 and all(getattr(settings, name) == getattr(still, name) for name in varied):
+    # Several views need something that varies them.
+    variations = ("flip", "rotation", "zoom", "shear", "shift", "brightness", "contrast", "colour", "erasing")
+    if settings.views > 1 and all(getattr(settings, name) == getattr(defaults, name) for name in variations):
         raise UserError("--views caches varied pictures, and nothing varies them: add --flip horizontal, say.")
 
 

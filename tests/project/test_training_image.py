@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from loupe.card import Card
-from loupe.training.recipes import HOME
+from loupe.training.recipes import RECIPES
 from tests.project.test_containers import docker
 from tests.support import problems
 from tests.support.servers import ROOT
@@ -91,5 +91,5 @@ def test_the_sample_needs_no_mount_and_no_root(image: str) -> None:
 def test_the_training_image_knows_every_flag_and_recipe(image: str) -> None:
     assert "--recipe" in docker("run", "--rm", image, "--help")
     assert docker("run", "--rm", "--entrypoint", "ls", image, "recipes").split() == sorted(
-        path.name for path in HOME.glob("*")
+        path.name for path in RECIPES.glob("*")
     )

@@ -1,4 +1,4 @@
-"""Small networks, and runs as training leaves them, for the tests of what is exported.
+"""Small networks, and runs as training leaves them, for the tests of the export.
 
 folder = finished_run(tmp_path / "run", familiar=True)
 version = export(folder, tmp_path / "models")      # without the parity gate, which takes seconds
@@ -44,7 +44,7 @@ def network(hidden: bool = True) -> keras.Model:
 
 
 def coarse(count: int, shape: tuple[int, ...], seed: int) -> Any:
-    """Pictures of 6×6 squares of any colour."""
+    """Return pictures of 6×6 squares of any colour."""
     squares = np.random.default_rng(seed).integers(0, 256, (count, 6, 6, 3)).astype(np.uint8)
     side = -(-max(shape) // 6)
     return squares.repeat(side, 1).repeat(side, 2)[:, : shape[0], : shape[1]]
@@ -74,14 +74,15 @@ def export(run: Path, models: Path, **options: Any) -> Path:
 
 
 def lively(model: keras.Model) -> keras.Model:
-    """Random weights that tell pictures apart: batch norm that has seen some, and logits of a spread of 2."""
+    """Set random weights that tell pictures apart: batch normalisation that has seen pictures, and logits with a spread
+    of 2."""
     pictures = coarse(16, model.input_shape[1:], 8).astype(np.float32)
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
-    kept = [norm.momentum for norm in norms]
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
     model(pictures, training=True)
-    for norm, momentum in zip(norms, kept, strict=True):
+    for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     logits = np.asarray(model(pictures, training=False))
     last = model.layers[-1]

@@ -1,9 +1,10 @@
-"""Each recipe's problem in miniature, in its own layout: a dozen pictures a class, drawn on the spot.
+"""Each recipe's problem in miniature, in its own layout, with a dozen drawn pictures a class.
 
     problem = problems.MAKE["kitchenware"](tmp_path)
     problem.data, problem.labels
 
-A class is a shape in a colour on any ground, so it can be learnt; no two pictures are the same but where said.
+A class is a shape in a colour on any ground, so it can be learnt. No two pictures are the same, unless a docstring
+says so.
 """
 
 from __future__ import annotations
@@ -53,14 +54,15 @@ def food(folder: Path) -> Problem:
 
 
 def kitchenware(folder: Path) -> Problem:
-    """Zero-padded ids in any order; two pictures twice, one row without a file, nine pictures without a label."""
+    """Draw pictures with zero-padded ids in any order: two are there twice, one row has no file, nine pictures have no
+    label."""
     data, rng = folder / "kitchenware", random.Random(0)
     ids = [f"{number:04}" for number in range(6 * 12 + 9)]
     rng.shuffle(ids)
     known, unknown = ids[:72], ids[72:]
-    rows = [(name, KITCHEN[at % 6]) for at, name in enumerate(known)]
-    for at, (name, _) in enumerate([*rows, *((name, "") for name in unknown)]):
-        _draw(data / "images" / f"{name}.jpg", at % 6, name)
+    rows = [(name, KITCHEN[number % 6]) for number, name in enumerate(known)]
+    for number, (name, _) in enumerate([*rows, *((name, "") for name in unknown)]):
+        _draw(data / "images" / f"{name}.jpg", number % 6, name)
     for (name, label), twin in zip(rows[:2], ("0900", "0901"), strict=True):
         shutil.copy(data / "images" / f"{name}.jpg", data / "images" / f"{twin}.jpg")
         rows.append((twin, label))
@@ -91,34 +93,41 @@ MAKE: dict[str, Callable[[Path], Problem]] = {
 }
 
 
-def _draw_class(folder: Path, kind: int, numbers: range, name: str, seed: str = "") -> None:
+def _draw_class(folder: Path, shape: int, numbers: range, name: str, seed: str = "") -> None:
     for number in numbers:
-        _draw(folder / name.format(number), kind, f"{seed}{number}")
+        _draw(folder / name.format(number), shape, f"{seed}{number}")
 
 
-def _draw(path: Path, kind: int, seed: str) -> None:
-    rng = random.Random(f"{kind} {seed}")
+def _draw(path: Path, shape: int, seed: str) -> None:
+    # A gradient with speckles as the ground.
+    rng = random.Random(f"{shape} {seed}")
     width, height = rng.randint(100, 180), rng.randint(100, 180)
     image = Image.linear_gradient("L").rotate(rng.choice((0, 90, 180, 270))).resize((width, height)).convert("RGB")
     pen = ImageDraw.Draw(image)
     for _ in range(40):  # speckles, so that no two are nearly the same
-        x, y, r = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(1, 6)
-        pen.ellipse((x - r, y - r, x + r, y + r), fill=_colour(rng.random(), 0.2, rng.uniform(0.2, 1)))
-    x, y, r = (
+        x, y, radius = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(1, 6)
+        pen.ellipse(
+            (x - radius, y - radius, x + radius, y + radius), fill=_colour(rng.random(), 0.2, rng.uniform(0.2, 1))
+        )
+    # The shape of the class.
+    x, y, radius = (
         rng.uniform(0.4, 0.6) * width,
         rng.uniform(0.4, 0.6) * height,
         rng.uniform(0.25, 0.35) * min(width, height),
     )
-    corners, turn = 3 + kind % 5, rng.uniform(0, math.tau)
+    corners, turn = 3 + shape % 5, rng.uniform(0, math.tau)
     points = [
-        (x + r * math.cos(turn + n * math.tau / corners), y + r * math.sin(turn + n * math.tau / corners))
-        for n in range(corners)
+        (
+            x + radius * math.cos(turn + corner * math.tau / corners),
+            y + radius * math.sin(turn + corner * math.tau / corners),
+        )
+        for corner in range(corners)
     ]
-    pen.polygon(points, fill=_colour(kind * 0.381966 + rng.uniform(-0.02, 0.02), 0.9, rng.uniform(0.7, 1)))
+    pen.polygon(points, fill=_colour(shape * 0.381966 + rng.uniform(-0.02, 0.02), 0.9, rng.uniform(0.7, 1)))
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, quality=90)
 
 
 def _colour(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
-    red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue % 1, saturation, value))
+    red, green, blue = (round(255 * share) for share in colorsys.hsv_to_rgb(hue % 1, saturation, value))
     return red, green, blue

@@ -1,4 +1,4 @@
-"""What training pictures are put through: within its limits, the same for the same number, and for nothing nothing."""
+"""Augmentation stays within its limits, is the same for the same number, and none at all changes nothing."""
 
 from __future__ import annotations
 
@@ -67,8 +67,10 @@ def test_a_flip_both_ways_gives_all_eight_positions_of_a_square() -> None:
     before = pictures(1).repeat(100, axis=0)
     after = Augment(Augmentation(flip="both"), 1)(before, 0)
     turned = [np.rot90(before[0], quarters) for quarters in range(4)]
-    positions = [*turned, *(one[:, ::-1] for one in turned)]
-    seen = [next(n for n, one in enumerate(positions) if np.allclose(one, picture, atol=0.1)) for picture in after]
+    positions = [*turned, *(picture[:, ::-1] for picture in turned)]
+    seen = [
+        next(n for n, position in enumerate(positions) if np.allclose(position, picture, atol=0.1)) for picture in after
+    ]
     assert set(seen) == set(range(8))
 
 

@@ -1,4 +1,4 @@
-"""What is fitted on the calibration pictures holds on others."""
+"""A calibration that is fitted on the calibration pictures holds on others."""
 
 from __future__ import annotations
 

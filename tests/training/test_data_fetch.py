@@ -35,7 +35,7 @@ def packed(files: dict[str, bytes]) -> bytes:
 
 
 def tarred(*entries: tuple[str, bytes | None]) -> bytes:
-    """None: a symbolic link that leads out."""
+    """Return a tar of these entries; None is a symbolic link that leads out."""
     memory = io.BytesIO()
     with tarfile.open(fileobj=memory, mode="w:gz") as archive:
         for name, content in entries:
@@ -56,7 +56,7 @@ class Site:
 
     content: bytes = PICTURES
     tag: str = '"one"'
-    kind: str = "application/zip"
+    content_type: str = "application/zip"
     status: int = 0  # answered instead of the file
     cut: int = 0  # bytes of an answer's body after which the connection is closed
     declared: int = 0  # Content-Length instead of the true one
@@ -71,6 +71,7 @@ class Site:
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         self.seen.append({name.lower(): value for name, value in handler.headers.items()})
+        # Answers that are set from outside.
         if self.redirect:
             handler.send_response(302)
             handler.send_header("Location", self.redirect)
@@ -79,22 +80,25 @@ class Site:
         if self.status:
             handler.send_error(self.status)
             return
-        asked = self.seen[-1].get("range", "") if self.seen[-1].get("if-range") == self.tag else ""
-        start = int(asked.removeprefix("bytes=").rstrip("-") or 0)
+        # The part that is asked for, if it is of this version.
+        wanted_range = self.seen[-1].get("range", "") if self.seen[-1].get("if-range") == self.tag else ""
+        start = int(wanted_range.removeprefix("bytes=").rstrip("-") or 0)
         if start >= len(self.content):
             handler.send_response(416)
             handler.send_header("Content-Range", f"bytes */{len(self.content)}")
             handler.end_headers()
             return
-        handler.send_response(206 if asked else 200)
+        # The headers.
+        handler.send_response(206 if wanted_range else 200)
         body = self.content[start:]
-        if asked:
+        if wanted_range:
             handler.send_header("Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
         if self.tag:
             handler.send_header("ETag", self.tag)
-        handler.send_header("Content-Type", self.kind)
+        handler.send_header("Content-Type", self.content_type)
         handler.send_header("Content-Length", str(self.declared or len(body)))
         handler.end_headers()
+        # The body, slowly or cut off if so set.
         if self.slow:
             handler.wfile.write(body[: len(body) // 2])
             handler.wfile.flush()
@@ -170,17 +174,17 @@ def test_a_connection_that_breaks_again_and_again_goes_on_where_it_stopped(tmp_p
 
 
 def test_a_killed_download_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    out, part = tmp_path / "things", tmp_path / "things.zip.part"
+    out, partial = tmp_path / "things", tmp_path / "things.zip.part"
     with serving(Site(slow=threading.Event(), content=packed({"a.jpg": os.urandom(6_000_000)}))) as site:
         code = (
             "from pathlib import Path; from data.fetch import *\n"
             f"fetch(Source('things', {site.url!r}, '', 1, 1, below('')), Path({str(out)!r}))"
         )
         process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
-        until(lambda: part.exists() and part.stat().st_size > 1_000_000, "half of it")
+        until(lambda: partial.exists() and partial.stat().st_size > 1_000_000, "half of it")
         process.kill()
         process.wait(10)
-        have, slow = part.stat().st_size, site.slow
+        have, slow = partial.stat().st_size, site.slow
         assert slow
         site.slow = None
         slow.set()
@@ -280,9 +284,9 @@ def test_a_tar_is_unpacked_too(tmp_path: Path) -> None:
 
 def test_an_archive_that_would_fill_any_disk_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     bomb = bytearray(packed({f"{n}.jpg": b"small" for n in range(9)}))
-    at = 0
-    while (at := bomb.find(b"PK\x01\x02", at + 1)) > 0:
-        bomb[at + 24 : at + 28] = (4_000_000_000).to_bytes(4, "little")  # the size that it declares
+    offset = 0
+    while (offset := bomb.find(b"PK\x01\x02", offset + 1)) > 0:
+        bomb[offset + 24 : offset + 28] = (4_000_000_000).to_bytes(4, "little")  # the size that it declares
     with serving(Site(content=bytes(bomb))) as site:
         assert "36.0 GB: too much" in refused(source(site), tmp_path / "things")
 
@@ -324,7 +328,7 @@ def test_kaggles_key_goes_to_kaggle_alone(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("KAGGLE_USERNAME", "someone")
     monkeypatch.setenv("KAGGLE_KEY", "secret")
     with serving(Site()) as storage, serving(Site(redirect=storage.url)) as kaggle:
-        fetch(source(kaggle, kaggle=True, rules=True), tmp_path / "things")
+        fetch(source(kaggle, kaggle=True, has_rules=True), tmp_path / "things")
         fetch(source(kaggle), tmp_path / "others")
     assert kaggle.seen[0]["authorization"] == "Basic c29tZW9uZTpzZWNyZXQ="
     assert "authorization" not in kaggle.seen[1]
@@ -346,7 +350,7 @@ def test_kaggles_key_is_read_from_where_kaggle_puts_it(tmp_path: Path, monkeypat
 
 def test_without_a_key_kaggles_competition_says_how_to_get_one(tmp_path: Path) -> None:
     with serving(Site()) as site:
-        said = refused(source(site, kaggle=True, rules=True), tmp_path / "things")
+        said = refused(source(site, kaggle=True, has_rules=True), tmp_path / "things")
     assert "KAGGLE_KEY" in said
     assert "accept the rules on https://example.org/things" in said
     assert not site.seen
@@ -355,18 +359,19 @@ def test_without_a_key_kaggles_competition_says_how_to_get_one(tmp_path: Path) -
 def test_rules_that_were_not_accepted_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAGGLE_API_TOKEN", "secret")
     with serving(Site(status=403)) as site:
-        said = refused(source(site, kaggle=True, rules=True), tmp_path / "things")
+        said = refused(source(site, kaggle=True, has_rules=True), tmp_path / "things")
     assert "were the rules accepted" in said
     assert "secret" not in said
 
 
 def test_a_page_instead_of_an_archive_is_said_so(tmp_path: Path) -> None:
-    with serving(Site(kind="text/html; charset=utf-8", content=b"<html>Log in")) as site:
+    with serving(Site(content_type="text/html; charset=utf-8", content=b"<html>Log in")) as site:
         assert "a web page instead of a file" in refused(source(site), tmp_path / "things")
 
 
 def test_each_problem_is_laid_out_as_its_recipe_wants_it() -> None:
-    """From what others report of the archives: they could not be had where this was written."""
+    """The names are as others report them: the archives could not be fetched where this was written."""
+    # Cars: some pictures of each model, from both halves.
     halves = [f"car_data/car_data/{half}" for half in ("train", "test")]
     cars = [
         f"{half}/{model}/{n:05}.jpg" for half in halves for model in (*CARS, "Volvo 240 Sedan 1993") for n in range(40)
@@ -374,8 +379,9 @@ def test_each_problem_is_laid_out_as_its_recipe_wants_it() -> None:
     placed = SOURCES["cars"].place(cars)
     assert len(set(placed.values())) == SOURCES["cars"].pictures == 175
     for model in CARS:
-        assert sum(to.startswith(f"train/{model}/") for to in placed.values()) == 28
-        assert sum(to.startswith(f"validation/{model}/") for to in placed.values()) == 7
+        assert sum(target.startswith(f"train/{model}/") for target in placed.values()) == 28
+        assert sum(target.startswith(f"validation/{model}/") for target in placed.values()) == 7
+    # The others: files of the archive, and where they go.
     reported: dict[str, dict[str, str | None]] = {
         "tires": {"Tire Textures/training_data/cracked/Cracked-123.jpg": "training_data/cracked/Cracked-123.jpg"},
         "food": {f"food-101/images/{FOOD[0]}/1.jpg": f"{FOOD[0]}/1.jpg", "food-101/images/waffles/2.jpg": None},

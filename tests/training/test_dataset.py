@@ -19,7 +19,7 @@ from tests.support.servers import ROOT
 
 
 def scene(seed: int, width: int = 120, height: int = 90) -> Image.Image:
-    """Something with large and small shapes, different for each seed."""
+    """A picture with large and small shapes, different for each seed."""
     rng = np.random.default_rng(seed)
     layers = [
         np.asarray(
@@ -53,7 +53,7 @@ def everything(data: Dataset) -> list[int]:
 
 
 def row(data: Dataset, name: str) -> int:
-    return next(n for n, one in enumerate(data.pictures) if one.file.path.as_posix().endswith(name))
+    return next(index for index, picture in enumerate(data.pictures) if picture.file.path.as_posix().endswith(name))
 
 
 def test_missing_splits_are_cut_class_by_class_and_no_picture_is_in_two(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_missing_splits_are_cut_class_by_class_and_no_picture_is_in_two(tmp_path
 def test_shares_are_of_all_pictures_and_a_test_split_can_be_declined(tmp_path: Path) -> None:
     paint(tmp_path, 40)
     tenths = take(tmp_path, validation_share=0.1, test_share=0.1)
-    assert [len(part) for part in (tenths.train, tenths.validation, tenths.calibration, tenths.test)] == [64, 4, 4, 8]
+    assert [len(rows) for rows in (tenths.train, tenths.validation, tenths.calibration, tenths.test)] == [64, 4, 4, 8]
     untested = take(tmp_path, test_share=0)
     assert not len(untested.test)
     assert len(untested.train) == 80 - 2 * round(CUT * 40)
@@ -86,7 +86,7 @@ def test_given_splits_are_taken_as_they_are(tmp_path: Path) -> None:
     for name, count, start in (("training_data", 12, 0), ("valid", 4, 100), ("testing_data", 5, 200)):
         paint(tmp_path / name, count, start=start)
     data = take(tmp_path)
-    assert [len(part) for part in (data.train, data.validation, data.calibration, data.test)] == [24, 4, 4, 10]
+    assert [len(rows) for rows in (data.train, data.validation, data.calibration, data.test)] == [24, 4, 4, 10]
     assert {data.pictures[n].file.split for n in data.calibration} == {"validation"}
 
 
@@ -178,6 +178,7 @@ def test_a_full_disk_is_one_line_before_any_picture_is_read(tmp_path: Path) -> N
 
 def test_bad_files_are_left_out_and_listed_with_what_they_are(tmp_path: Path) -> None:
     paint(tmp_path, 12)
+    # Bad files of each category.
     whole = (tmp_path / "red" / "000.png").read_bytes()
     (tmp_path / "red" / "empty.jpg").touch()
     (tmp_path / "red" / "text.jpg").write_text("no picture")
@@ -186,8 +187,9 @@ def test_bad_files_are_left_out_and_listed_with_what_they_are(tmp_path: Path) ->
     (tmp_path / "blue" / "drawing.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     (tmp_path / "blue" / "gone.jpg").symlink_to("nowhere")
     Image.new("1", (7000, 6000)).save(tmp_path / "blue" / "huge.png")
+    # They are listed, and the rest is read.
     data = take(tmp_path)
-    assert {skipped.path.name: skipped.kind for skipped in data.skipped} == {
+    assert {skipped.path.name: skipped.category for skipped in data.skipped} == {
         "empty.jpg": "empty",
         "text.jpg": "no picture",
         "cut.png": "damaged",
@@ -208,7 +210,7 @@ def test_a_telephone_s_own_format_is_known_whatever_its_header_s_length(tmp_path
         (tmp_path / "red" / f"{brand.decode()}.jpg").write_bytes(
             bytes([0, 0, 0, length]) + b"ftyp" + brand + bytes(200)
         )
-    kinds = {skipped.path.stem: skipped.kind for skipped in take(tmp_path, size=32).skipped}
+    kinds = {skipped.path.stem: skipped.category for skipped in take(tmp_path, size=32).skipped}
     assert kinds == {"heic": "unsupported", "mif1": "unsupported", "avif": "damaged", "isom": "no picture"}
 
 
@@ -218,7 +220,7 @@ def test_pictures_to_predict_that_cannot_be_read_are_listed_and_still_asked_for(
     scene(1).save(tmp_path / "test" / "1.png")
     (tmp_path / "test" / "2.png").write_bytes((tmp_path / "test" / "1.png").read_bytes()[:200])
     data = take(tmp_path, size=32)
-    assert [(one.path.name, one.kind) for one in data.skipped] == [("2.png", "damaged")]
+    assert [(skipped.path.name, skipped.category) for skipped in data.skipped] == [("2.png", "damaged")]
     assert data.skipped[0].why == "damaged or cut short; its row says the most frequent class"
     assert [file.id for file in data.predict] == ["1", "2"]
     assert "skipped 1 file:" in data.summary("mine")
@@ -283,18 +285,24 @@ def test_a_look_at_a_picture_tells_its_file_light_and_sharpness(tmp_path: Path) 
     grain(400, 300).filter(ImageFilter.GaussianBlur(8)).save(tmp_path / "red" / "blurred.webp")
     grain(400, 300).save(tmp_path / "red" / "sharp.webp")
     data = take(tmp_path, size=32)
-    one, blurred, sharp = (data.pictures[row(data, name)] for name in ("bright.bmp", "blurred.webp", "sharp.webp"))
+    facts, blurred, sharp = (data.pictures[row(data, name)] for name in ("bright.bmp", "blurred.webp", "sharp.webp"))
     data_of_file = (tmp_path / "red" / "bright.bmp").read_bytes()
-    assert (one.width, one.height, one.mode, one.format, one.size) == (300, 100, "L", "BMP", len(data_of_file))
-    assert one.sha256 == hashlib.sha256(data_of_file).hexdigest()
-    assert abs(one.brightness - 250) < 1
+    assert (facts.width, facts.height, facts.mode, facts.format, facts.size) == (
+        300,
+        100,
+        "L",
+        "BMP",
+        len(data_of_file),
+    )
+    assert facts.sha256 == hashlib.sha256(data_of_file).hexdigest()
+    assert abs(facts.brightness - 250) < 1
     assert blurred.sharpness < sharp.sharpness / 2
     large = read(Source(tmp_path), 160, 160, 42, tmp_path).pictures[row(data, "sharp.webp")]
     assert large.sharpness == pytest.approx(sharp.sharpness, rel=0.3)
 
 
 def test_a_run_of_copies_is_found_through_size_format_and_margins(tmp_path: Path) -> None:
-    """One picture in seven guises, two others that share its background."""
+    """A picture in several versions, and two others that share its background."""
     folder = tmp_path / "red"
     folder.mkdir()
     whole = scene(1, 400, 300)
@@ -318,6 +326,6 @@ def test_the_same_shape_in_another_colour_is_another_picture(tmp_path: Path) -> 
     paint(tmp_path, 10)
     shape = scene(3, 200, 200).convert("L")
     for number, colour in enumerate(((255, 30, 30), (30, 30, 255), (30, 200, 30))):
-        layers = [shape.point(lambda value, part=part: int(value * part / 255)) for part in colour]
+        layers = [shape.point(lambda value, level=level: int(value * level / 255)) for level in colour]
         Image.merge("RGB", layers).save(tmp_path / "red" / f"tint-{number}.png")
     assert take(tmp_path).twins == []

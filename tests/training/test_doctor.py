@@ -20,12 +20,12 @@ def ask(root: Path, size: int = 64) -> Findings:
     return examine(read(Source(root), size, size, 42, root, fewest=0))
 
 
-def told(findings: Findings) -> dict[str, Finding]:
-    return {finding.kind: finding for finding in findings.groups}
+def by_category(findings: Findings) -> dict[str, Finding]:
+    return {finding.category: finding for finding in findings.groups}
 
 
-def names(findings: Findings, kind: str) -> list[str]:
-    return [findings.names[row] for row in told(findings)[kind].rows]
+def names(findings: Findings, category: str) -> list[str]:
+    return [findings.names[row] for row in by_category(findings)[category].rows]
 
 
 def test_a_healthy_data_set_has_no_findings(tmp_path: Path) -> None:
@@ -43,14 +43,14 @@ def test_bad_files_are_told_by_what_they_are(tmp_path: Path) -> None:
     for number in range(4):
         (tmp_path / "blue" / f"cut-{number}.png").write_bytes(whole[: len(whole) // (number + 2)])
     findings = ask(tmp_path)
-    found = told(findings)
-    assert [path.name for path in found["empty"].paths] == ["empty.jpg"]
-    assert [path.name for path in found["no picture"].paths] == ["text [1].jpg"]
-    assert len(found["damaged"].paths) == 4
+    finding_of = by_category(findings)
+    assert [path.name for path in finding_of["empty"].paths] == ["empty.jpg"]
+    assert [path.name for path in finding_of["no picture"].paths] == ["text [1].jpg"]
+    assert len(finding_of["damaged"].paths) == 4
     assert {finding.severity for finding in findings.groups} == {"error"}
     table = findings.table()
     assert "blue/cut-0.png" in table and "red/text [1].jpg" in table and "and 2 more" in table
-    files = next(one["files"] for one in findings.to_dict()["findings"] if one["kind"] == "damaged")
+    files = next(entry["files"] for entry in findings.to_dict()["findings"] if entry["kind"] == "damaged")
     assert files[0] == {"file": "blue/cut-0.png", "why": "damaged or cut short"}
     assert json.loads(json.dumps(findings.to_dict())) == findings.to_dict()
 
@@ -58,12 +58,14 @@ def test_bad_files_are_told_by_what_they_are(tmp_path: Path) -> None:
 def test_the_same_picture_twice_is_told_by_where_it_stands(tmp_path: Path) -> None:
     paint(tmp_path / "train", 30)
     paint(tmp_path / "test", 5, start=100)
+    # Plant a duplicate of each sort.
     red, blue = tmp_path / "train" / "red", tmp_path / "train" / "blue"
     shutil.copy(tmp_path / "test/red/100.png", red / "leak.png")
     Image.open(tmp_path / "test/red/101.png").resize((100, 75)).save(red / "near-leak.jpg", quality=70)
     shutil.copy(red / "001.png", red / "copy.png")
     Image.open(red / "002.png").save(red / "near-copy.jpg", quality=60)
     Image.open(red / "003.png").save(blue / "contradiction.jpg", quality=90)
+    # Each is found once, by its category.
     findings = ask(tmp_path)
     expected = {
         "leakage": ["test/red/100.png", "train/red/leak.png"],
@@ -72,9 +74,9 @@ def test_the_same_picture_twice_is_told_by_where_it_stands(tmp_path: Path) -> No
         "near copies": ["train/red/002.png", "train/red/near-copy.jpg"],
         "two labels": ["train/blue/contradiction.jpg", "train/red/003.png"],
     }
-    assert {kind: sorted(names(findings, kind)) for kind in told(findings)} == expected
+    assert {category: sorted(names(findings, category)) for category in by_category(findings)} == expected
     assert [len(finding.sets) for finding in findings.groups] == [1] * 5
-    sets = next(one["sets"] for one in findings.to_dict()["findings"] if one["kind"] == "leakage")
+    sets = next(entry["sets"] for entry in findings.to_dict()["findings"] if entry["kind"] == "leakage")
     assert {"file": "train/red/leak.png", "label": "red"} in sets[0]
 
 
@@ -82,26 +84,26 @@ def test_small_and_uneven_and_unmeasured_classes_are_told(tmp_path: Path) -> Non
     paint(tmp_path / "train", 70, ("blue",))
     paint(tmp_path / "train", 9, ("red",))
     paint(tmp_path / "test", 4, ("blue",), start=100)
-    found = told(ask(tmp_path))
-    assert found["few"].severity == "warning" and "'red' 9" in found["few"].text
-    assert "'blue' has 8 times" in found["imbalance"].text
-    assert "no test pictures of 'red'" in found["unmeasured"].text
+    finding_of = by_category(ask(tmp_path))
+    assert finding_of["few"].severity == "warning" and "'red' 9" in finding_of["few"].text
+    assert "'blue' has 8 times" in finding_of["imbalance"].text
+    assert "no test pictures of 'red'" in finding_of["unmeasured"].text
 
 
 def test_a_class_too_small_to_be_trained_is_an_error(tmp_path: Path) -> None:
     paint(tmp_path, 30)
     paint(tmp_path, 3, ("green",))
-    assert told(ask(tmp_path))["few"].severity == "error"
+    assert by_category(ask(tmp_path))["few"].severity == "error"
 
 
 def test_of_many_small_classes_the_smallest_are_named(tmp_path: Path) -> None:
     for number in range(8):
         paint(tmp_path / "train", 9 + number, (f"class {number}",))
     paint(tmp_path / "test", 4, ("class 0",), start=100)
-    found = told(ask(tmp_path))
+    finding_of = by_category(ask(tmp_path))
     named = ", ".join(f"'class {number}' {9 + number}" for number in range(5))
-    assert found["few"].text.endswith(f"{named}, … and 3 more")
-    assert "'class 5', … and 2 more" in found["unmeasured"].text
+    assert finding_of["few"].text.endswith(f"{named}, … and 3 more")
+    assert "'class 5', … and 2 more" in finding_of["unmeasured"].text
 
 
 def test_a_class_whose_one_validation_picture_calibrates_is_measured(tmp_path: Path) -> None:
@@ -109,13 +111,13 @@ def test_a_class_whose_one_validation_picture_calibrates_is_measured(tmp_path: P
     paint(tmp_path / "train", 20, labels)
     for name, start in (("val", 50), ("test", 60)):
         paint(tmp_path / name, 1, labels, start=start)
-    assert "unmeasured" not in told(ask(tmp_path))
+    assert "unmeasured" not in by_category(ask(tmp_path))
 
 
 def test_small_is_judged_by_the_size_that_training_reads_at(tmp_path: Path) -> None:
     data = read(Source(paint(tmp_path, 12)), 64, 64, 42, tmp_path)
-    assert not [one for one in examine(data).groups if one.kind == "small"]
-    small = next(one for one in examine(data, 299).groups if one.kind == "small")
+    assert not [entry for entry in examine(data).groups if entry.category == "small"]
+    small = next(entry for entry in examine(data, 299).groups if entry.category == "small")
     assert len(small.rows) == 24 and "299×299" in small.text
     assert "to be read at 299×299" in data.summary("mine", 299) and "64" not in data.summary("mine", 299)
 
@@ -125,8 +127,8 @@ def test_a_picture_in_validation_and_test_is_told_to_be_left_out_of_validation(t
     paint(tmp_path / "val", 4, start=100)
     paint(tmp_path / "test", 4, start=200)
     shutil.copy(tmp_path / "test/red/200.png", tmp_path / "val/red/again.png")
-    found = told(ask(tmp_path))
-    assert "left out of validation" in found["measured twice"].text and "leakage" not in found
+    finding_of = by_category(ask(tmp_path))
+    assert "left out of validation" in finding_of["measured twice"].text and "leakage" not in finding_of
 
 
 def test_every_file_is_recorded_with_its_split_and_what_was_left_out(tmp_path: Path) -> None:
@@ -136,13 +138,13 @@ def test_every_file_is_recorded_with_its_split_and_what_was_left_out(tmp_path: P
     shutil.copy(tmp_path / "red/001.png", tmp_path / "loose.png")
     findings = ask(tmp_path)
     record = findings.to_dict()
-    splits = {one["file"]: one["split"] for one in record["files"]}
+    splits = {entry["file"]: entry["split"] for entry in record["files"]}
     assert len(splits) == 25 and splits["red/copy.png"] == "left out"
     assert {split: list(splits.values()).count(split) for split in findings.splits} == {
         split: sum(counts.values()) for split, counts in findings.splits.items()
     }
-    assert [one["file"] for one in record["skipped"]] == ["loose.png", "red/text.jpg"]
-    assert "1 file left out: in no class's folder" in told(findings)["unused"].text
+    assert [entry["file"] for entry in record["skipped"]] == ["loose.png", "red/text.jpg"]
+    assert "1 file left out: in no class's folder" in by_category(findings)["unused"].text
 
 
 def test_odd_sizes_shapes_and_modes_are_told(tmp_path: Path) -> None:
@@ -165,16 +167,16 @@ def test_dark_bright_and_blurred_pictures_are_told_and_no_others(tmp_path: Path)
         for number in range(30):
             picture = Image.blend(scene(seed + number, 160, 120), grain(160, 120), 0.4)
             picture.save(tmp_path / label / f"{number:02}.png")
-    one = Image.open(tmp_path / "red" / "07.png").rotate(180)
-    one.point(lambda value: value // 12).save(tmp_path / "red" / "dark.png")
-    one.transpose(Image.Transpose.FLIP_LEFT_RIGHT).point(lambda value: 243 + value // 24).save(
+    turned = Image.open(tmp_path / "red" / "07.png").rotate(180)
+    turned.point(lambda value: value // 12).save(tmp_path / "red" / "dark.png")
+    turned.transpose(Image.Transpose.FLIP_LEFT_RIGHT).point(lambda value: 243 + value // 24).save(
         tmp_path / "red/light.png"
     )
     Image.open(tmp_path / "blue" / "03.png").rotate(180).filter(ImageFilter.GaussianBlur(6)).save(
         tmp_path / "blue/blur.png"
     )
     findings = ask(tmp_path)
-    assert {finding.kind: names(findings, finding.kind) for finding in findings.groups} == {
+    assert {finding.category: names(findings, finding.category) for finding in findings.groups} == {
         "dark": ["red/dark.png"],
         "bright": ["red/light.png"],
         "blurred": ["blue/blur.png"],
@@ -194,7 +196,7 @@ def test_a_class_that_its_format_gives_away_is_told(tmp_path: Path) -> None:
         Image.open(path).save(path.with_suffix(".jpg"), quality=95)
         path.unlink()
     findings = ask(tmp_path)
-    assert {finding.kind for finding in findings.groups} == {"giveaway"}
+    assert {finding.category for finding in findings.groups} == {"giveaway"}
     assert "'red' can be told by its files' format alone (JPEG)" in findings.groups[1].text
 
 
@@ -202,9 +204,9 @@ def test_rows_of_a_csv_that_fit_no_picture_are_told(tmp_path: Path) -> None:
     paint(tmp_path / "images", 12, ("mixed",))
     rows = "".join(f"{number:03},{'even' if number % 2 == 0 else 'odd'}\n" for number in range(12))
     (tmp_path / "train.csv").write_text(f"id,label\n{rows}000,odd\n999,odd\n")
-    found = told(ask(tmp_path))
-    assert [path.name for path in found["missing"].paths] == ["999"]
-    assert [path.name for path in found["contradiction"].paths] == ["000.png"]
+    finding_of = by_category(ask(tmp_path))
+    assert [path.name for path in finding_of["missing"].paths] == ["999"]
+    assert [path.name for path in finding_of["contradiction"].paths] == ["000.png"]
 
 
 @pytest.fixture(scope="module")
@@ -222,10 +224,12 @@ def test_swapped_labels_are_found_by_a_model_that_never_saw_them(shapes: tuple[n
     swapped = np.array([3, 40, 77])
     given = classes.copy()
     given[swapped] = 1 - given[swapped]
-    doubts = label_errors(out_of_fold(describe(pixels), given, seed=42), given)
-    assert {doubt.row for doubt in doubts[:3]} == set(swapped.tolist())
-    assert all(doubt.suggested == classes[doubt.row] != doubt.given and doubt.likely for doubt in doubts[:3])
-    assert [doubt.score for doubt in doubts] == sorted(doubt.score for doubt in doubts)
+    suspects = label_errors(out_of_fold(describe(pixels), given, seed=42), given)
+    assert {suspect.row for suspect in suspects[:3]} == set(swapped.tolist())
+    assert all(
+        suspect.suggested == classes[suspect.row] != suspect.given and suspect.likely for suspect in suspects[:3]
+    )
+    assert [suspect.score for suspect in suspects] == sorted(suspect.score for suspect in suspects)
 
 
 def test_no_label_is_doubted_that_every_picture_like_it_bears(shapes: tuple[np.ndarray, np.ndarray]) -> None:

@@ -1,4 +1,4 @@
-"""How like the training pictures something is, told from features alone."""
+"""Familiarity: how like the training pictures something is, measured by features alone."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from loupe.errors import UserError
-from loupe.training.fit.feature_cache import Cache, Kept, Mapped
+from loupe.training.fit.feature_cache import Cache, CachedFeatures, Mapped
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (70, 8, 8, 3), dtype=np.uint8)
 IDS = [hashlib.sha256(picture.tobytes()).hexdigest() for picture in PIXELS]
@@ -31,9 +31,11 @@ def front(seed: int = 1) -> keras.Model:
 
 
 def keep(
-    cache: Cache, model: keras.Model | None = None, ids: Sequence[str] = IDS, about: dict[str, Any] | None = None
-) -> Kept:
-    return cache.features(model or front(), lambda rows: PIXELS[list(rows)], list(ids), about or {"network": "small"})
+    cache: Cache, model: keras.Model | None = None, ids: Sequence[str] = IDS, dependencies: dict[str, Any] | None = None
+) -> CachedFeatures:
+    return cache.features(
+        model or front(), lambda rows: PIXELS[list(rows)], list(ids), dependencies or {"network": "small"}
+    )
 
 
 def wanted(model: keras.Model) -> Any:
@@ -69,32 +71,32 @@ def test_other_weights_and_other_settings_are_other_features(tmp_path: Path) -> 
     cache = Cache(tmp_path, ROOM)
     keep(cache)
     assert keep(cache, front(2)).computed == 70
-    assert keep(cache, about={"network": "small", "precision": "bfloat16"}).computed == 70
+    assert keep(cache, dependencies={"network": "small", "precision": "bfloat16"}).computed == 70
     assert len([entry for entry in tmp_path.iterdir() if entry.is_dir()]) == 3
 
 
 def test_deleting_any_of_it_is_safe(tmp_path: Path) -> None:
     cache = Cache(tmp_path, ROOM)
-    place = keep(cache).place
-    assert place
+    entry = keep(cache).folder
+    assert entry
     for victim in ("ids.txt", "rows.f16", "about.json"):
-        (place / victim).unlink()
+        (entry / victim).unlink()
         np.testing.assert_allclose(keep(cache).array, wanted(front()), rtol=2e-3, atol=0.1)
 
 
 @pytest.mark.parametrize("victim", ["ids.txt", "rows.f16"])
 def test_a_file_cut_short_is_filled_up_again(tmp_path: Path, victim: str) -> None:
     cache = Cache(tmp_path, ROOM)
-    place = keep(cache).place
-    assert place
-    os.truncate(place / victim, (place / victim).stat().st_size // 2 + 3)
+    entry = keep(cache).folder
+    assert entry
+    os.truncate(entry / victim, (entry / victim).stat().st_size // 2 + 3)
     mended = keep(cache)
     assert 30 < mended.computed < 40
     np.testing.assert_allclose(mended.array, wanted(front()), rtol=2e-3, atol=0.1)
 
 
-def damage(place: Path, kind: str) -> None:
-    ids, rows = place / "ids.txt", place / "rows.f16"
+def damage(entry: Path, kind: str) -> None:
+    ids, rows = entry / "ids.txt", entry / "rows.f16"
     lines = ids.read_bytes().splitlines(keepends=True)
     if kind == "zeroed ids":  # as after a power cut
         ids.write_bytes(b"".join(lines[:40]) + bytes(len(lines[0]) * 30))
@@ -111,9 +113,9 @@ def damage(place: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["zeroed ids", "a blank line", "an id twice", "no text", "zeroed rows"])
 def test_damage_is_seen_and_computed_again(tmp_path: Path, kind: str) -> None:
     cache = Cache(tmp_path, ROOM)
-    place = keep(cache).place
-    assert place
-    damage(place, kind)
+    entry = keep(cache).folder
+    assert entry
+    damage(entry, kind)
     mended = keep(cache)
     assert mended.computed > 0
     np.testing.assert_allclose(mended.array, wanted(front()), rtol=2e-3, atol=0.1)
@@ -122,37 +124,37 @@ def test_damage_is_seen_and_computed_again(tmp_path: Path, kind: str) -> None:
 
 def test_an_entry_that_another_run_is_filling_is_not_cleared_away(tmp_path: Path) -> None:
     cache = Cache(tmp_path, ROOM)
-    place = keep(cache).place
-    assert place
+    entry = keep(cache).folder
+    assert entry
     cache.limit = 70 * 5 * 2 + 70 * 74
-    with (place / "lock").open("w") as held:
+    with (entry / "lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         keep(cache, front(2))
-        assert (place / "rows.f16").exists()
+        assert (entry / "rows.f16").exists()
     keep(cache, front(3))
-    assert not place.exists()
+    assert not entry.exists()
 
 
 def test_the_entries_longest_not_used_make_room(tmp_path: Path) -> None:
-    one = 70 * 5 * 2 + 70 * 74
-    cache = Cache(tmp_path, limit=2.6 * one)
-    places = [keep(cache, front(seed)).place for seed in (1, 2)]
+    entry_bytes = 70 * 5 * 2 + 70 * 74
+    cache = Cache(tmp_path, limit=2.6 * entry_bytes)
+    entries = [keep(cache, front(seed)).folder for seed in (1, 2)]
     time.sleep(0.02)
     keep(cache, front(1))  # used again: the second is now the older
-    third = keep(cache, front(3)).place
-    assert [place.exists() for place in (*places, third) if place] == [True, False, True]
-    assert cache.size() <= 2.6 * one
+    third = keep(cache, front(3)).folder
+    assert [entry.exists() for entry in (*entries, third) if entry] == [True, False, True]
+    assert cache.size() <= 2.6 * entry_bytes
 
 
 def test_what_is_larger_than_the_bound_is_computed_and_not_kept(tmp_path: Path) -> None:
-    kept = keep(Cache(tmp_path, limit=100))
-    assert kept.place is None
-    np.testing.assert_allclose(kept.array, wanted(front()), rtol=2e-3, atol=0.1)
+    cached = keep(Cache(tmp_path, limit=100))
+    assert cached.folder is None
+    np.testing.assert_allclose(cached.array, wanted(front()), rtol=2e-3, atol=0.1)
     assert not list(tmp_path.iterdir())
 
 
 def test_on_a_full_disk_features_that_are_not_kept_need_none(tmp_path: Path) -> None:
-    """What the error of a full disk advises must help."""
+    """Following the advice of a full disk's error must help."""
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--cache-gb 0"):
         keep(Cache(tmp_path / "file", ROOM))
@@ -161,9 +163,9 @@ def test_on_a_full_disk_features_that_are_not_kept_need_none(tmp_path: Path) -> 
 
 def test_rows_too_many_for_the_memory_stay_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loupe.training.fit.feature_cache.IN_MEMORY", 100)
-    kept = keep(Cache(tmp_path, ROOM), ids=IDS)
-    assert isinstance(kept.array, Mapped)
-    np.testing.assert_allclose(kept.array[np.array([3, 60, 3])], wanted(front())[[3, 60, 3]], rtol=2e-3, atol=0.1)
+    cached = keep(Cache(tmp_path, ROOM), ids=IDS)
+    assert isinstance(cached.array, Mapped)
+    np.testing.assert_allclose(cached.array[np.array([3, 60, 3])], wanted(front())[[3, 60, 3]], rtol=2e-3, atol=0.1)
 
 
 def test_values_beyond_half_precision_stay_finite(tmp_path: Path) -> None:

@@ -73,8 +73,8 @@ def stopped(monkeypatch: pytest.MonkeyPatch, model: keras.Model, stop: Stop) -> 
 def test_a_run_that_died_in_an_epoch_ends_as_if_it_had_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(fitting, "PAUSE", 0)
-    monkeypatch.setattr(fitting, "SAVING_SHARE", 0)
+    monkeypatch.setattr(fitting, "SAVE_INTERVAL", 0)
+    monkeypatch.setattr(fitting, "SAVE_COST_FACTOR", 0)
     undisturbed, wanted = train(tmp_path / "one.npz", **more)
     dying = network()
     stopped(monkeypatch, dying, Stop(3, SystemExit))
@@ -94,20 +94,20 @@ def test_the_model_ends_with_the_weights_of_its_smallest_validation_loss(tmp_pat
     model, outcome = train(tmp_path / "s.npz", epochs=30, lr=0.2, schedule="constant")
     losses = [row["val_loss"] for row in outcome.history]
     assert losses.index(min(losses)) < len(losses) - 1, "a rate this high overshoots"
-    assert outcome.best == min(losses)
+    assert outcome.best_loss == min(losses)
     assert loss_of(model) == pytest.approx(min(losses), abs=1e-5)
 
 
 def test_averaged_weights_are_what_is_measured_and_kept(tmp_path: Path) -> None:
     model, outcome = train(tmp_path / "s.npz", ema=0.8, epochs=12)
-    assert loss_of(model) == pytest.approx(outcome.best, abs=1e-5)
+    assert loss_of(model) == pytest.approx(outcome.best_loss, abs=1e-5)
 
 
 def test_a_later_stage_never_replaces_what_was_better(tmp_path: Path) -> None:
     model, first = train(tmp_path / "one.npz", epochs=20)
     before = model.get_weights()
-    model, second = train(tmp_path / "two.npz", model, enough=first.best, lr=1.0, schedule="constant", epochs=2)
-    assert second.best == first.best
+    model, second = train(tmp_path / "two.npz", model, enough=first.best_loss, lr=1.0, schedule="constant", epochs=2)
+    assert second.best_loss == first.best_loss
     for one, other in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -118,7 +118,7 @@ def test_ctrl_c_leaves_the_best_so_far(tmp_path: Path, monkeypatch: pytest.Monke
     model, outcome = train(tmp_path / "s.npz", model)
     assert not outcome.finished
     assert len(outcome.history) == 3
-    assert loss_of(model) == pytest.approx(outcome.best, abs=1e-5)
+    assert loss_of(model) == pytest.approx(outcome.best_loss, abs=1e-5)
 
 
 def test_it_ends_once_nothing_got_better_for_long_enough(tmp_path: Path) -> None:

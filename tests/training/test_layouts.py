@@ -9,11 +9,11 @@ import pytest
 
 from loupe.errors import UserError
 from loupe.training.data.layout import File, Layout, Source, find
-from loupe.training.data.names import below, shown, split_of
+from loupe.training.data.names import files_below, printable_path, split_of
 
 
 def fill(root: Path, *names: str) -> Path:
-    """Files of these names: which is which is told by names alone."""
+    """Create files of these names: only names tell what they are."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"\xff\xd8 not looked into here")
@@ -99,7 +99,7 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
 def test_a_pipe_among_the_pictures_is_not_waited_for(tmp_path: Path) -> None:
     fill(tmp_path, "1.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")
-    assert [path.name for path in below(tmp_path)] == ["1.jpg"]
+    assert [path.name for path in files_below(tmp_path)] == ["1.jpg"]
 
 
 def test_a_test_folder_without_classes_holds_pictures_to_predict(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_submission_keeps_the_row_of_a_missing_picture(tmp_path: Path) -> None
     layout = find(Source(tmp_path))
     assert layout.submission and layout.submission.ids == ["11", "9", "8", "10"]
     assert [file.id for file in layout.predict] == ["11", "8", "10"]
-    assert [skipped.kind for skipped in layout.skipped] == ["missing"]
+    assert [skipped.category for skipped in layout.skipped] == ["missing"]
 
 
 def test_train_and_test_pictures_of_the_same_ids_are_not_mixed_up(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_an_id_with_a_folder_never_takes_a_picture_from_another(tmp_path: Path) 
     csv = table(tmp_path / "labels.csv", "file,label\na/1.jpg,x\nb/1.jpg,y\na/2.jpg,x\n")
     layout = find(Source(tmp_path, csv))
     assert [(file.path.parent.name, file.label) for file in layout.files] == [("a", "x"), ("b", "y")]
-    assert [skipped.kind for skipped in layout.skipped] == ["missing", "unused"]
+    assert [skipped.category for skipped in layout.skipped] == ["missing", "unused"]
 
 
 def test_rows_that_cannot_be_used_are_listed_and_the_rest_is_used(tmp_path: Path) -> None:
@@ -220,11 +220,15 @@ def test_rows_that_cannot_be_used_are_listed_and_the_rest_is_used(tmp_path: Path
     rows = "0,a\n1,b\n99,a\n2,\n3,a\n3,b\n4,a\n0,a\n5,b\n"
     layout = find(Source(tmp_path, table(tmp_path / "train.csv", f"id,label\n{rows}")))
     assert labelled(layout) == {"0.jpg": "a", "1.jpg": "b", "5.jpg": "b"}
-    said = {skipped.path.name: (skipped.kind, skipped.why) for skipped in layout.skipped}
-    assert said["99"][0] == "missing" and "row 4" in said["99"][1] and "images" in said["99"][1]
-    assert said["2.jpg"][0] == "unlabelled"
-    assert said["3.jpg"] == ("contradiction", "train.csv gives it 2 labels: 'a', 'b'")
-    assert said["4"][0] == "ambiguous" and "2 files" in said["4"][1]
+    category_and_why = {skipped.path.name: (skipped.category, skipped.why) for skipped in layout.skipped}
+    assert (
+        category_and_why["99"][0] == "missing"
+        and "row 4" in category_and_why["99"][1]
+        and "images" in category_and_why["99"][1]
+    )
+    assert category_and_why["2.jpg"][0] == "unlabelled"
+    assert category_and_why["3.jpg"] == ("contradiction", "train.csv gives it 2 labels: 'a', 'b'")
+    assert category_and_why["4"][0] == "ambiguous" and "2 files" in category_and_why["4"][1]
 
 
 def test_a_csv_about_something_else_does_not_hide_the_class_folders(tmp_path: Path) -> None:
@@ -274,7 +278,7 @@ def test_a_folder_of_pictures_that_is_not_there_is_refused(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("columns", [",image,label", "number,image,label", "id,label", "file,width,label"])
 def test_numbers_that_happen_to_name_pictures_are_no_ids(tmp_path: Path, columns: str) -> None:
-    """One picture is missing, and so more of the other numbers than of the ids are names of pictures."""
+    """A picture is missing, and so more of the other numbers than of the ids are names of pictures."""
     fill(tmp_path, *(f"images/{number}.jpg" for number in range(12)))
     names = columns.split(",")
     rows = []
@@ -347,8 +351,12 @@ def test_labelled_validation_and_test_tables_measure_whatever_their_header(
     fill(tmp_path, *(f"images/p{number}.jpg" for number in range(8)))
     more = ",9" if "Width" in train else ""
     rows = [f"p{number}.jpg,{'ab'[number % 2]}{more}\n" for number in range(8)]
-    for name, header, part in (("train", train, rows[:4]), ("valid", test, rows[4:6]), ("test", test, rows[6:])):
-        table(tmp_path / f"{name}.csv", header + "".join(part))
+    for name, header, rows_of_split in (
+        ("train", train, rows[:4]),
+        ("valid", test, rows[4:6]),
+        ("test", test, rows[6:]),
+    ):
+        table(tmp_path / f"{name}.csv", header + "".join(rows_of_split))
     layout = find(Source(tmp_path))
     assert [file.split for file in layout.files] == ["train"] * 4 + ["validation"] * 2 + ["test"] * 2
     assert not layout.predict and not layout.skipped
@@ -359,7 +367,9 @@ def test_a_validation_table_that_gives_no_labels_is_listed(tmp_path: Path) -> No
     table(tmp_path / "train.csv", "id,label\n0,a\n1,b\n2,a\n3,b\n")
     table(tmp_path / "val.csv", "id,score,rank\n4,0.1,1\n5,0.2,2\n")
     layout = find(Source(tmp_path))
-    assert [one.path.name for one in layout.skipped if one.kind == "table"] == ["val.csv"]
+    assert [skipped_file.path.name for skipped_file in layout.skipped if skipped_file.category == "table"] == [
+        "val.csv"
+    ]
 
 
 def test_a_table_of_labels_for_the_test_pictures_beside_class_folders_measures(tmp_path: Path) -> None:
@@ -406,8 +416,8 @@ def test_pictures_that_no_rule_takes_are_listed(tmp_path: Path) -> None:
     expected = {"one": ["loose.jpg"], "two": ["extra/1.jpg", "val/1.jpg"], "three": ["images/3.jpg"]}
     for name, unused in expected.items():
         skipped = find(Source(tmp_path / name)).skipped
-        assert [one.path.relative_to(tmp_path / name).as_posix() for one in skipped] == unused
-        assert {one.kind for one in skipped} == {"unused"}
+        assert [skipped_file.path.relative_to(tmp_path / name).as_posix() for skipped_file in skipped] == unused
+        assert {skipped_file.category for skipped_file in skipped} == {"unused"}
 
 
 def test_a_row_with_more_cells_than_the_header_or_without_an_id_is_listed(tmp_path: Path) -> None:
@@ -415,8 +425,8 @@ def test_a_row_with_more_cells_than_the_header_or_without_an_id_is_listed(tmp_pa
     rows = "0,a\n1,b,,\n2,red, blue\n,a\n3,b\n"
     layout = find(Source(tmp_path, table(tmp_path / "train.csv", f"id,label\n{rows}")))
     assert labelled(layout) == {"0.jpg": "a", "1.jpg": "b", "3.jpg": "b"}
-    told = {one.kind: one.why for one in layout.skipped}
-    assert "row 4 has 3 cells" in told["cells"] and told["no id"] == "row 5 gives no id"
+    why_of = {skipped_file.category: skipped_file.why for skipped_file in layout.skipped}
+    assert "row 4 has 3 cells" in why_of["cells"] and why_of["no id"] == "row 5 gives no id"
 
 
 @pytest.mark.parametrize("start", ["\n\n", "sep=;\n", '"sep=;"\r\n', " \n;;\n"])
@@ -452,7 +462,7 @@ def test_one_name_written_in_two_ways_is_one_class(tmp_path: Path) -> None:
 
 
 def test_names_cannot_write_on_a_terminal(tmp_path: Path) -> None:
-    assert shown(Path("a\x1b[31m\n\u202egpj.exe\u2066")) == "a\ufffd[31m\ufffd\ufffdgpj.exe\ufffd"
+    assert printable_path(Path("a\x1b[31m\n\u202egpj.exe\u2066")) == "a\ufffd[31m\ufffd\ufffdgpj.exe\ufffd"
     fill(tmp_path, "red\x07/1.jpg", "blue/1.jpg")
     assert find(Source(tmp_path)).labels == ("blue", "red\ufffd")
 

@@ -1,4 +1,4 @@
-"""The networks trained from nothing: any size, standard layers alone, and logits that keep their precision."""
+"""The networks trained from scratch: any size, standard layers alone, and logits that keep their precision."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_logits_are_float32_under_mixed_precision(name: str) -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 def test_fused_norms_train_as_keras_does(precision: str) -> None:
-    """One step: the same loss, the same averages, and a gradient that goes the same way."""
+    """A step gives the same loss, the same averages, and a gradient that goes the same way."""
     pixels, classes = _stripes_and_rings(np.random.default_rng(0), 16)
     keras.mixed_precision.set_global_policy(precision)
     try:
@@ -65,8 +65,8 @@ def test_fused_norms_train_as_keras_does(precision: str) -> None:
         losses.append([model.train_on_batch(pixels, classes) for _ in range(3)])
     near = 0.001 if precision == "float32" else 0.05
     np.testing.assert_allclose(losses[1], losses[0], rtol=near)
-    for one, other in zip(plain.get_weights(), fused.get_weights(), strict=True):
-        np.testing.assert_allclose(other, one, atol=0.02 * max(1, np.abs(one).max()))
+    for expected, actual in zip(plain.get_weights(), fused.get_weights(), strict=True):
+        np.testing.assert_allclose(actual, expected, atol=0.02 * max(1, np.abs(expected).max()))
 
 
 def test_fused_norms_leave_the_saved_file_and_frozen_layers_as_they_were(tmp_path: Path) -> None:

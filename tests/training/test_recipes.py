@@ -19,7 +19,7 @@ import pytest
 from data.fetch import SOURCES
 from loupe.card import Card
 from loupe.errors import UserError
-from loupe.training.recipes import HOME, load, names
+from loupe.training.recipes import RECIPES, load, names
 from loupe.training.settings import Settings
 from tests.support import problems
 from tests.support.gateways import gateway
@@ -52,7 +52,7 @@ def written(folder: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("name", names())
 def test_a_recipe_states_its_command_its_time_its_accuracy_and_where_its_data_comes_from(name: str) -> None:
-    text = (HOME / f"{name}.toml").read_text()
+    text = (RECIPES / f"{name}.toml").read_text()
     head = "\n".join(line for line in text.splitlines() if line.startswith("#"))
     for what in ("Time", "Accuracy", "Data"):
         assert re.search(rf"^# {what} +\S", head, re.MULTILINE), what
@@ -72,8 +72,8 @@ def test_a_recipe_has_the_settings_that_were_published(name: str) -> None:
 
 
 def test_the_variant_differs_in_its_backbone_alone() -> None:
-    one, other = load("food"), load("food-resnet50")
-    assert {key for key in one if one[key] != other[key]} == {"name", "backbone"}
+    small, large = load("food"), load("food-resnet50")
+    assert {key for key in small if small[key] != large[key]} == {"name", "backbone"}
 
 
 def test_each_problem_has_a_miniature() -> None:
@@ -82,7 +82,7 @@ def test_each_problem_has_a_miniature() -> None:
 
 def test_a_recipe_is_found_by_its_name_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert load("cars") == load(HOME / "cars.toml")
+    assert load("cars") == load(RECIPES / "cars.toml")
 
 
 def test_a_recipe_holds_what_it_names_and_nothing_more(tmp_path: Path) -> None:
@@ -141,10 +141,10 @@ def test_a_file_that_is_no_text_is_one_line(tmp_path: Path) -> None:
 
 
 def test_every_key_of_every_recipe_is_a_flag_of_train_py() -> None:
-    told = subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True).stdout
+    help_text = subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True).stdout
     for name in names():
         for key in load(name):
-            assert re.search(rf"--{key.replace('_', '-')}\b", told), f"{name}: {key}"
+            assert re.search(rf"--{key.replace('_', '-')}\b", help_text), f"{name}: {key}"
     assert {spec.name for spec in fields(Settings)} >= {key for name in names() for key in load(name)}
 
 

@@ -21,12 +21,21 @@ from playwright.sync_api import Browser, sync_playwright
 from loupe.training.data.dataset import Dataset, Source, read
 from loupe.training.data.doctor import examine
 from loupe.training.evaluate.calibrate import Calibration
-from loupe.training.evaluate.metrics import Judged, Predictions, softmax, wilson
+from loupe.training.evaluate.metrics import Evaluation, Predictions, softmax, wilson
 from loupe.training.report import sections
 from loupe.training.report.figures import curves, svg
 from loupe.training.report.render import write
 from loupe.training.report.story import Story
-from loupe.training.report.text import breadth, clean, duration, number, percent, relative, shortened, told_apart
+from loupe.training.report.text import (
+    clean,
+    distinct_names,
+    duration,
+    number,
+    percent,
+    relative_path,
+    shortened,
+    text_width,
+)
 from tests.support.pictures import picture
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -76,23 +85,23 @@ def trials() -> list[dict[str, Any]]:
 
 
 def story(data: Dataset, skill: float = 1.5, **more: Any) -> Story:
-    """As a training would tell it; the answers are drawn by lot, and as much better than chance as `skill` says."""
+    """A story as a training writes it. The answers are random, and better than chance by `skill`."""
     rng = np.random.default_rng(7)
     rows = data.test if len(data.test) else data.validation
     logits = rng.normal(size=(len(rows), len(data.labels))) + skill * np.eye(len(data.labels))[data.classes[rows]]
     predictions = Predictions(rows, 3 * logits, logits, softmax(logits), rng.random(len(rows)))
-    told: dict[str, Any] = {
+    entries: dict[str, Any] = {
         "name": "sample", "dataset": data, "predictions": predictions, "split": "test",
         "model": {"backbone": "cnn", "weights": "none", "parameters": 123_456}, "history": history(),
         "seconds": {"reading": 1.5, "training": 251.0}, "command": "python train.py data/sample --epochs 6",
         "settings": {"epochs": 6, "lr": 1e-4, "class_weights": False}, "hardware": {"processor": "two cores"},
         "versions": {"tensorflow": "2.20.0"}, "heat": lambda pixels: rng.random((len(pixels), 4, 4)),
     }  # fmt: skip
-    return Story(**{**told, **more})
+    return Story(**{**entries, **more})
 
 
 class Page(HTMLParser):
-    """What a written report holds, taken apart."""
+    """The parts of a written report."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -132,17 +141,19 @@ def full(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Story
     views = np.random.default_rng(2).integers(0, 256, (3, 5, 32, 32, 3))
     suspects = [(int(data.train[0]), 2, 0.96)]
     fitted = Calibration(3.0, 0.7, 0.05, notes=["Fitted on few pictures."])
-    told = story(data, calibration=fitted, augmented=views, trials=trials(), label_errors=suspects, notes=["Resumed."])
-    write(folder, told)
-    return told, folder
+    reported = story(
+        data, calibration=fitted, augmented=views, trials=trials(), label_errors=suspects, notes=["Resumed."]
+    )
+    write(folder, reported)
+    return reported, folder
 
 
 def test_the_headline_gives_the_accuracy_its_interval_and_what_was_measured(full: tuple[Story, Path]) -> None:
-    told, folder = full
-    data, text = told.dataset, plain(Page(folder).text)
-    judged = Judged.of(told.predictions, data)
-    low, high = wilson(int(judged.right.sum()), len(data.test))
-    assert plain(f"{percent(judged.accuracy)} accuracy, 95 % interval {percent(low)} to {percent(high)}") in text
+    reported, folder = full
+    data, text = reported.dataset, plain(Page(folder).text)
+    evaluation = Evaluation.of(reported.predictions, data)
+    low, high = wilson(int(evaluation.right.sum()), len(data.test))
+    assert plain(f"{percent(evaluation.accuracy)} accuracy, 95 % interval {percent(low)} to {percent(high)}") in text
     assert f"Measured on {len(data.test)} test pictures" in text
     assert "3 classes · cnn from random weights, 32×32 px · 4 min 12 s in all" in text
 
@@ -265,15 +276,17 @@ def test_a_report_that_cannot_be_written_leaves_the_last_one_as_it_was(data: Dat
 def test_the_numbers_are_those_of_scikit_learn(data: Dataset) -> None:
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-    judged = Judged.of(story(data).predictions, data)
-    assert (judged.confusion == confusion_matrix(judged.truth, judged.guess, labels=range(3))).all()
-    precision, recall, f1, support = precision_recall_fscore_support(judged.truth, judged.guess, labels=range(3))
-    mine = {row.label: row for row in judged.per_class()}
+    evaluation = Evaluation.of(story(data).predictions, data)
+    assert (evaluation.confusion == confusion_matrix(evaluation.truth, evaluation.guess, labels=range(3))).all()
+    precision, recall, f1, support = precision_recall_fscore_support(
+        evaluation.truth, evaluation.guess, labels=range(3)
+    )
+    mine = {row.label: row for row in evaluation.per_class()}
     for count, label in enumerate(data.labels):
         row = mine[label]
         assert (row.precision or 0, row.recall, row.f1) == pytest.approx((precision[count], recall[count], f1[count]))
         assert row.support == support[count]
-    scores = [row.f1 or 0 for row in judged.per_class()]
+    scores = [row.f1 or 0 for row in evaluation.per_class()]
     assert scores == sorted(scores)
 
 
@@ -292,8 +305,8 @@ def test_the_interval_of_a_share_is_wilsons() -> None:
         (number((0.9, 1.1)), "0.9, 1.1"), (number(np.float32(0.5)), "0.5"), (number(False), "no"),
         (percent(0.0), "0 %"), (clean("a\u202eb\u2067c\u2069"), "abc"), (shortened("日" * 20), "日日日日日…日日日日日"),
         (shortened("x" * 10 + "y" * 20), "xxxxxxxxxx…yyyyyyyyyy"),
-        (relative(Path("/data/a/1.png"), Path("/data")), "a/1.png"),
-        (relative(Path("/home/someone/secret/b/a/1.png"), Path("/data")), "b/a/1.png"),
+        (relative_path(Path("/data/a/1.png"), Path("/data")), "a/1.png"),
+        (relative_path(Path("/home/someone/secret/b/a/1.png"), Path("/data")), "b/a/1.png"),
     ],
 )  # fmt: skip
 def test_numbers_and_names_are_written_as_people_do(written: str, expected: str) -> None:
@@ -307,14 +320,16 @@ def test_numbers_and_names_are_written_as_people_do(written: str, expected: str)
 )  # fmt: skip
 def test_shortened_names_stay_different(pattern: str) -> None:
     labels = [pattern.format(count) for count in range(60)]
-    names = told_apart(labels)
+    names = distinct_names(labels)
     assert len({*names}) == 60
     assert all(len(name) <= 22 for name in names)
     assert "same" in pattern or all(str(count) in name for count, name in enumerate(names))
 
 
 def test_wide_letters_are_given_more_room() -> None:
-    assert breadth("i" * 9) < breadth("I" * 9) < breadth("W" * 9) <= breadth("日" * 9) < breadth("🍕" * 9)
+    assert (
+        text_width("i" * 9) < text_width("I" * 9) < text_width("W" * 9) <= text_width("日" * 9) < text_width("🍕" * 9)
+    )
 
 
 def answered(data: Dataset, guesses: list[int]) -> Story:
@@ -324,36 +339,38 @@ def answered(data: Dataset, guesses: list[int]) -> Story:
     return story(data, predictions=Predictions(rows, logits, logits, softmax(logits), None))
 
 
-def in_short(told: Story) -> list[str]:
-    return [plain(str(line)) for line in sections.brief(told, Judged.of(told.predictions, told.dataset))]
+def in_short(reported: Story) -> list[str]:
+    return [
+        plain(str(line)) for line in sections.brief(reported, Evaluation.of(reported.predictions, reported.dataset))
+    ]
 
 
 def test_a_model_that_learnt_nothing_is_said_so_first_and_what_it_never_guessed_is_marked(
     data: Dataset, tmp_path: Path
 ) -> None:
-    told = answered(data, [0] * len(data.test))
+    reported = answered(data, [0] * len(data.test))
     share = plain(percent(float((data.classes[data.test] == 0).mean())))
-    first, *others = in_short(told)
+    first, *others = in_short(reported)
     assert first.startswith(f"It is no better than always saying the commonest class ({share} right against ")
     assert not any("no better" in line for line in in_short(story(data, skill=9.0)))
     assert any("never guessed" in line for line in others if line.startswith("Weakest class"))
-    write(tmp_path, told)
+    write(tmp_path, reported)
     assert Page(tmp_path).source.count('<abbr title="never guessed">–</abbr>') == 2
 
 
 def test_the_weakest_class_is_named_only_where_there_are_pictures_to_tell(data: Dataset) -> None:
     truth = data.classes[data.test]
     few = [int(row) for n in range(3) for row in data.test[truth == n][: 3 if n == 2 else 99]]
-    told = replace(data, test=np.array(few))
+    few_data = replace(data, test=np.array(few))
     truth = data.classes[few]
     wrong_once = [int(n) for n in truth]
     wrong_once[0] = 1
-    said = in_short(answered(told, wrong_once))
-    assert "A single mistake: “<bdi>cracked</bdi>” taken for “<bdi>normal</bdi>”." in said
-    weakest = [line for line in said if line.startswith("Weakest class")]
+    sentences = in_short(answered(few_data, wrong_once))
+    assert "A single mistake: “<bdi>cracked</bdi>” taken for “<bdi>normal</bdi>”." in sentences
+    weakest = [line for line in sentences if line.startswith("Weakest class")]
     assert weakest[0].startswith("Weakest class of those with at least 5 pictures: “<bdi>")
     never = [0 if n == 2 else int(n) for n in truth]
-    assert not any("Weakest" in line for line in in_short(answered(told, never)))
+    assert not any("Weakest" in line for line in in_short(answered(few_data, never)))
 
 
 def test_pairs_confused_only_once_each_are_no_table(data: Dataset, tmp_path: Path) -> None:
@@ -361,9 +378,9 @@ def test_pairs_confused_only_once_each_are_no_table(data: Dataset, tmp_path: Pat
     first = [guesses.index(n) for n in range(3)]
     for place, guess in zip(first, (1, 2, 0), strict=True):
         guesses[place] = guess
-    told = answered(data, guesses)
-    assert "Mistakes are scattered" in in_short(told)[0]
-    write(tmp_path, told)
+    reported = answered(data, guesses)
+    assert "Mistakes are scattered" in in_short(reported)[0]
+    write(tmp_path, reported)
     assert "Most often confused" not in Page(tmp_path).headings
 
 

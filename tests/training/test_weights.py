@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from loupe.errors import UserError
-from loupe.training.network.backbones import BACKBONES, build_trunk, cut, freeze, trunk_of, with_head
+from loupe.training.network.backbones import BACKBONES, build_trunk, cut, freeze, trunk_layers, with_head
 from loupe.training.network.weights import copy
 from tests.support.servers import ROOT
 
@@ -29,8 +29,10 @@ def learnt() -> keras.Model:
 
 def same(trunk: keras.Model, model: keras.Model) -> bool:
     mine = [weight for layer in trunk.layers for weight in layer.get_weights()]
-    theirs = [weight for layer in trunk_of(model) for weight in layer.get_weights()]
-    return len(mine) == len(theirs) and all(np.array_equal(one, other) for one, other in zip(mine, theirs, strict=True))
+    theirs = [weight for layer in trunk_layers(model) for weight in layer.get_weights()]
+    return len(mine) == len(theirs) and all(
+        np.array_equal(actual, expected) for actual, expected in zip(mine, theirs, strict=True)
+    )
 
 
 @pytest.mark.parametrize("file", ["model.keras", "model.h5", "model.weights.h5"])
@@ -59,7 +61,7 @@ def test_a_backbone_nested_in_its_model_is_found(tmp_path: Path, file: str) -> N
     trunk = build_trunk("mobilenetv2", SIDE, SIDE, weights=str(tmp_path / file))
     mine = [weight for layer in trunk.layers for weight in layer.get_weights()]
     theirs = [weight for layer in base.layers for weight in layer.get_weights()]
-    assert all(np.array_equal(one, other) for one, other in zip(mine, theirs, strict=True))
+    assert all(np.array_equal(actual, expected) for actual, expected in zip(mine, theirs, strict=True))
 
 
 def test_weights_of_another_network_are_refused(learnt: keras.Model, tmp_path: Path) -> None:
@@ -107,21 +109,21 @@ def test_every_backbone_is_flat_and_can_be_cut_anywhere_without_changing_its_ans
         front, back = cut(model, last)
         np.testing.assert_allclose(np.asarray(back(front(PIXELS, training=False), training=False)), answer, atol=1e-5)
         kept = {id(layer) for layer in front.layers}
-        assert not any(id(layer) in kept for layer in trunk_of(model)[len(trunk_of(model)) - last :])
+        assert not any(id(layer) in kept for layer in trunk_layers(model)[len(trunk_layers(model)) - last :])
 
 
 def test_unfreezing_leaves_batch_normalisation_as_it_was_learnt(learnt: keras.Model) -> None:
     freeze(learnt, 15)
-    learning = [layer for layer in trunk_of(learnt) if layer.trainable]
+    learning = [layer for layer in trunk_layers(learnt) if layer.trainable]
     assert 0 < len(learning) < 15
     assert not any(isinstance(layer, keras.layers.BatchNormalization) for layer in learning)
     before = norms(learnt)
     learnt.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     learnt.fit(PIXELS, np.array([0, 1]), verbose=0)
-    for one, other in zip(before, norms(learnt), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for expected, actual in zip(before, norms(learnt), strict=True):
+        np.testing.assert_array_equal(expected, actual)
 
 
 def norms(model: keras.Model) -> list[Any]:
-    kind = keras.layers.BatchNormalization
-    return [weight for layer in trunk_of(model) if isinstance(layer, kind) for weight in layer.get_weights()]
+    norm_type = keras.layers.BatchNormalization
+    return [weight for layer in trunk_layers(model) if isinstance(layer, norm_type) for weight in layer.get_weights()]

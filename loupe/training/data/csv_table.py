@@ -1,9 +1,9 @@
-"""CSV files that say which picture is what, as people have them.
+"""CSV files that give the labels of pictures, in the forms that people have.
 
-    table = read_table(Path("train.csv"))                 # table.columns, table.rows
-    pictures = Finder([Home(Path("images"))])             # where the files of its ids may lie
-    id_at, label_at = columns(table, pictures)            # which two columns, by their names and by what they hold
-    pictures.find("12")                                   # images/0012.jpg
+    table = read_table(Path("train.csv"))                       # table.columns, table.rows
+    pictures = Finder([PictureFolder(Path("images"))])          # where the files of its ids may lie
+    id_index, label_index = find_columns(table, pictures)       # two columns, by their names and their content
+    pictures.find("12")                                         # [images/0012.jpg]
 
 Separated by commas, semicolons, tabs or bars; with or without BOM, quotes, empty rows and a header.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from loupe.errors import UserError
-from loupe.training.data.names import PICTURES, below, split_of, words
+from loupe.training.data.names import PICTURES, files_below, split_of, words
 
 ID_NAMES = ["id", "ids", "image", "images", "imageid", "imagename", "img", "imgid", "imgname", "file", "filename"]
 ID_NAMES += ["fname", "filepath", "imagepath", "imagefile", "path", "name", "picture", "photo", "uuid", "uid", "key"]
@@ -42,19 +42,23 @@ LABEL_NAMES = [
 LABEL_NAMES += ["y", "type", "diagnosis"]
 SPLIT_NAMES = {"split", "splits", "set", "subset", "partition", "fold", "usage", "phase"}
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
-LOOKED_AT = 100  # rows that decide which column holds the ids
+ROWS_LOOKED_AT = 100  # rows that decide which column holds the ids
 
 
 @dataclass(frozen=True)
 class Table:
     path: Path
     columns: list[str]
-    rows: list[tuple[int, list[str]]]  # the line in the file, from 1, and as many cells as there are columns
+    rows: list[tuple[int, list[str]]]  # (line in the file, from 1; one cell for each column)
     has_header: bool = True
-    overlong: dict[int, int] = field(default_factory=dict)  # lines of more cells than columns, and how many those have
+    overlong: dict[int, int] = field(
+        default_factory=dict
+    )  # line → number of cells, where these are more than the columns
 
 
 def read_table(path: Path) -> Table:
+    """Read a CSV, or raise a UserError that says what to change in it."""
+    # Find the separator and split the text into rows.
     try:
         data = path.read_bytes()
         if b"\0" in data and data[:2] not in UTF16:
@@ -62,27 +66,34 @@ def read_table(path: Path) -> Table:
                 f"{path} is no text. Give the CSV file of labels with --csv, and its pictures with --images."
             )
         text = _text(data)
-        first = next((line for line in text.splitlines() if line.strip(" \t,;|")), "")
-        told = re.fullmatch(r"(?i)\W?sep=(\W)\W?", first.strip())  # as Excel has it
-        best = told[1] if told else max(",;\t|", key=lambda separator: len(next(_reader(first, separator), [])))
-        reader = _reader(text, best)
+        first_line = next((line for line in text.splitlines() if line.strip(" \t,;|")), "")
+        separator_line = re.fullmatch(r"(?i)\W?sep=(\W)\W?", first_line.strip())  # as Excel has it
+        separator = (
+            separator_line[1]
+            if separator_line
+            else max(",;\t|", key=lambda candidate: len(next(_reader(first_line, candidate), [])))
+        )
+        reader = _reader(text, separator)
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
     except OSError as error:
         raise UserError(f"Cannot read {path} ({error.strerror}). Give a CSV file with --csv.") from error
     except (csv.Error, UnicodeError) as error:
         raise UserError(f"{path} is no CSV file that can be read ({error}). Save it as CSV in UTF-8.") from error
-    rows = [(line, row) for line, row in rows if any(row)][1 if told else 0 :]
+    # Drop empty rows.
+    rows = [(line, row) for line, row in rows if any(row)][1 if separator_line else 0 :]
     if not rows:
         raise UserError(f"{path} is empty. It needs a header such as Id,label and a row for each picture.")
+    # The first row is a header unless it holds a picture's name.
     header = rows[0][1]
-    known = {"".join(words(cell)) for cell in header} & {*ID_NAMES, *LABEL_NAMES}
-    headless = not known and any(Path(cell).suffix.lower() in PICTURES for cell in header)
+    known_names = {"".join(words(cell)) for cell in header} & {*ID_NAMES, *LABEL_NAMES}
+    no_header = not known_names and any(Path(cell).suffix.lower() in PICTURES for cell in header)
     width = len(header)
-    body = rows[0 if headless else 1 :]
+    body = rows[0 if no_header else 1 :]
+    # Fill rows that are too short; rows that are too long are listed.
     overlong = {line: len(row) for line, row in body if any(row[width:])}
-    fitting = [(line, (row + [""] * width)[:width]) for line, row in body if line not in overlong]
-    names = [f"column {n + 1}" for n in range(width)] if headless else header
-    return Table(path, names, fitting, not headless, overlong)
+    complete = [(line, (row + [""] * width)[:width]) for line, row in body if line not in overlong]
+    names = [f"column {n + 1}" for n in range(width)] if no_header else header
+    return Table(path, names, complete, not no_header, overlong)
 
 
 def _text(data: bytes) -> str:
@@ -91,136 +102,157 @@ def _text(data: bytes) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        return data.decode("cp1252")  # what spreadsheets on Windows write
+        return data.decode("cp1252")  # as spreadsheets on Windows write it
 
 
-def _reader(text: str, separator: str) -> Any:  # csv's own type has no public name
+def _reader(text: str, separator: str) -> Any:  # the type of csv.reader has no public name
     return csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
 
 
 @dataclass(frozen=True)
-class Home:
-    """A folder of pictures, and the folders in it that hold another split's."""
+class PictureFolder:
+    """A folder of pictures. `excluded` are the folders in it that hold another split's."""
 
     folder: Path
-    without: tuple[Path, ...] = ()
+    excluded: tuple[Path, ...] = ()
 
     @cached_property
-    def index(self) -> dict[str, list[Path]]:
-        """Files by every way in which an id may call them, all in lower case."""
-        found: dict[str, list[Path]] = defaultdict(list)
-        for path in below(self.folder, self.without):
-            inside = _plain(path.relative_to(self.folder).as_posix())
-            keys = {inside, _plain(path.name)}
+    def files_by_key(self) -> dict[str, list[Path]]:
+        """Files by each key under which an id may name them, all in lower case."""
+        files: dict[str, list[Path]] = defaultdict(list)
+        for path in files_below(self.folder, self.excluded):
+            inside = _normalised(path.relative_to(self.folder).as_posix())
+            keys = {inside, _normalised(path.name)}
             if path.suffix.lower() in PICTURES:
-                stem = _plain(path.stem)
+                stem = _normalised(path.stem)
                 keys |= {inside.removesuffix(path.suffix.lower()), stem}
                 if stem.isdecimal():
                     keys.add(f"number {int(stem)}")
             for key in keys:
-                found[key].append(path)
-        return found
+                files[key].append(path)
+        return files
 
 
 @dataclass(frozen=True)
 class Finder:
-    homes: list[Home]  # looked through one after the other
-    _found: dict[str, list[Path]] = field(default_factory=dict)
+    """Finds the file that an id of a CSV names, in several folders."""
+
+    folders: list[PictureFolder]  # searched one after the other
+    _cache: dict[str, list[Path]] = field(default_factory=dict)
 
     def find(self, name: str) -> list[Path]:
-        """The files that `name` may mean: none, the one, or several that cannot be told apart."""
-        if name not in self._found:
-            self._found[name] = self._look(name.replace("\\", "/").strip("/").removeprefix("./"))
-        return self._found[name]
+        """Return the files that `name` may mean: none, one, or several that cannot be told apart."""
+        if name not in self._cache:
+            self._cache[name] = self._search(name.replace("\\", "/").strip("/").removeprefix("./"))
+        return self._cache[name]
 
     def places(self) -> str:
-        return ", ".join(dict.fromkeys(str(home.folder) for home in self.homes))
+        return ", ".join(dict.fromkeys(str(folder.folder) for folder in self.folders))
 
-    def _look(self, name: str) -> list[Path]:
+    def _search(self, name: str) -> list[Path]:
         if not name:
             return []
-        parts = _plain(name).split("/")
-        for home in self.homes:
+        parts = _normalised(name).split("/")
+        for folder in self.folders:
             for start in range(len(parts)):
                 tail = "/".join(parts[start:])
-                for key in _ways(tail):
-                    fits = home.index.get(key, [])
+                for key in _keys_of(tail):
+                    matches = folder.files_by_key.get(key, [])
                     if len(parts) > 1:  # a.jpg in another folder than the id says is another picture
-                        fits = [path for path in fits if _agree(path, home.folder, parts)]
-                    exact = [path for path in fits if Path(name).name in (path.name, path.stem)]
-                    if fits:
-                        return exact if len(exact) == 1 else fits
+                        matches = [path for path in matches if _has_parents(path, folder.folder, parts)]
+                    exact = [path for path in matches if Path(name).name in (path.name, path.stem)]
+                    if matches:
+                        return exact if len(exact) == 1 else matches
         return []
 
 
-def _plain(name: str) -> str:
-    return unicodedata.normalize("NFC", name).lower()  # macOS takes letters and their accents apart
+def _normalised(name: str) -> str:
+    return unicodedata.normalize("NFC", name).lower()  # macOS stores an accent apart from its letter
 
 
-def _ways(name: str) -> list[str]:
+def _keys_of(name: str) -> list[str]:
+    """Return the keys under which to look for `name`: itself, without its ending, and as a number."""
     stem, dot, suffix = name.rpartition(".")
-    bare = stem if dot and (f".{suffix}" in PICTURES or suffix.strip("0") == "") else name  # 12.0: a spreadsheet's 12
+    bare = (
+        stem if dot and (f".{suffix}" in PICTURES or suffix.strip("0") == "") else name
+    )  # spreadsheets write 12 as 12.0
     return [name, bare, *([f"number {int(bare)}"] if bare.isdecimal() else [])]
 
 
-def _agree(path: Path, home: Path, parts: list[str]) -> bool:
-    """Whether the folders that an id names are those that its file lies in, as far up as both say."""
-    inside = [_plain(part) for part in path.relative_to(home).parts[:-1]]
+def _has_parents(path: Path, folder: Path, parts: list[str]) -> bool:
+    """Return True if the file lies in the folders that its id names, as far up as both say."""
+    parents = [_normalised(name) for name in path.relative_to(folder).parts[:-1]]
     wanted = parts[:-1]
-    return all(mine == theirs for mine, theirs in zip(reversed(inside), reversed(wanted), strict=False))
+    return all(actual == expected for actual, expected in zip(reversed(parents), reversed(wanted), strict=False))
 
 
-def columns(table: Table, pictures: Finder, id_column: str | None = None, label_column: str | None = None) -> list[int]:
-    """Where a table has its ids and its labels; the second is missing where no column looks like labels."""
-    plain = ["".join(words(column)) for column in table.columns]
-    id_at = _named(table, id_column, "--id-column")
-    label_at = _named(table, label_column, "--label-column")
-    if id_at is None:
-        open_to = [at for at in range(len(plain)) if at != label_at]
-        some = [row for _, row in table.rows[:LOOKED_AT]]
-        hits = {at: sum(bool(pictures.find(row[at])) for row in some) for at in open_to}
-        sure = [at for at in open_to if plain[at] in ID_NAMES and 2 * hits[at] >= max(1, len(some))]
-        # any small numbers, classes or widths, are the names of some numbered pictures
-        other = [at for at in open_to if plain[at] and plain[at] not in LABEL_NAMES]
-        if sure:
-            id_at = min(sure, key=lambda at: ID_NAMES.index(plain[at]))
+def find_columns(
+    table: Table, pictures: Finder, id_column: str | None = None, label_column: str | None = None
+) -> list[int]:
+    """Return the indices of the columns of ids and of labels. The second is missing if no column looks like labels."""
+    # Columns that the user named.
+    names = ["".join(words(column)) for column in table.columns]
+    id_index = _column_named(table, id_column, "--id-column")
+    label_index = _column_named(table, label_column, "--label-column")
+    # The ids: the column whose cells are names of pictures.
+    if id_index is None:
+        candidates = [index for index in range(len(names)) if index != label_index]
+        rows = [row for _, row in table.rows[:ROWS_LOOKED_AT]]
+        hits = {index: sum(bool(pictures.find(row[index])) for row in rows) for index in candidates}
+        certain = [index for index in candidates if names[index] in ID_NAMES and 2 * hits[index] >= max(1, len(rows))]
+        # small numbers of any column, say classes or widths, match the names of numbered pictures
+        unlike_labels = [index for index in candidates if names[index] and names[index] not in LABEL_NAMES]
+        if certain:
+            id_index = min(certain, key=lambda index: ID_NAMES.index(names[index]))
         else:
-            id_at = max(other or open_to, key=lambda at: (hits[at], plain[at] in ID_NAMES, -at), default=0)
-    if label_at is None:
-        named = sorted((LABEL_NAMES.index(name), at) for at, name in enumerate(plain) if name in LABEL_NAMES)
-        split_at = split_column(table)
-        left = [at for at in range(len(plain)) if at not in (id_at, split_at) and (plain[at] or not table.has_header)]
-        label_at = next((at for _, at in named if at != id_at), left[0] if len(left) == 1 else None)
-    return [id_at] if label_at is None else [id_at, label_at]
+            id_index = max(
+                unlike_labels or candidates,
+                key=lambda index: (hits[index], names[index] in ID_NAMES, -index),
+                default=0,
+            )
+    # The labels: a column of a usual name, or the only one that is left.
+    if label_index is None:
+        by_name = sorted((LABEL_NAMES.index(name), index) for index, name in enumerate(names) if name in LABEL_NAMES)
+        split_index = split_column(table)
+        unnamed = [
+            index
+            for index in range(len(names))
+            if index not in (id_index, split_index) and (names[index] or not table.has_header)
+        ]
+        label_index = next(
+            (index for _, index in by_name if index != id_index), unnamed[0] if len(unnamed) == 1 else None
+        )
+    return [id_index] if label_index is None else [id_index, label_index]
 
 
 def split_column(table: Table) -> int | None:
-    """The column that says of every row which split it belongs to."""
-    for at, name in enumerate(table.columns):
-        cells = {row[at] for _, row in table.rows} - {""}
+    """Return the index of the column that gives each row's split, or None."""
+    for index, name in enumerate(table.columns):
+        cells = {row[index] for _, row in table.rows} - {""}
         if "".join(words(name)) in SPLIT_NAMES and cells and all(map(split_of, cells)):
-            return at
+            return index
     return None
 
 
-def without_one_hot(table: Table, id_at: int) -> Table | None:
-    """A table with a column of 0 and 1 for each class as one with a column of labels."""
-    classes = [at for at, name in enumerate(table.columns) if at != id_at and name]
+def from_one_hot(table: Table, id_index: int) -> Table | None:
+    """Turn a table with a column of 0 and 1 for each class into one with a column of labels."""
+    class_columns = [index for index, name in enumerate(table.columns) if index != id_index and name]
     rows = []
     for line, row in table.rows:
-        if len(classes) < 2 or not all(row[at] in ("0", "1", "0.0", "1.0") for at in classes):
+        if len(class_columns) < 2 or not all(row[index] in ("0", "1", "0.0", "1.0") for index in class_columns):
             return None
-        told = [table.columns[at] for at in classes if row[at] in ("1", "1.0")]
-        if len(told) != 1:
+        labels = [table.columns[index] for index in class_columns if row[index] in ("1", "1.0")]
+        if len(labels) != 1:
             raise UserError(
-                f"Row {line} of {table.path} has {len(told)} classes, and a picture is to have one. Name the column "
+                f"Row {line} of {table.path} has {len(labels)} classes, and a picture is to have one. Name the column "
                 "of one label by --label-column, or take such rows out."
             )
-        rows.append((line, [row[id_at], told[0]]))
-    return Table(table.path, [table.columns[id_at], "label"], rows, table.has_header, table.overlong)
+        rows.append((line, [row[id_index], labels[0]]))
+    return Table(table.path, [table.columns[id_index], "label"], rows, table.has_header, table.overlong)
 
 
-def _named(table: Table, wanted: str | None, flag: str) -> int | None:
+def _column_named(table: Table, wanted: str | None, flag: str) -> int | None:
+    """Return the index of a column that a flag names, or None if the flag is not given."""
     if wanted is None:
         return None
     folded = [column.casefold() for column in table.columns]

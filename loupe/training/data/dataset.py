@@ -1,11 +1,11 @@
-"""A data set as arrays: every file looked at once, decoded, and split.
+"""A data set as arrays: every file is read once, decoded, and put into a split.
 
     data = read(Source(Path("photos")), height=224, width=224, seed=42, spill=Path("runs"))
     data.pixels[data.train], data.classes[data.train], data.labels
     larger = data.resized(299, 299, spill=Path("runs"))        # the same pictures and splits
 
 `layout.py` says which files there are, `splits.py` how they are split. Files that are no readable picture are left
-out and listed. One pass over the bytes gives pixels, checksum, fingerprint and what else `doctor.py` judges by.
+out and listed. One pass over the bytes gives pixels, checksum, fingerprint and the measures that `doctor.py` checks.
 No TensorFlow in here.
 """
 
@@ -37,27 +37,27 @@ from loupe.training.progress import bar
 __all__ = ["Dataset", "File", "Indices", "Picture", "Skipped", "Source", "decode_all", "read"]
 
 CUT = 0.15  # share of a class's training pictures that a missing split takes
-FEWEST = 8  # pictures of a class: enough for each split to hold one
-SHOWN = 5  # skipped files that the summary lists
+FEWEST = 8  # pictures of a class: enough for one in each split
+SKIPPED_SHOWN = 5  # skipped files that the summary lists
 IN_MEMORY = 2_000_000_000  # bytes of pixels; more than that goes to a file on the disk
-LARGEST = 250_000_000  # bytes of a file: 40 megapixels need fewer in any format
-LOOK = 128  # px: brightness, sharpness and fingerprint are judged at this size, whatever training reads at
-GLANCE = 32  # px at which pictures to predict are tried
-WAITING = 128  # pictures decoded ahead
-WHY = {
+LARGEST_FILE = 250_000_000  # bytes of a file: 40 megapixels need fewer in any format
+LOOK_SIZE = 128  # px: brightness, sharpness and fingerprint are measured at this size, whatever training reads at
+GLANCE_SIZE = 32  # px at which pictures to predict are decoded as a test
+DECODED_AHEAD = 128  # pictures decoded ahead
+EXPLANATIONS = {
     "empty": "empty: 0 bytes",
     "damaged": "damaged or cut short",
     "no picture": "not a picture",
     "unsupported": f"a kind of picture that is not read here; save it as {NAMES}",
     "too large": "larger than 40 megapixels or 250 MB; save it smaller",
 }
-STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM")
-AVIF = (b"ftypavif", b"ftypavis")  # from the fifth byte on
+MAGIC_BYTES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM")
+AVIF_MAGIC = (b"ftypavif", b"ftypavis")  # from the fifth byte on
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A file that could be read, and what one look at it told."""
+    """A file that could be read, and what was measured in it."""
 
     file: File
     sha256: str  # of the file's bytes, in hex
@@ -86,45 +86,53 @@ class Dataset:
     predict: list[File] = field(default_factory=list)
     submission: Submission | None = None
     twins: list[tuple[int, int]] = field(default_factory=list)  # rows of the same picture: exact or near
-    source: str = ""  # which CSV and columns the labels are from
+    source: str = ""  # the CSV and columns that gave the labels
 
     def summary(self, name: str, size: int | None = None) -> str:
-        """`size`: px that training reads at, where these pixels were only looked at."""
+        """Return the lines that the terminal shows. `size` is the side in px that training reads at, if these pixels
+        are of another size."""
+        # Classes, pictures of each split, and their size.
         _, height, width, _ = self.pixels.shape
-        here = f"at {width}×{height}, {self.pixels.nbytes / 1e6:.0f} MB of pixels"
-        at = f"to be read at {size}×{size}" if size else here
+        size_read = f"at {width}×{height}, {self.pixels.nbytes / 1e6:.0f} MB of pixels"
+        size_text = f"to be read at {size}×{size}" if size else size_read
         lines = [
             f"{name}: {len(self.labels)} classes, {len(self.train)} training, {len(self.validation)} validation, "
-            f"{len(self.calibration)} calibration and {len(self.test)} test pictures {at}"
+            f"{len(self.calibration)} calibration and {len(self.test)} test pictures {size_text}"
         ]
         if self.source:
             lines.append(f"labels: {self.source}")
-        faulty = [one for one in self.skipped if one.kind != "unused"]
+        # Files that were left out.
+        faulty = [skipped for skipped in self.skipped if skipped.category != "unused"]
         if faulty:
-            lines += [f"skipped {len(faulty)} file{'s'[: len(faulty) != 1]}:", *(f"  {one}" for one in faulty[:SHOWN])]
-        if len(faulty) > SHOWN:
-            lines.append(f"  … and {len(faulty) - SHOWN} more")
+            lines += [
+                f"skipped {len(faulty)} file{'s'[: len(faulty) != 1]}:",
+                *(f"  {skipped}" for skipped in faulty[:SKIPPED_SHOWN]),
+            ]
+        if len(faulty) > SKIPPED_SHOWN:
+            lines.append(f"  … and {len(faulty) - SKIPPED_SHOWN} more")
         return "\n".join(lines)
 
     def before_cut(self) -> dict[str, int]:
-        """Different training pictures of each class, before validation and test are cut from them."""
-        return self.counts(trainable(_given(self.pictures), self.classes, [one.sha256 for one in self.pictures]))
+        """Return the number of different training pictures of each class, before other splits are cut from them."""
+        return self.counts(
+            trainable(_given_splits(self.pictures), self.classes, [picture.sha256 for picture in self.pictures])
+        )
 
     def counts(self, split: Indices) -> dict[str, int]:
         return {label: int((self.classes[split] == number).sum()) for number, label in enumerate(self.labels)}
 
     @property
     def digest(self) -> str:
-        """Another picture, label or split, another digest."""
+        """A digest that changes with any picture, label or split."""
         digest = hashlib.sha256()
-        for part in (self.train, self.validation, self.calibration, self.test):
-            for row in part:
+        for rows in (self.train, self.validation, self.calibration, self.test):
+            for row in rows:
                 digest.update(f"{self.pictures[row].sha256} {self.labels[self.classes[row]]}\n".encode())
             digest.update(b"\n")
         return digest.hexdigest()
 
     def resized(self, height: int, width: int, spill: Path) -> Dataset:
-        """The same pictures and splits, decoded at another size."""
+        """Return the same pictures and splits, decoded at another size."""
         pixels, pictures, skipped = decode_all([picture.file for picture in self.pictures], height, width, spill)
         if skipped or any(new.sha256 != old.sha256 for new, old in zip(pictures, self.pictures, strict=True)):
             changed = skipped[0].path if skipped else self.root
@@ -142,29 +150,33 @@ def read(
     test_share: float = CUT,
     fewest: int = FEWEST,
 ) -> Dataset:
-    """`spill`: the folder that takes a nameless file of pixels if there are too many for the memory. `fewest`: training
-    pictures below which a class is refused; 0 to look at a data set that is not ready to be trained on."""
+    """Read a data set. `spill` is a folder for a nameless file of pixels if they are too many for the memory. A class
+    with less than `fewest` training pictures is refused; 0 allows a look at a data set that is not ready for training.
+    """
+    # Find and decode the files.
     layout = find(source)
     pixels, pictures, skipped = decode_all(layout.files, height, width, spill)
     classes = np.array([layout.labels.index(picture.file.label) for picture in pictures], dtype=np.int64)
-    given = _given(pictures)
+    # Find duplicates, and split.
+    given_rows = _given_splits(pictures)
     sha256s = [picture.sha256 for picture in pictures]
-    pairs = twins(sha256s, [picture.fingerprint for picture in pictures], pixels)
-    parts = split(given, classes, sha256s, pairs, seed, validation_share, test_share)
+    twin_pairs = twins(sha256s, [picture.fingerprint for picture in pictures], pixels)
+    rows_by_split = split(given_rows, classes, sha256s, twin_pairs, seed, validation_share, test_share)
+    # Put it all together, and refuse classes that are too small.
     data = Dataset(
         root=source.root if source.root.is_dir() else source.root.parent,
         labels=layout.labels,
         pictures=pictures,
         pixels=pixels,
         classes=classes,
-        train=parts.train,
-        validation=parts.validation,
-        calibration=parts.calibration,
-        test=parts.test,
+        train=rows_by_split.train,
+        validation=rows_by_split.validation,
+        calibration=rows_by_split.calibration,
+        test=rows_by_split.test,
         skipped=layout.skipped + skipped + _unreadable(layout.predict),
         predict=layout.predict,
         submission=layout.submission,
-        twins=pairs,
+        twins=twin_pairs,
         source=layout.source,
     )
     if fewest:
@@ -172,15 +184,15 @@ def read(
     return data
 
 
-def _given(pictures: Sequence[Picture]) -> dict[str, Indices]:
+def _given_splits(pictures: Sequence[Picture]) -> dict[str, Indices]:
     splits = np.array([picture.file.split or "train" for picture in pictures], dtype=np.str_)
     return {name: np.flatnonzero(splits == name) for name in ("train", "validation", "test")}
 
 
 def _refuse_small(data: Dataset, fewest: int) -> None:
-    left = data.counts(data.train)
+    left_to_train = data.counts(data.train)
     for label, count in data.before_cut().items():
-        if count < fewest or not left[label]:
+        if count < fewest or not left_to_train[label]:
             raise UserError(
                 f"{label!r} has {count} readable and different training pictures; at least {fewest} are needed, not "
                 "counting copies of other classes' and of test pictures. Add some, or take that class out."
@@ -190,99 +202,104 @@ def _refuse_small(data: Dataset, fewest: int) -> None:
 def decode_all(
     files: Sequence[File], height: int, width: int, spill: Path
 ) -> tuple[Pixels, list[Picture], list[Skipped]]:
-    """The pixels and facts of what can be read, in order, and what cannot. Shows its progress on a terminal."""
-    pixels = _room((len(files), height, width, 3), spill)
+    """Return the pixels and facts of all files that can be read, in order, and those that cannot. Shows its progress on
+    a terminal."""
+    pixels = _allocate((len(files), height, width, 3), spill)
     pictures: list[Picture] = []
     skipped: list[Skipped] = []
     with ThreadPoolExecutor() as pool, bar("reading pictures", len(files)) as step, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # decoders warn of metadata that does no harm
-        for answer in _ahead(pool, files, height, width):
+        warnings.simplefilter("ignore")  # decoders warn of harmless metadata
+        for result in _decode_ahead(pool, files, height, width):
             step(1)
-            if isinstance(answer, Skipped):
-                skipped.append(answer)
+            if isinstance(result, Skipped):
+                skipped.append(result)
             else:
-                pixels[len(pictures)] = answer[0]
-                pictures.append(answer[1])
+                pixels[len(pictures)] = result[0]
+                pictures.append(result[1])
     return pixels[: len(pictures)], pictures, skipped
 
 
 def _unreadable(files: Sequence[File]) -> list[Skipped]:
-    """What is wrong with pictures to predict; they stay asked for."""
+    """Return what is wrong with pictures to predict. They stay in the submission."""
     with ThreadPoolExecutor() as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        faults = pool.map(_fault, files)
-        return [replace(one, why=f"{one.why}; its row says the most frequent class") for one in faults if one]
+        faults = pool.map(_find_fault, files)
+        return [replace(fault, why=f"{fault.why}; its row says the most frequent class") for fault in faults if fault]
 
 
-def _fault(file: File) -> Skipped | None:
-    answer = _read(file, GLANCE, GLANCE)
-    return answer if isinstance(answer, Skipped) else None
+def _find_fault(file: File) -> Skipped | None:
+    result = _decode_file(file, GLANCE_SIZE, GLANCE_SIZE)
+    return result if isinstance(result, Skipped) else None
 
 
-def _ahead(
+def _decode_ahead(
     pool: ThreadPoolExecutor, files: Sequence[File], height: int, width: int
 ) -> Iterator[tuple[Pixels, Picture] | Skipped]:
-    """Answers in order, worked out in threads; so few ahead that they fit the memory."""
-    waiting: deque[Future[tuple[Pixels, Picture] | Skipped]] = deque()
+    """Yield the results in order, computed in threads, and only as many ahead as fit the memory."""
+    pending: deque[Future[tuple[Pixels, Picture] | Skipped]] = deque()
     for file in files:
-        waiting.append(pool.submit(_look, file, height, width))
-        if len(waiting) >= WAITING:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+        pending.append(pool.submit(_examine_file, file, height, width))
+        if len(pending) >= DECODED_AHEAD:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
-def _look(file: File, height: int, width: int) -> tuple[Pixels, Picture] | Skipped:
-    answer = _read(file, height, width)
-    if isinstance(answer, Skipped):
-        return answer
-    data, pixels = answer
-    bits, brightness, sharpness = _judge(pixels if min(height, width) >= LOOK else decode(data, LOOK, LOOK))
+def _examine_file(file: File, height: int, width: int) -> tuple[Pixels, Picture] | Skipped:
+    result = _decode_file(file, height, width)
+    if isinstance(result, Skipped):
+        return result
+    data, pixels = result
+    hash_bits, brightness, sharpness = _measure(
+        pixels if min(height, width) >= LOOK_SIZE else decode(data, LOOK_SIZE, LOOK_SIZE)
+    )
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:  # the header alone
         facts = (image.width, image.height, image.mode, image.format or "")
-    return pixels, Picture(file, hashlib.sha256(data).hexdigest(), *facts, len(data), bits, brightness, sharpness)
+    return pixels, Picture(file, hashlib.sha256(data).hexdigest(), *facts, len(data), hash_bits, brightness, sharpness)
 
 
-def _read(file: File, height: int, width: int) -> tuple[bytes, Pixels] | Skipped:
+def _decode_file(file: File, height: int, width: int) -> tuple[bytes, Pixels] | Skipped:
     data = b""
     try:
-        if file.path.stat().st_size > LARGEST:
-            return Skipped(file.path, WHY["too large"], "too large")
+        if file.path.stat().st_size > LARGEST_FILE:
+            return Skipped(file.path, EXPLANATIONS["too large"], "too large")
         data = file.path.read_bytes()
         return data, decode(data, height, width)
     except ImageError as error:
-        kind = _kind(error, data)
-        return Skipped(file.path, WHY[kind], kind)
+        category = _category_of(error, data)
+        return Skipped(file.path, EXPLANATIONS[category], category)
     except OSError as error:
         return Skipped(file.path, f"cannot be read ({error.strerror})", "unreadable")
 
 
-def _kind(error: ImageError, data: bytes) -> str:
+def _category_of(error: ImageError, data: bytes) -> str:
+    """Return the category of a file that cannot be decoded, one of doctor.SKIPPED."""
     if not data:
         return "empty"
     if isinstance(error, TooManyPixels):
         return "too large"
     if isinstance(error, UnsupportedImage):
         return "unsupported"
-    return "damaged" if data.startswith(STARTS) or data[4:12] in AVIF else "no picture"
+    return "damaged" if data.startswith(MAGIC_BYTES) or data[4:12] in AVIF_MAGIC else "no picture"
 
 
-def _judge(pixels: Pixels) -> tuple[int, float, float]:
-    """Fingerprint, brightness and sharpness."""
-    grey = Image.fromarray(pixels).convert("L").resize((LOOK, LOOK), Image.Resampling.BILINEAR)
-    light = np.asarray(grey, dtype=np.float32)
-    inner = light[1:-1, 1:-1]
-    edges = 4 * inner - light[:-2, 1:-1] - light[2:, 1:-1] - light[1:-1, :-2] - light[1:-1, 2:]
-    return fingerprint(grey), float(light.mean()), float(edges.var() / (light.var() + 1))
+def _measure(pixels: Pixels) -> tuple[int, float, float]:
+    """Return fingerprint, brightness and sharpness."""
+    grey = Image.fromarray(pixels).convert("L").resize((LOOK_SIZE, LOOK_SIZE), Image.Resampling.BILINEAR)
+    values = np.asarray(grey, dtype=np.float32)
+    inner = values[1:-1, 1:-1]
+    laplacian = 4 * inner - values[:-2, 1:-1] - values[2:, 1:-1] - values[1:-1, :-2] - values[1:-1, 2:]
+    return fingerprint(grey), float(values.mean()), float(laplacian.var() / (values.var() + 1))
 
 
-def _room(shape: tuple[int, int, int, int], spill: Path) -> Pixels:
+def _allocate(shape: tuple[int, int, int, int], spill: Path) -> Pixels:
+    """Return an empty array for the pixels: in memory, or in a nameless file on the disk."""
     size = int(np.prod(shape, dtype=np.int64))
     if size <= IN_MEMORY:
         return np.empty(shape, dtype=np.uint8)
     try:
         with tempfile.TemporaryFile(dir=spill) as file:
-            if hasattr(os, "posix_fallocate"):  # else a disk that fills up would kill the process on a later write
+            if hasattr(os, "posix_fallocate"):  # otherwise a full disk would kill the process on a later write
                 os.posix_fallocate(file.fileno(), 0, size)
             return np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)
     except OSError as error:

@@ -1,9 +1,9 @@
-"""Download a file, and go on where an earlier try broke off. Standard library alone.
+"""Download a file, resuming where an earlier try broke off. Standard library alone.
 
     download("https://…/flower_photos.tgz", Path("data/flowers.tgz"), size=228_813_984)
 
-What arrived so far waits beside it as .part, with the server's mark of the file's version, so that two versions are
-never joined. The file has its name only once it is whole.
+A partial file is kept as .part, with the server's mark of the file's version, so that two versions are never joined.
+The file has its name only once it is complete.
 """
 
 from __future__ import annotations
@@ -23,139 +23,155 @@ from loupe.errors import UserError
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 30  # seconds without a byte
-TRIES = 5  # in a row that bring nothing more
+TRIES = 5  # in a row that bring no more bytes
 PAUSE = 0.5  # seconds before the second try; each further one waits twice as long
 
 
-class Broken(Exception):
-    """A try ended early; another may go on from there."""
+class BrokenDownload(Exception):
+    """A try that ended early; another may resume it."""
 
 
 def download(url: str, target: Path, size: int = 0, authorization: str = "") -> None:
-    """`size`: the bytes that are known to come, if they are. `authorization` is for the first address alone."""
-    part = target.with_name(target.name + ".part")
-    idle, most = 0, -1
+    """Download `url` to `target`. `size` is the number of bytes if it is known. `authorization` is sent to the first
+    address only."""
+    # Try until the file is complete, or until several tries in a row bring nothing.
+    partial = target.with_name(target.name + ".part")
+    idle_tries, most_received = 0, -1
     while True:
         try:
-            _receive(url, part, authorization)
+            _receive(url, partial, authorization)
             break
-        except Broken as error:
-            have = _size(part)
-            idle, most = (0, have) if have > most else (idle + 1, most)
-            if idle >= TRIES:
+        except BrokenDownload as error:
+            received = _size(partial)
+            idle_tries, most_received = (0, received) if received > most_received else (idle_tries + 1, most_received)
+            if idle_tries >= TRIES:
                 raise UserError(
-                    f"The download broke off at {have / 1e6:.1f} MB ({error}): run it again later."
+                    f"The download broke off at {received / 1e6:.1f} MB ({error}): run it again later."
                 ) from error
-            time.sleep(PAUSE * 2**idle)
-    if size and _size(part) != size:
-        came = _size(part)
-        _forget(part)
-        raise UserError(f"{url} gave {came} bytes where {size} were known: something else lies there now.")
-    _note(part).unlink(missing_ok=True)
-    part.replace(target)
+            time.sleep(PAUSE * 2**idle_tries)
+    # Refuse another file than the known one.
+    if size and _size(partial) != size:
+        received_in_all = _size(partial)
+        _discard(partial)
+        raise UserError(f"{url} gave {received_in_all} bytes where {size} were known: something else lies there now.")
+    # Put the file into place.
+    _version_file(partial).unlink(missing_ok=True)
+    partial.replace(target)
 
 
-def _receive(url: str, part: Path, authorization: str) -> None:
-    """One request; what comes is appended if the server says that it is the same file still."""
-    have, version = _size(part), _version(part)
+def _receive(url: str, partial: Path, authorization: str) -> None:
+    """Send one request. The bytes are appended if the server says that it is still the same file."""
+    # Ask for the rest of the same version only.
+    received, version = _size(partial), _read_version(partial)
     request = urllib.request.Request(url, headers={"User-Agent": "loupe"})
-    if have and version:
-        request.add_header("Range", f"bytes={have}-")
+    if received and version:
+        request.add_header("Range", f"bytes={received}-")
         request.add_header("If-Range", version)
     if authorization:
         request.add_unredirected_header("Authorization", authorization)
+    # Append the bytes, and turn network errors into BrokenDownload.
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-            _append(answer, part, have if answer.status == 206 else 0)
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            _append(response, partial, received if response.status == 206 else 0)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{have}":
-            return  # all of it had come
-        _refused(url, part, error)
+        if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{received}":
+            return  # it was complete already
+        _raise_http_error(url, partial, error)
     except urllib.error.URLError as error:
-        why = f"{urlsplit(url).hostname} cannot be reached ({getattr(error.reason, 'strerror', None) or error.reason})"
-        if have:
-            raise Broken(why) from error
-        raise UserError(f"{why}.") from error
+        reason = (
+            f"{urlsplit(url).hostname} cannot be reached ({getattr(error.reason, 'strerror', None) or error.reason})"
+        )
+        if received:
+            raise BrokenDownload(reason) from error
+        raise UserError(f"{reason}.") from error
     except (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
-        raise Broken(str(error) or type(error).__name__) from error
+        raise BrokenDownload(str(error) or type(error).__name__) from error
 
 
-def _append(answer: http.client.HTTPResponse, part: Path, start: int) -> None:
-    if answer.headers.get_content_type() == "text/html":
-        raise UserError(f"{urlsplit(answer.url).hostname} answered with a web page instead of a file.")
-    if start and not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-        _forget(part)
-        raise Broken("another part came than was asked for")
-    length = int(answer.headers.get("Content-Length") or 0)
-    free = shutil.disk_usage(part.parent).free
+def _append(response: http.client.HTTPResponse, partial: Path, start: int) -> None:
+    """Write the bytes of a response to the partial file, from `start` on."""
+    # Refuse responses that are not the file asked for.
+    if response.headers.get_content_type() == "text/html":
+        raise UserError(f"{urlsplit(response.url).hostname} answered with a web page instead of a file.")
+    if start and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+        _discard(partial)
+        raise BrokenDownload("another part came than was asked for")
+    # Refuse what the disk has no room for.
+    length = int(response.headers.get("Content-Length") or 0)
+    free = shutil.disk_usage(partial.parent).free
     if length > free:
-        raise UserError(f"{part.parent} has {free / 1e6:.0f} MB free, and {length / 1e6:.0f} MB are to come.")
-    version = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
-    _note(part).write_text(json.dumps({"version": "" if version.startswith("W/") else version}))  # weak: not exact
-    bar = Bar(part.name.removesuffix(".part"), start, start + length if length else 0)
-    with part.open("r+b" if start else "wb") as file:
+        raise UserError(f"{partial.parent} has {free / 1e6:.0f} MB free, and {length / 1e6:.0f} MB are to come.")
+    # Note the version, to resume this one only.
+    version = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+    _version_file(partial).write_text(
+        json.dumps({"version": "" if version.startswith("W/") else version})
+    )  # weak marks are not exact
+    # Write the bytes.
+    bar = Bar(partial.name.removesuffix(".part"), start, start + length if length else 0)
+    with partial.open("r+b" if start else "wb") as file:
         file.seek(start)
-        while chunk := answer.read(CHUNK):
+        while chunk := response.read(CHUNK):
             file.write(chunk)
             bar.add(len(chunk))
     bar.end()
-    if length and bar.done != bar.total:
-        raise Broken(f"{bar.done} of {bar.total} bytes came")
+    if length and bar.received != bar.total:
+        raise BrokenDownload(f"{bar.received} of {bar.total} bytes came")
 
 
-def _refused(url: str, part: Path, error: urllib.error.HTTPError) -> None:
+def _raise_http_error(url: str, partial: Path, error: urllib.error.HTTPError) -> None:
+    """Raise BrokenDownload if a later try may succeed, otherwise a UserError."""
     if error.code == 416:
-        _forget(part)
-        raise Broken("the file has changed there") from error
+        _discard(partial)
+        raise BrokenDownload("the file has changed there") from error
     if error.code in (429, 500, 502, 503, 504):
-        raise Broken(f"the server answers {error.code}") from error
+        raise BrokenDownload(f"the server answers {error.code}") from error
     raise UserError(f"{url} answers {error.code} {error.reason}.") from error
 
 
 class Bar:
-    """How far, how fast, how long still: on a terminal as it goes, elsewhere a line at the end."""
+    """A progress bar of a download: bytes, speed and time left on a terminal, otherwise one line at the end."""
 
-    def __init__(self, what: str, done: int, total: int) -> None:
-        self.what, self.done, self.total, self.start = what, done, total, done
-        self.began = self.shown = time.monotonic()
+    def __init__(self, title: str, received: int, total: int) -> None:
+        self.title, self.received, self.total, self.resumed_from = title, received, total, received
+        self.started = self.shown_at = time.monotonic()
 
     def add(self, count: int) -> None:
-        self.done += count
+        self.received += count
         now = time.monotonic()
-        if not sys.stderr.isatty() or now - self.shown < 0.2:
+        if not sys.stderr.isatty() or now - self.shown_at < 0.2:
             return
-        self.shown = now
-        speed = (self.done - self.start) / (now - self.began)
-        line = f"{self.what}  {self.done / 1e6:.0f} MB  {speed / 1e6:.1f} MB/s"
+        self.shown_at = now
+        speed = (self.received - self.resumed_from) / (now - self.started)
+        line = f"{self.title}  {self.received / 1e6:.0f} MB  {speed / 1e6:.1f} MB/s"
         if self.total:
-            line += f"  {self.done / self.total:.0%}  {_time((self.total - self.done) / speed)} left"
+            line += f"  {self.received / self.total:.0%}  {_duration((self.total - self.received) / speed)} left"
         print(f"\r{line}\033[K", end="", file=sys.stderr, flush=True)
 
     def end(self) -> None:
         clear = "\r\033[K" if sys.stderr.isatty() else ""
-        came, took = (self.done - self.start) / 1e6, time.monotonic() - self.began
-        print(f"{clear}{self.what}  {came:.1f} MB in {_time(took)}", file=sys.stderr)
+        megabytes, seconds = (self.received - self.resumed_from) / 1e6, time.monotonic() - self.started
+        print(f"{clear}{self.title}  {megabytes:.1f} MB in {_duration(seconds)}", file=sys.stderr)
 
 
-def _time(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
-def _size(part: Path) -> int:
-    return part.stat().st_size if part.exists() else 0
+def _size(partial: Path) -> int:
+    return partial.stat().st_size if partial.exists() else 0
 
 
-def _note(part: Path) -> Path:
-    return part.with_name(part.name + ".json")
+def _version_file(partial: Path) -> Path:
+    return partial.with_name(partial.name + ".json")
 
 
-def _version(part: Path) -> str:
+def _read_version(partial: Path) -> str:
     try:
-        return str(json.loads(_note(part).read_text())["version"])
+        return str(json.loads(_version_file(partial).read_text())["version"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
 
-def _forget(part: Path) -> None:
-    part.unlink(missing_ok=True)
-    _note(part).unlink(missing_ok=True)
+def _discard(partial: Path) -> None:
+    partial.unlink(missing_ok=True)
+    _version_file(partial).unlink(missing_ok=True)

@@ -1,10 +1,10 @@
-"""Which labels are likely wrong: those that pictures like theirs speak against.
+"""Find labels that are likely wrong: those that similar pictures contradict.
 
-    probabilities = out_of_fold(features, classes, seed=42)      # each picture judged by a model that never saw it
-    for doubt in label_errors(probabilities, classes): …         # the most doubtful first
+    probabilities = out_of_fold(features, classes, seed=42)      # of each picture by a model that never saw it
+    for suspect in label_errors(probabilities, classes): …       # the most doubtful first
 
-`features` must not have been learnt from these very labels: those of a frozen pretrained network are honest, those of a
-network trained from scratch on them are not. For that case `describe(pixels)` needs no network.
+`features` must not come from training on these very labels. Those of a frozen pretrained network are fine; for a
+network trained from scratch use `describe(pixels)`, which needs no network.
 """
 
 from __future__ import annotations
@@ -39,50 +39,57 @@ GREY, COLOUR, LAYOUT = 128, 64, 8  # px at which shapes, colours and their place
 
 
 @dataclass(frozen=True)
-class Doubt:
+class SuspectLabel:
     row: int  # of the probabilities
     given: int  # class
     suggested: int
     score: float  # probability of the given label, 0…1: lower is more doubtful
-    likely: bool  # cleanlab's confident learning calls it an error as well
+    likely: bool  # cleanlab's confident learning agrees that it is an error
 
 
 def out_of_fold(features: Features, classes: Indices, seed: int) -> Probabilities:
-    """[N, C], in the order of `np.unique(classes)`; every class needs two pictures at least."""
-    known, counts = np.unique(classes, return_counts=True)
+    """Return probabilities [N, C], in the order of `np.unique(classes)`, of models that never saw the picture. Every
+    class needs at least two pictures."""
+    class_numbers, counts = np.unique(classes, return_counts=True)
     folds = StratifiedKFold(int(min(FOLDS, counts.min())), shuffle=True, random_state=seed)
-    probabilities = np.zeros((len(classes), len(known)))
+    probabilities = np.zeros((len(classes), len(class_numbers)))
     directions = min(DIRECTIONS, *features.shape)
-    # One thread: matrices of this size gain little by more, and lose much where other work holds the cores.
+    # One thread: more gain little for matrices of this size, and lose much if other work holds the cores.
     with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it may stop a little short of converging
+        warnings.simplefilter("ignore")  # it may stop before it has fully converged
         scaled = StandardScaler().fit_transform(np.asarray(features, dtype=np.float32))
         reduced = PCA(directions, svd_solver="randomized", random_state=seed).fit_transform(scaled)  # sees no label
-        for seen, unseen in folds.split(reduced, classes):
-            model = LogisticRegression(C=STRENGTH, max_iter=300).fit(reduced[seen], classes[seen])
-            probabilities[unseen] = model.predict_proba(reduced[unseen])
+        for train_rows, test_rows in folds.split(reduced, classes):
+            model = LogisticRegression(C=STRENGTH, max_iter=300).fit(reduced[train_rows], classes[train_rows])
+            probabilities[test_rows] = model.predict_proba(reduced[test_rows])
     return probabilities
 
 
-def label_errors(probabilities: Probabilities, classes: Indices, share: float = 0.05) -> list[Doubt]:
-    """The most doubtful share of all labels that another class fits better, the worst first."""
+def label_errors(probabilities: Probabilities, classes: Indices, share: float = 0.05) -> list[SuspectLabel]:
+    """Return the most doubtful share of the labels, of those that another class fits better; the worst first."""
     numbers = np.searchsorted(np.unique(classes), classes)
     scores = get_label_quality_scores(numbers, probabilities, method="self_confidence")
-    likely = find_label_issues(numbers, probabilities, n_jobs=1)
-    best = probabilities.argmax(axis=1)
-    order = [row for row in np.argsort(scores, kind="stable") if best[row] != numbers[row]]
-    known = np.unique(classes)
+    is_likely_wrong = find_label_issues(numbers, probabilities, n_jobs=1)
+    best_class = probabilities.argmax(axis=1)
+    order = [row for row in np.argsort(scores, kind="stable") if best_class[row] != numbers[row]]
+    class_numbers = np.unique(classes)
     return [
-        Doubt(int(row), int(classes[row]), int(known[best[row]]), float(scores[row]), bool(likely[row]))
+        SuspectLabel(
+            int(row),
+            int(classes[row]),
+            int(class_numbers[best_class[row]]),
+            float(scores[row]),
+            bool(is_likely_wrong[row]),
+        )
         for row in order[: round(share * len(classes))]
     ]
 
 
 def describe(pixels: Pixels) -> Features:
-    """Shapes (gradients), colours (a histogram) and where they are (a tiny picture): 3 ms a picture."""
+    """Describe pictures by shapes (gradients), colours (a histogram) and a tiny picture: 3 ms a picture."""
     with ThreadPoolExecutor() as pool:
-        parts = list(pool.map(_describe, pixels))
-    columns = [np.array(column) for column in zip(*parts, strict=True)]
+        descriptions = list(pool.map(_describe, pixels))
+    columns = [np.array(column) for column in zip(*descriptions, strict=True)]
     return np.hstack(columns).astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""What a trained network is worth, and how far its answers can be trusted.
+"""Evaluate a trained network: how accurate it is, and how far its answers can be trusted.
 
 In: a trained network and pictures that did not train it. Out: predictions, calibration and metrics.
 

@@ -1,11 +1,11 @@
-"""How far the answers can be trusted, fitted on pictures that neither trained the network nor chose its state.
+"""Calibrate a network: fit how far its answers can be trusted, on pictures that neither trained it nor chose its state.
 
-    fitted = calibrate(logits, features, classes, train_features, train_classes, wanted_precision=0.98)
-    fitted.temperature, fitted.certain_at, fitted.unfamiliar_below, fitted.notes
+    calibration = calibrate(logits, features, classes, train_features, train_classes, wanted_precision=0.98)
+    calibration.temperature, calibration.certain_at, calibration.unfamiliar_below, calibration.notes
 
 Temperature: the logits divided by it give probabilities that hold. `certain_at`: the least confidence from which on
-answers are right as often as wanted. `unfamiliar_below`: the familiarity under which a picture is of nothing known.
-What too few pictures cannot tell is not fitted, and a note says so. No TensorFlow in here.
+answers are right as often as wanted. `unfamiliar_below`: the familiarity below which a picture is unlike all classes.
+If the pictures are too few to fit something, it is left out and a note says so. No TensorFlow in here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Calibration:
     unfamiliar_below: float | None = None
     familiarity: Familiarity | None = None
     notes: list[str] = field(default_factory=list)  # why something was not fitted, for people
-    ece_before: float = 0.0  # both on the calibration pictures
+    ece_before: float = 0.0  # this and ece_after are on the calibration pictures
     ece_after: float = 0.0
 
 
@@ -49,12 +49,14 @@ def calibrate(
     train_classes: Classes,
     wanted_precision: float | None,
 ) -> Calibration:
-    """[n, C] logits, [n, D] pooled features and [n] classes of the calibration pictures, and the same features of
-    training pictures, which give the centroids alone."""
+    """Fit temperature, threshold and familiarity. Logits [n, C], pooled features [n, D] and classes [n] are of the
+    calibration pictures. The same features of training pictures only give the centroids of familiarity."""
+    # Fit nothing on too few pictures.
     notes: list[str] = []
     if len(classes) < FEWEST:
         notes.append(f"{len(classes)} pictures are too few to calibrate on; {FEWEST} would do: nothing was fitted.")
         return Calibration(notes=notes)
+    # The temperature, unless it ends at its bound.
     temperature = round(_temperature(logits, classes), 4)
     if not TEMPERATURES[0] * 1.01 < temperature < TEMPERATURES[1] * 0.99:
         notes.append(
@@ -62,6 +64,7 @@ def calibrate(
             "stays at 1."
         )
         temperature = 1.0
+    # The confidence from which on answers are certain.
     right = logits.argmax(axis=1) == classes
     confidence = softmax(logits / temperature).max(axis=1)
     certain_at = None
@@ -81,30 +84,31 @@ def calibrate(
 
 
 def _temperature(logits: Floats, classes: Classes) -> float:
-    """What makes the truth most likely. One more picture, of which nothing is known, keeps it finite where all answers
-    are right."""
+    """Return the temperature that makes the truth most likely. A further picture of unknown class keeps it finite if
+    all answers are right."""
     rows, prior = np.arange(len(classes)), 1 / (len(classes) + 1)
 
-    def surprise(power: float) -> float:
-        likely = log_softmax(logits / np.exp(power), axis=1)
-        return float(-(1 - prior) * likely[rows, classes].mean() - prior * likely.mean())
+    def mean_loss(log_temperature: float) -> float:
+        log_probabilities = log_softmax(logits / np.exp(log_temperature), axis=1)
+        return float(-(1 - prior) * log_probabilities[rows, classes].mean() - prior * log_probabilities.mean())
 
     bounds = np.log(TEMPERATURES)
-    return float(np.exp(minimize_scalar(surprise, bounds=bounds, method="bounded").x))
+    return float(np.exp(minimize_scalar(mean_loss, bounds=bounds, method="bounded").x))
 
 
 def _certain_at(confidence: Floats, right: Any, wanted: float) -> float | None:
-    """The least confidence such that of the answers from there on as many are right as wanted.
+    """Return the least confidence from which on answers are right as often as `wanted`, or None.
 
-    The count alone would be right too seldom, since of many confidences the luckiest is taken: so one right and one
-    wrong answer are added to it (Laplace), and the mean confidence of these answers must reach what is wanted, too."""
+    The share of right answers alone would be too optimistic, because the luckiest of many thresholds is taken. So one
+    right and one wrong answer are added (Laplace), and the mean confidence of these answers must reach `wanted`, too.
+    """
     order = np.argsort(-confidence, kind="stable")
-    count = np.arange(1, len(order) + 1)
-    counted = (np.cumsum(right[order]) + 1) / (count + 2)
-    claimed = np.cumsum(confidence[order]) / count
+    answered = np.arange(1, len(order) + 1)
+    smoothed_share = (np.cumsum(right[order]) + 1) / (answered + 2)
+    mean_confidence = np.cumsum(confidence[order]) / answered
     last_of_equals = np.append(np.diff(confidence[order]) != 0, True)
-    good = np.flatnonzero((np.minimum(counted, claimed) >= wanted) & last_of_equals)
-    return float(confidence[order][good[-1]]) if len(good) else None
+    reaching = np.flatnonzero((np.minimum(smoothed_share, mean_confidence) >= wanted) & last_of_equals)
+    return float(confidence[order][reaching[-1]]) if len(reaching) else None
 
 
 def _why_none(count: int, wanted: float) -> str:

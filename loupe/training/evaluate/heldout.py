@@ -1,12 +1,12 @@
-"""Which pictures a run held out and which it learnt from, so that its export can be checked and calibrated on them.
+"""Write which pictures a run held out and which it learnt from: its export is checked and calibrated on them.
 
-    write(run.part / "pictures.json", data, result.held)
+    write(run.staging / "pictures.json", data, result.heldout)
 
 {"folder": "/home/me/photos", "training": [["cup/1.jpg", "cup"], …],
-"validation": [["cup/7.jpg", "cup", "mug", 0.61, 0.34], …]}: paths as the folder has them, evenly drawn over the
-classes; of a held-out picture also what the network answered, how sure, and how familiar it found it (null where that
-is not measured). An export must say the same. Calibration pictures are held out, too, and count as validation here.
-Names that are no text are kept as JSON escapes them, and are read back as they were.
+"validation": [["cup/7.jpg", "cup", "mug", 0.61, 0.34], …]}: paths are relative to the folder, evenly drawn over the
+classes. A held-out picture also has the network's answer, its confidence and its familiarity (null if not measured). An
+export must answer the same. Calibration pictures are held out, too, and count as validation here. Names that are not
+valid text are stored as JSON escapes them, and are read back unchanged.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from loupe.training.evaluate.metrics import Predictions
 VALIDATION, TRAINING = 2000, 300  # pictures, at most
 
 
-def write(path: Path, data: Dataset, held: Predictions) -> None:
-    place = {int(row): number for number, row in enumerate(held.rows)}
-    rows = _even(held.rows, data, VALIDATION)
-    answers = [_answer(data, held, place[row]) for row in rows]
+def write(path: Path, data: Dataset, heldout: Predictions) -> None:
+    position = {int(row): number for number, row in enumerate(heldout.rows)}
+    rows = _even(heldout.rows, data, VALIDATION)
+    answers = [_answer(data, heldout, position[row]) for row in rows]
     content = {
         "folder": str(data.root.resolve()),
         "training": _named(data, _even(data.train, data, TRAINING)),
@@ -36,21 +36,21 @@ def write(path: Path, data: Dataset, held: Predictions) -> None:
     path.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
-def _answer(data: Dataset, held: Predictions, number: int) -> list[Any]:
-    probabilities = held.probabilities[number]
-    familiarity = None if held.familiarity is None else round(float(held.familiarity[number]), 4)
+def _answer(data: Dataset, heldout: Predictions, number: int) -> list[Any]:
+    probabilities = heldout.probabilities[number]
+    familiarity = None if heldout.familiarity is None else round(float(heldout.familiarity[number]), 4)
     return [data.labels[int(probabilities.argmax())], round(float(probabilities.max()), 6), familiarity]
 
 
-def _even(rows: Indices, data: Dataset, most: int) -> list[int]:
-    """One of each class in turn, until there are no more or enough: whatever is cut off the end, the rest is even."""
-    mixed = np.random.default_rng(0).permutation(rows)
-    turn = np.zeros(len(mixed), np.int64)  # how many of its class stand before it
+def _even(rows: Indices, data: Dataset, limit: int) -> list[int]:
+    """Return at most `limit` rows, one of each class in turn, so that they stay even wherever the list is cut off."""
+    shuffled = np.random.default_rng(0).permutation(rows)
+    rank = np.zeros(len(shuffled), np.int64)  # how many of the same class come before
     for number in range(len(data.labels)):
-        of_class = data.classes[mixed] == number
-        turn[of_class] = np.arange(of_class.sum())
-    order = np.lexsort((data.classes[mixed], turn))
-    return [int(row) for row in mixed[order][:most]]
+        of_class = data.classes[shuffled] == number
+        rank[of_class] = np.arange(of_class.sum())
+    order = np.lexsort((data.classes[shuffled], rank))
+    return [int(row) for row in shuffled[order][:limit]]
 
 
 def _named(data: Dataset, rows: list[int]) -> list[list[Any]]:
@@ -58,6 +58,6 @@ def _named(data: Dataset, rows: list[int]) -> list[list[Any]]:
     named: list[list[Any]] = []
     for row in rows:
         path = data.pictures[row].file.path.absolute()
-        inside = path.relative_to(root) if path.is_relative_to(root) else path
-        named.append([str(inside), data.labels[data.classes[row]]])
+        relative = path.relative_to(root) if path.is_relative_to(root) else path
+        named.append([str(relative), data.labels[data.classes[row]]])
     return named

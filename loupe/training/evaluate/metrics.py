@@ -1,4 +1,4 @@
-"""How good a network is on pictures it has not learnt from.
+"""Measure how good a network is on pictures it has not learnt from.
 
 outputs = outputs_of(model, data.pixels, rows)             # logits and pooled features, in the order of rows
 metrics = measure(outputs.logits / temperature, truth, labels)
@@ -27,7 +27,7 @@ Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of some rows of a data set, as they will be served."""
+    """The network's outputs for some rows of a data set, as it will be served."""
 
     rows: Indices
     logits: Array  # [n, C]
@@ -42,14 +42,15 @@ def softmax(logits: Array) -> Array:
 
 
 def ece(confidence: Array, right: Array) -> float:
-    """How far confidence and accuracy lie apart, over bins of confidence, weighted by their pictures."""
-    bins = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)
-    gaps = (abs((confidence - right)[bins == number].sum()) for number in range(ECE_BINS))
+    """Return the calibration error: the gap of confidence and accuracy in bins of confidence, weighted by their
+    pictures."""
+    bin_of = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)
+    gaps = (abs((confidence - right)[bin_of == number].sum()) for number in range(ECE_BINS))
     return float(sum(gaps) / max(1, len(right)))
 
 
 def measure(logits: Array, truth: Indices, labels: tuple[str, ...]) -> dict[str, Any]:
-    """Accuracy, loss, calibration error, confusion (rows: truth), and precision, recall and F1 of each class."""
+    """Return accuracy, loss, calibration error, confusion (rows: truth), and precision, recall and F1 of each class."""
     scores = softmax(logits)
     guess, confidence = scores.argmax(axis=1), scores.max(axis=1)
     confusion = np.zeros((len(labels),) * 2, dtype=int)
@@ -61,21 +62,21 @@ def measure(logits: Array, truth: Indices, labels: tuple[str, ...]) -> dict[str,
         "ece": round(ece(confidence, guess == truth), 4),
         "labels": list(labels),
         "confusion": confusion.tolist(),
-        "classes": {label: _of_class(confusion, number) for number, label in enumerate(labels)},
+        "classes": {label: _class_metrics(confusion, number) for number, label in enumerate(labels)},
     }
 
 
-def _of_class(confusion: Array, number: int) -> dict[str, Any]:
-    hit, said, there = confusion[number, number], confusion[:, number].sum(), confusion[number].sum()
-    precision, recall = hit / max(1, said), hit / max(1, there)
-    f1 = 2 * precision * recall / (precision + recall) if hit else 0.0
+def _class_metrics(confusion: Array, number: int) -> dict[str, Any]:
+    true_positives, predicted, support = confusion[number, number], confusion[:, number].sum(), confusion[number].sum()
+    precision, recall = true_positives / max(1, predicted), true_positives / max(1, support)
+    f1 = 2 * precision * recall / (precision + recall) if true_positives else 0.0
     values = {"precision": precision, "recall": recall, "f1": f1}
-    return {**{key: round(float(value), 4) for key, value in values.items()}, "support": int(there)}
+    return {**{key: round(float(value), 4) for key, value in values.items()}, "support": int(support)}
 
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class among the measured pictures. A share of nothing is None, not 0."""
+    """The metrics of one class. A share of nothing is None, not 0."""
 
     label: str
     support: int
@@ -102,18 +103,18 @@ class Bin:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """The model's answers beside the truth, a row for each measured picture."""
+class Evaluation:
+    """The model's answers and the truth, a row for each measured picture."""
 
     labels: tuple[str, ...]
     rows: Indices  # in the data set
     truth: Indices
     guess: Indices
     probabilities: Floats  # calibrated
-    raw: Floats  # as the logits alone have it
+    raw: Floats  # of the logits without temperature
 
     @classmethod
-    def of(cls, predictions: Predictions, data: Dataset) -> Judged:
+    def of(cls, predictions: Predictions, data: Dataset) -> Evaluation:
         probabilities = np.asarray(predictions.probabilities, dtype=np.float64)
         return cls(
             labels=data.labels,
@@ -159,24 +160,24 @@ class Judged:
         return counts
 
     def shades(self) -> tuple[Floats, Floats]:
-        """How strongly to paint the confusion's cells, 0…1: right answers, and mistakes relative to the worst."""
+        """Return the shades of the confusion's cells, 0…1: of right answers, and of mistakes relative to the worst."""
         shares = self.confusion / np.maximum(self.confusion.sum(axis=1, keepdims=True), 1)
         right = np.diag(np.diag(shares))
         wrong = shares - right
         return right, np.where(wrong > 0, 0.15 + 0.85 * wrong / max(wrong.max(), 1e-9), 0.0)
 
     def per_class(self) -> list[ClassRow]:
-        """The weakest first: those are the ones to work on. Classes without a measured picture come last."""
-        right, support, said = np.diag(self.confusion), self.confusion.sum(axis=1), self.confusion.sum(axis=0)
+        """Return a row for each class, the weakest first. Classes without a measured picture come last."""
+        right, support, predicted = np.diag(self.confusion), self.confusion.sum(axis=1), self.confusion.sum(axis=0)
         rows = [
             ClassRow(
                 label,
-                int(support[n]),
-                _share(right[n], said[n]),
-                _share(right[n], support[n]),
-                _share(2 * right[n], support[n] + said[n]) if support[n] else None,
+                int(support[number]),
+                _share(right[number], predicted[number]),
+                _share(right[number], support[number]),
+                _share(2 * right[number], support[number] + predicted[number]) if support[number] else None,
             )
-            for n, label in enumerate(self.labels)
+            for number, label in enumerate(self.labels)
         ]
         return sorted(rows, key=lambda row: (row.f1 is None, row.f1, -row.support))
 
@@ -184,54 +185,61 @@ class Judged:
     def macro_f1(self) -> float:
         return float(np.mean([row.f1 for row in self.per_class() if row.f1 is not None]))
 
-    def confused(self, most: int) -> list[Confused]:
-        """The pairs that are taken for each other most often."""
+    def confused(self, limit: int) -> list[Confused]:
+        """Return the pairs of classes that are most often taken for each other."""
         counts = self.confusion.copy()
         np.fill_diagonal(counts, 0)
         support = self.confusion.sum(axis=1)
-        order = np.argsort(-counts, axis=None, kind="stable")[:most]
-        pairs = [(int(place) // len(counts), int(place) % len(counts)) for place in order]
+        order = np.argsort(-counts, axis=None, kind="stable")[:limit]
+        pairs = [(int(index) // len(counts), int(index) % len(counts)) for index in order]
         return [
-            Confused(self.labels[t], self.labels[g], int(counts[t, g]), float(counts[t, g] / support[t]))
-            for t, g in pairs
-            if counts[t, g]
+            Confused(
+                self.labels[truth],
+                self.labels[guess],
+                int(counts[truth, guess]),
+                float(counts[truth, guess] / support[truth]),
+            )
+            for truth, guess in pairs
+            if counts[truth, guess]
         ]
 
     def coverage(self) -> tuple[Floats, Floats]:
-        """Answering only the most confident: for each number answered, its share of all and the share that is right."""
+        """Return, if only the most confident are answered, the share answered and the share of these that is right."""
         order = np.argsort(-self.confidence, kind="stable")
         answered = np.arange(1, len(order) + 1)
         return answered / len(order), np.cumsum(self.right[order]) / answered
 
 
 def wilson(right: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of a share, which holds for few pictures and near 0 and 1, too."""
+    """Return the 95 % interval of a share, which also holds for few pictures and near 0 and 1."""
     share, spread = right / total, Z95**2 / total
-    middle = (share + spread / 2) / (1 + spread)
-    half = Z95 * math.sqrt(share * (1 - share) / total + Z95**2 / (4 * total**2)) / (1 + spread)
-    return round(max(0.0, middle - half), 9), round(min(1.0, middle + half), 9)
+    centre = (share + spread / 2) / (1 + spread)
+    half_width = Z95 * math.sqrt(share * (1 - share) / total + Z95**2 / (4 * total**2)) / (1 + spread)
+    return round(max(0.0, centre - half_width), 9), round(min(1.0, centre + half_width), 9)
 
 
-def bins(confidence: Floats, right: Bools) -> list[Bin]:
-    """Answers by confidence, in equally wide steps; empty ones are left out."""
+def confidence_bins(confidence: Floats, right: Bools) -> list[Bin]:
+    """Return the answers by confidence, in equally wide steps; empty ones are left out."""
     step = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)
-    chosen = (step == number for number in range(ECE_BINS))
-    return [Bin(float(confidence[c].mean()), float(right[c].mean()), int(c.sum())) for c in chosen if c.any()]
+    masks = (step == number for number in range(ECE_BINS))
+    return [
+        Bin(float(confidence[mask].mean()), float(right[mask].mean()), int(mask.sum())) for mask in masks if mask.any()
+    ]
 
 
-def merged(steps: list[Bin], least: int) -> list[Bin]:
-    """Neighbours as one, from the most confident down, until each holds enough pictures to say something."""
-    whole: list[Bin] = []
+def merge_bins(steps: list[Bin], least: int) -> list[Bin]:
+    """Merge neighbours, from the most confident down, until each bin holds `least` pictures."""
+    merged: list[Bin] = []
     for step in reversed(steps):
-        if whole and (step.count < least or whole[-1].count < least):
-            last = whole.pop()
+        if merged and (step.count < least or merged[-1].count < least):
+            last = merged.pop()
             count = last.count + step.count
             confidence = (last.confidence * last.count + step.confidence * step.count) / count
             accuracy = (last.accuracy * last.count + step.accuracy * step.count) / count
             step = Bin(confidence, accuracy, count)
-        whole.append(step)
-    return whole
+        merged.append(step)
+    return merged
 
 
-def _share(part: int, whole: int) -> float | None:
-    return float(part / whole) if whole else None
+def _share(count: int, total: int) -> float | None:
+    return float(count / total) if total else None

@@ -2,6 +2,6 @@
 
 In: a network, and pixels or features of pictures. Out: its best state, and a row of history for every epoch.
 
-feature_cache (what a frozen backbone makes of each picture, computed once) or augment (pictures seen otherwise)
-→ batches (the same ones in every run of a seed) → stage (trains, keeps the best state, survives a kill).
+feature_cache (a frozen backbone's output for each picture, computed once) or augment (varied pictures) → batches (the
+same ones in every run of a seed) → stage (trains, keeps the best state, survives a kill).
 """

@@ -1,11 +1,11 @@
-"""What a frozen backbone makes of each picture, computed once and kept: heads then train in seconds.
+"""A cache of features: what a frozen backbone gives for each picture, computed once, so that heads train in seconds.
 
     cache = Cache(Path("runs/.features"), limit=8e9)
-    kept = cache.features(front, pixels, ids, about)      # Kept: kept.array, float16 [N, …], read or mapped from disk
+    cached = cache.features(front, pixels, ids, dependencies)    # CachedFeatures: .array, float16 [N, …]
 
-An entry is a folder named after everything its values depend on (network, weights, size, precision, augmentation); in
-it a row a picture, found by the picture's own SHA-256. So a picture added to a data set costs one picture, a run that
-was killed goes on where it was, and no other run's values can be taken for one's own. Deleting any of it is safe.
+An entry is a folder named after everything its values depend on (network, weights, size, precision, augmentation). It
+holds a row for each picture, found by the picture's own SHA-256. So a picture added to a data set costs one picture, a
+killed run goes on where it was, and values of another run are never mistaken for these. Deleting any of it is safe.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from loupe.training.progress import bar
 BATCH = 32
 RECORD = 64 + 1 + 8 + 1  # bytes of an id (a SHA-256), a space, a row's CRC-32 and a line's end
 IN_MEMORY = 2_000_000_000  # bytes of features; more than that is read from the disk batch by batch
-STORED = np.dtype(np.float16)
+DTYPE = np.dtype(np.float16)
 
 
 @dataclass(frozen=True)
-class Kept:
+class CachedFeatures:
     array: Any  # float16 [N, …]
-    computed: int  # how many of them just now
+    computed: int  # how many rows were computed just now
     seconds: float
-    place: Path | None  # None: too large for the cache
+    folder: Path | None  # of the entry; None if the features are too large for the cache
 
 
 class Cache:
@@ -52,43 +52,49 @@ class Cache:
         self.folder, self.limit = folder, limit
 
     def features(
-        self, front: keras.Model, pixels: Callable[[Sequence[int]], Any], ids: list[str], about: dict[str, Any]
-    ) -> Kept:
-        """`pixels`: rows → what `front` takes; `ids`: of every row; `about`: what else the values depend on."""
+        self, front: keras.Model, pixels: Callable[[Sequence[int]], Any], ids: list[str], dependencies: dict[str, Any]
+    ) -> CachedFeatures:
+        """Return the features of all pictures, computing only those that are not cached. `pixels` turns rows into the
+        input of `front`; `ids` has an id for each row; `dependencies` is whatever else the values depend on."""
         started = time.monotonic()
+        # The entry's folder is named after everything the values depend on.
         shape = tuple(front.output.shape[1:])
-        needed = len(ids) * (STORED.itemsize * int(np.prod(shape)) + RECORD)
-        place = self.folder / _digest({**about, "weights": weights_of(front), "shape": shape})
+        bytes_needed = len(ids) * (DTYPE.itemsize * int(np.prod(shape)) + RECORD)
+        folder = self.folder / _digest({**dependencies, "weights": weights_digest(front), "shape": shape})
         try:
-            if needed > self.limit:
-                array = self._room((len(ids), *shape))
-                for rows, values in computed(front, pixels, list(range(len(ids)))):
+            # Too large for the cache: compute everything, keep nothing.
+            if bytes_needed > self.limit:
+                array = self._allocate((len(ids), *shape))
+                for rows, values in compute_features(front, pixels, list(range(len(ids)))):
                     array[rows] = values
-                return Kept(array, len(ids), time.monotonic() - started, None)
-            with _locked(_made(place)):
-                self._make_room(place, needed)
-                entry = Entry(place, shape, about)
-                missing = [row for row, name in enumerate(ids) if name not in entry.place_of]
+                return CachedFeatures(array, len(ids), time.monotonic() - started, None)
+            # Compute the missing rows, each picture once, and read all of them.
+            with _lock(_make_folder(folder)):
+                self._make_room(folder, bytes_needed)
+                entry = Entry(folder, shape, dependencies)
+                missing = [row for row, picture_id in enumerate(ids) if picture_id not in entry.row_of]
                 missing = list({ids[row]: row for row in missing}.values())
-                for rows, values in computed(front, pixels, missing):
+                for rows, values in compute_features(front, pixels, missing):
                     entry.append([ids[row] for row in rows], values)
                 array = entry.take(ids)
         except OSError as error:
-            full = "The disk is full" if error.errno == errno.ENOSPC else f"{error.strerror}: {error.filename or place}"
+            full = (
+                "The disk is full" if error.errno == errno.ENOSPC else f"{error.strerror}: {error.filename or folder}"
+            )
             raise UserError(
                 f"{full}, so the features cannot be kept in {self.folder}. Free it, or give --cache-gb 0 or --runs."
             ) from error
-        return Kept(array, len(missing), time.monotonic() - started, place)
+        return CachedFeatures(array, len(missing), time.monotonic() - started, folder)
 
-    def _room(self, shape: tuple[int, ...]) -> Any:
-        """For features that are not kept: in memory, or in a nameless file whose blocks are had before it is filled."""
-        size = STORED.itemsize * int(np.prod(shape))
+    def _allocate(self, shape: tuple[int, ...]) -> Any:
+        """Return an array for features that are not cached: in memory, or in a nameless file of full size."""
+        size = DTYPE.itemsize * int(np.prod(shape))
         if size <= IN_MEMORY:
-            return np.empty(shape, STORED)
-        with tempfile.TemporaryFile(dir=_made(self.folder)) as file:
+            return np.empty(shape, DTYPE)
+        with tempfile.TemporaryFile(dir=_make_folder(self.folder)) as file:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)
-            return np.memmap(file, STORED, "r+" if hasattr(os, "posix_fallocate") else "w+", shape=shape)
+            return np.memmap(file, DTYPE, "r+" if hasattr(os, "posix_fallocate") else "w+", shape=shape)
 
     def size(self) -> int:
         return sum(_size(entry) for entry in self._entries())
@@ -98,35 +104,40 @@ class Cache:
             return []
         return [entry for entry in self.folder.iterdir() if (entry / "about.json").exists()]
 
-    def _make_room(self, wanted: Path, needed: int) -> None:
-        """The entries longest not used go first; what is wanted stays, and what another run is filling."""
-        others = sorted((entry for entry in self._entries() if entry != wanted), key=_used)
-        total = sum(_size(entry) for entry in others) + max(needed, _size(wanted))
+    def _make_room(self, kept_entry: Path, bytes_needed: int) -> None:
+        """Delete the entries that were not used for longest. `kept_entry` stays, and so does what another run is
+        filling."""
+        others = sorted((entry for entry in self._entries() if entry != kept_entry), key=_last_used)
+        total = sum(_size(entry) for entry in others) + max(bytes_needed, _size(kept_entry))
         for entry in others:
             if total <= self.limit:
                 break
-            with suppress(OSError), _locked(entry, wait=False):
+            with suppress(OSError), _lock(entry, wait=False):
                 total -= _size(entry)
                 shutil.rmtree(entry, ignore_errors=True)
 
 
 class Entry:
-    """Two files of records of one length each: the rows, and for each its picture's id and the row's checksum. From
-    the first record on that is cut short, damaged or does not fit its row, both are cut off and computed again."""
+    """Two files with records of fixed length: the rows, and for each row its picture's id and checksum.
 
-    def __init__(self, folder: Path, shape: tuple[int, ...], about: dict[str, Any]) -> None:
+    From the first record on that is cut short, damaged or does not fit its row, both files are cut off and computed
+    again.
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, ...], dependencies: dict[str, Any]) -> None:
         self.shape = shape
-        self.row_bytes = STORED.itemsize * int(np.prod(shape))
+        self.row_bytes = DTYPE.itemsize * int(np.prod(shape))
         self.ids, self.rows = folder / "ids.txt", folder / "rows.f16"
-        (folder / "about.json").write_text(json.dumps(about, indent=2) + "\n")
+        (folder / "about.json").write_text(json.dumps(dependencies, indent=2) + "\n")
         for path in (self.ids, self.rows):
             path.touch()
-        names = self._sound()
+        names = self._intact_names()
         os.truncate(self.ids, len(names) * RECORD)
         os.truncate(self.rows, len(names) * self.row_bytes)
-        self.place_of = {name: row for row, name in enumerate(names)}
+        self.row_of = {name: row for row, name in enumerate(names)}
 
-    def _sound(self) -> list[str]:
+    def _intact_names(self) -> list[str]:
+        """Return the ids of the records that are whole, up to the first that is not."""
         names: dict[str, None] = {}
         with self.ids.open("rb") as ids, self.rows.open("rb") as rows:
             while match := re.fullmatch(rb"([0-9a-f]{64}) ([0-9a-f]{8})\n", ids.read(RECORD)):
@@ -137,59 +148,61 @@ class Entry:
         return list(names)
 
     def append(self, names: list[str], values: Any) -> None:
-        rows = [row.tobytes() for row in np.ascontiguousarray(values, STORED)]
+        rows = [row.tobytes() for row in np.ascontiguousarray(values, DTYPE)]
         with self.rows.open("ab") as file:
             file.write(b"".join(rows))
         with self.ids.open("a") as file:
             file.write("".join(f"{name} {zlib.crc32(row):08x}\n" for name, row in zip(names, rows, strict=True)))
         for name in names:
-            self.place_of[name] = len(self.place_of)
+            self.row_of[name] = len(self.row_of)
 
     def take(self, names: list[str]) -> Any:
-        places = np.array([self.place_of[name] for name in names], np.int64)
-        everything = np.memmap(self.rows, STORED, "r", shape=(len(self.place_of), *self.shape))
-        if everything.nbytes <= IN_MEMORY:
-            return np.asarray(everything[places])
-        return Mapped(everything, places)
+        order = np.array([self.row_of[name] for name in names], np.int64)
+        rows = np.memmap(self.rows, DTYPE, "r", shape=(len(self.row_of), *self.shape))
+        if rows.nbytes <= IN_MEMORY:
+            return np.asarray(rows[order])
+        return Mapped(rows, order)
 
 
 class Mapped:
-    """Rows of a file too large for the memory, in another order; read when they are asked for."""
+    """Rows of a file too large for the memory, in another order; read when they are indexed."""
 
-    def __init__(self, rows: Any, places: Any) -> None:
-        self.rows, self.places = rows, places
-        self.shape = (len(places), *rows.shape[1:])
+    def __init__(self, rows: Any, order: Any) -> None:
+        self.rows, self.order = rows, order
+        self.shape = (len(order), *rows.shape[1:])
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.order)
 
-    def __getitem__(self, chosen: Any) -> Any:
-        return self.rows[self.places[chosen]]
+    def __getitem__(self, selection: Any) -> Any:
+        return self.rows[self.order[selection]]
 
 
-def computed(front: keras.Model, pixels: Callable[[Sequence[int]], Any], rows: list[int]) -> Iterator[tuple[Any, Any]]:
-    """Features of these rows, a batch at a time."""
+def compute_features(
+    front: keras.Model, pixels: Callable[[Sequence[int]], Any], rows: list[int]
+) -> Iterator[tuple[Any, Any]]:
+    """Yield rows and their features, a batch at a time."""
     run = tf.function(lambda x: front(tf.cast(x, tf.float32), training=False), reduce_retracing=True)
     with bar("features", len(rows)) as step:
         for start in range(0, len(rows), BATCH):
-            chosen = rows[start : start + BATCH]
-            values = run(pixels(chosen)).numpy().astype(np.float32)
-            yield chosen, np.clip(values, -65504, 65504)  # what float16 can hold
-            step(len(chosen))
+            batch_rows = rows[start : start + BATCH]
+            values = run(pixels(batch_rows)).numpy().astype(np.float32)
+            yield batch_rows, np.clip(values, -65504, 65504)  # what float16 can hold
+            step(len(batch_rows))
 
 
-def weights_of(model: keras.Model) -> str:
+def weights_digest(model: keras.Model) -> str:
     digest = hashlib.sha256()
     for weight in model.weights:
         digest.update(keras.ops.convert_to_numpy(weight).tobytes())
     return digest.hexdigest()
 
 
-def _digest(about: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:20]
+def _digest(dependencies: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()[:20]
 
 
-def _made(folder: Path) -> Path:
+def _make_folder(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -202,7 +215,7 @@ def _size(folder: Path) -> int:
     return total
 
 
-def _used(entry: Path) -> float:
+def _last_used(entry: Path) -> float:
     try:
         return (entry / "about.json").stat().st_mtime
     except FileNotFoundError:
@@ -210,8 +223,8 @@ def _used(entry: Path) -> float:
 
 
 @contextmanager
-def _locked(folder: Path, wait: bool = True) -> Iterator[None]:
-    """One process at a time; another waits until the features are there, and then has nothing to compute."""
+def _lock(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Lock the entry for one process. Another waits until the features are there, and then has nothing to compute."""
     with (folder / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

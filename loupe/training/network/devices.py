@@ -1,9 +1,9 @@
-"""What there is to compute on: one or several GPUs, or the CPU.
+"""Choose what to compute on: one or several GPUs, or the CPU.
 
     devices = prepare("auto")           # sets Keras's precision
     with devices.scope(): model = …     # several GPUs learn together (MirroredStrategy)
 
-Several machines are not offered: Keras's fit cannot (keras#20585).
+Several machines are not supported, because Keras's fit does not support them (keras#20585).
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class Devices:
 def prepare(precision: str) -> Devices:
     gpus = tf.config.list_logical_devices("GPU")
     cpus = tf.config.list_logical_devices("CPU")
-    together = gpus if gpus else cpus  # more than one CPU device is there only if somebody split it on purpose
+    devices = gpus if gpus else cpus  # there are several CPU devices only if a user has configured them
     if precision == "auto":
         precision = "float16" if gpus else "float32"
     keras.config.set_dtype_policy(POLICIES[precision])
-    names = tuple(device.name for device in together)
+    names = tuple(device.name for device in devices)
     return Devices(names, precision, tf.distribute.MirroredStrategy(list(names)) if len(names) > 1 else None)
 
 

@@ -1,10 +1,10 @@
-"""Where a backbone's weights come from: Keras's download, a file, or an earlier run.
+"""Load a backbone's weights: from Keras's download, a file, or an earlier run.
 
     features = from_imagenet(keras.applications.Xception, pixels, "xception_….h5", height)
     copy("runs/tires", trunk)              # or a .keras, a full .h5, a .weights.h5
 
-A file's layers are matched by name, and where names are not the same, by their order and shapes: Keras numbers
-layers anew in each process. What lies behind the backbone (another task's head) is left out.
+A file's layers are matched by name. If the names differ, they are matched by order and shapes, because Keras numbers
+layers anew in each process. Layers behind the backbone (another task's head) are left out.
 """
 
 from __future__ import annotations
@@ -27,49 +27,50 @@ Layer = tuple[str, list[Any]]  # a name, and its arrays
 
 
 def from_imagenet(make: Callable[..., Any], pixels: Any, file: str, height: int) -> Any:
+    """Return the backbone's output with ImageNet weights, or raise a UserError that says how to get them."""
     file = file.format(size=height if height in (96, 128, 160, 192, 224) else 224)
-    place = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models" / file
+    path = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models" / file
     try:
         return make(weights="imagenet", include_top=False, input_tensor=pixels).output
     except Exception as error:  # Keras raises a plain Exception for a download that failed
         if "URL fetch failure" in str(error):
             raise UserError(
-                f"The ImageNet weights cannot be downloaded (no network?). Place {file} at {place}, or give "
+                f"The ImageNet weights cannot be downloaded (no network?). Place {file} at {path}, or give "
                 "--weights none, or --weights FILE."
             ) from error
-        if place.exists():
-            raise UserError(f"{place} is damaged ({_first_line(error)}). Remove it, to download it again.") from error
+        if path.exists():
+            raise UserError(f"{path} is damaged ({_first_line(error)}). Remove it, to download it again.") from error
         raise
 
 
 def copy(source: str, trunk: keras.Model) -> None:
-    """Into the backbone's layers, all of them or an error that says what does not fit."""
-    wanted = [layer for layer in trunk.layers if layer.weights]
-    found = list(_layers(_file(source)))
-    by_name = dict(found)
-    for names in ([layer.name for layer in wanted], _names_by_kind(wanted)):
-        if all(name in by_name and _fits(layer, by_name[name]) for layer, name in zip(wanted, names, strict=True)):
-            chosen = [by_name[name] for name in names]
+    """Copy weights into all layers of the backbone, or raise a UserError that says what does not fit."""
+    targets = [layer for layer in trunk.layers if layer.weights]
+    stored = list(_layers(_weights_file(source)))
+    by_name = dict(stored)
+    for names in ([layer.name for layer in targets], _names_by_type(targets)):
+        if all(name in by_name and _fits(layer, by_name[name]) for layer, name in zip(targets, names, strict=True)):
+            arrays_of_layers = [by_name[name] for name in names]
             break
     else:
-        chosen = _in_order(wanted, [arrays for _, arrays in found], source)
-    for layer, arrays in zip(wanted, chosen, strict=True):
+        arrays_of_layers = _in_order(targets, [arrays for _, arrays in stored], source)
+    for layer, arrays in zip(targets, arrays_of_layers, strict=True):
         layer.set_weights(arrays)
 
 
-def _names_by_kind(layers: list[Any]) -> list[str]:
-    """As `.weights.h5` files have them: conv2d, conv2d_1, dense, …"""
-    seen: Counter[str] = Counter()
+def _names_by_type(layers: list[Any]) -> list[str]:
+    """Return the layers' names as `.weights.h5` files have them: conv2d, conv2d_1, dense, …"""
+    counts: Counter[str] = Counter()
     names = []
     for layer in layers:
-        kind = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=.)(?=[A-Z][a-z])", "_", type(layer).__name__).lower()
-        names.append(f"{kind}_{seen[kind]}" if seen[kind] else kind)
-        seen[kind] += 1
+        type_name = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=.)(?=[A-Z][a-z])", "_", type(layer).__name__).lower()
+        names.append(f"{type_name}_{counts[type_name]}" if counts[type_name] else type_name)
+        counts[type_name] += 1
     return names
 
 
-def _in_order(wanted: list[Any], found: list[list[Any]], source: str) -> list[list[Any]]:
-    for layer, arrays in zip(wanted, found, strict=False):
+def _in_order(targets: list[Any], stored: list[list[Any]], source: str) -> list[list[Any]]:
+    for layer, arrays in zip(targets, stored, strict=False):
         if not _fits(layer, arrays):
             shapes = " and ".join(str(tuple(array.shape)) for array in arrays)
             raise UserError(
@@ -77,19 +78,19 @@ def _in_order(wanted: list[Any], found: list[list[Any]], source: str) -> list[li
                 f"{' and '.join(str(tuple(weight.shape)) for weight in layer.weights)}, and there is {shapes}. "
                 "Name its network by --backbone."
             )
-    if len(found) < len(wanted):
+    if len(stored) < len(targets):
         raise UserError(
-            f"{source} has {len(found)} layers with weights; this backbone has {len(wanted)}. "
+            f"{source} has {len(stored)} layers with weights; this backbone has {len(targets)}. "
             "Name its network by --backbone."
         )
-    return found[: len(wanted)]
+    return stored[: len(targets)]
 
 
 def _fits(layer: Any, arrays: list[Any]) -> bool:
     return [tuple(weight.shape) for weight in layer.weights] == [tuple(array.shape) for array in arrays]
 
 
-def _file(source: str) -> Path:
+def _weights_file(source: str) -> Path:
     path = Path(source)
     if path.is_dir():
         path = path / "model.keras"
@@ -101,38 +102,39 @@ def _file(source: str) -> Path:
 
 
 def _layers(path: Path) -> Iterator[Layer]:
-    """Every layer that has weights, in the order it computes; of an HDF5 file, in the order it was written."""
+    """Yield every layer that has weights, in the order it computes; of an HDF5 file, in the order it was written."""
     try:
         if zipfile.is_zipfile(path):
-            yield from _of_model(keras.saving.load_model(path, compile=False))
+            yield from _layers_of_model(keras.saving.load_model(path, compile=False))
         elif h5py.is_hdf5(path):
-            yield from _of_hdf5(path)
+            yield from _layers_of_hdf5(path)
         else:
             raise UserError(f"{path} is neither a .keras file nor an HDF5 file of weights (.h5).")
     except (ValueError, OSError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read as a Keras model: {_first_line(error)}. Save it again.") from error
 
 
-def _of_model(model: keras.Model) -> Iterator[Layer]:
+def _layers_of_model(model: keras.Model) -> Iterator[Layer]:
     for layer in model.layers:
-        if isinstance(layer, keras.Model):  # the usual way nests the backbone
-            yield from _of_model(layer)
+        if isinstance(layer, keras.Model):  # Keras's tutorials nest the backbone
+            yield from _layers_of_model(layer)
         elif layer.weights:
             yield layer.name, layer.get_weights()
 
 
-def _of_hdf5(path: Path) -> Iterator[Layer]:
+def _layers_of_hdf5(path: Path) -> Iterator[Layer]:
     with h5py.File(path) as file:
         if "layers" in file and "layer_names" not in file.attrs:
-            yield from _of_keras3(file["layers"])
+            yield from _layers_of_keras3(file["layers"])
             return
         group = file.get("model_weights", file)
         for name in group.attrs["layer_names"]:
-            yield from _of_legacy(group[_text(name)], _text(name))
+            yield from _layers_of_legacy(group[_text(name)], _text(name))
 
 
-def _of_legacy(group: Any, name: str) -> Iterator[Layer]:
-    """Keras 2 and full .h5 models: a group a layer, its arrays named in order; a nested backbone's all in one."""
+def _layers_of_legacy(group: Any, name: str) -> Iterator[Layer]:
+    """Yield the layers of a group in the format of Keras 2 and full .h5 files: a group for each layer with its arrays
+    named in order. A nested backbone has all its arrays in one group."""
     arrays: dict[str, list[Any]] = {}
     for weight in group.attrs["weight_names"]:
         path = _text(weight)
@@ -144,14 +146,15 @@ def _of_legacy(group: Any, name: str) -> Iterator[Layer]:
         yield from arrays.items()
 
 
-def _of_keras3(group: Any) -> Iterator[Layer]:
-    """`model.save_weights("….weights.h5")`: groups named after the layers' kinds, numbered in their order of kind."""
+def _layers_of_keras3(group: Any) -> Iterator[Layer]:
+    """Yield the layers of a `.weights.h5` file: groups named after the layers' types, numbered in the order of each
+    type."""
     for name in group:
         vars_ = group[name].get("vars")
         if vars_ is not None and len(vars_):
             yield name, [np.asarray(vars_[str(number)]) for number in range(len(vars_))]
         elif "layers" in group[name]:
-            yield from _of_keras3(group[name]["layers"])
+            yield from _layers_of_keras3(group[name]["layers"])
 
 
 def _text(name: Any) -> str:

@@ -1,7 +1,7 @@
 """The report of a run: report.html, and its figures as PNGs.
 
-In: a Story, all that it tells. Out: files in the run's folder.
+In: a Story with everything the report needs. Out: files in the run's folder.
 
-render (the page, report.html.j2) → sections, cases, findings (what each part says) → figures, thumbnails (pictures),
-text (how numbers and names are written) → story (what they are all given).
+render (the page, report.html.j2) → sections, cases, findings (what each section says) → figures, thumbnails (pictures),
+text (how numbers and names are written) → story (the input of all of them).
 """

@@ -1,6 +1,6 @@
-"""Pictures that tell what the model is like: its worst mistakes, its doubts, and what augmentation makes of some.
+"""Pictures that show how the model answers: its worst mistakes, its doubts, and augmented views.
 
-cases(story, judged)["mistakes"], sheet(story)
+cases(story, evaluation)["mistakes"], sheet(story)
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from loupe.training.evaluate.metrics import Judged
+from loupe.training.evaluate.metrics import Evaluation
 from loupe.training.report import thumbnails
 from loupe.training.report.story import Facts, Story
-from loupe.training.report.text import relative
-from loupe.training.report.thumbnails import Shown
+from loupe.training.report.text import relative_path
+from loupe.training.report.thumbnails import Thumbnail
 
 CASES = 24  # mistakes shown, and as many uncertain pictures
 SHEET_SIDE = 128  # px
@@ -24,48 +24,53 @@ SHEET_ROWS, SHEET_VIEWS = 8, 10
 
 @dataclass(frozen=True)
 class Case:
-    """One picture and what the model made of it."""
+    """A picture and the model's answer to it."""
 
     path: str
-    shown: Shown
+    thumbnail: Thumbnail
     heat: str
     guess: str
     confidence: float
     right: bool
-    other: str  # the truth, or the second best where the best is the truth
-    instead: float  # the confidence that the other got
+    other_label: str  # the truth; or the second best guess if the best is right
+    other_confidence: float  # confidence in other_label
 
 
-def cases(story: Story, judged: Judged) -> Facts:
-    confidence = judged.confidence
-    wrong = np.flatnonzero(~judged.right)
+def cases(story: Story, evaluation: Evaluation) -> Facts:
+    """Return the worst mistakes and the least certain answers."""
+    # The most confident mistakes, and the least confident of all others.
+    confidence = evaluation.confidence
+    wrong = np.flatnonzero(~evaluation.right)
     mistakes = wrong[np.argsort(-confidence[wrong], kind="stable")][:CASES]
     doubtful = np.setdiff1d(np.argsort(confidence, kind="stable")[: CASES * 2], mistakes)
     doubtful = doubtful[np.argsort(confidence[doubtful], kind="stable")][:CASES]
-    places = [*mistakes, *doubtful]
-    shown = _looked_at(story, judged, places)
+    # Both with thumbnails and heat maps.
+    positions = [*mistakes, *doubtful]
+    shown = _cases_of(story, evaluation, positions)
     return {
         "mistakes": shown[: len(mistakes)], "more": len(wrong) - len(mistakes), "doubtful": shown[len(mistakes) :],
         "heat": any(case.heat for case in shown),
     }  # fmt: skip
 
 
-def _looked_at(story: Story, judged: Judged, places: Sequence[Any]) -> list[Case]:
-    data, rows = story.dataset, [int(judged.rows[place]) for place in places]
-    small = thumbnails.thumbnails(data.pictures[row].file.path for row in rows)
-    heat = story.heat(np.stack([data.pixels[row] for row in rows])) if story.heat and rows else [()] * len(rows)
-    found = []
-    for place, row, warm in zip(places, rows, heat, strict=True):
+def _cases_of(story: Story, evaluation: Evaluation, positions: Sequence[Any]) -> list[Case]:
+    # Thumbnails and heat maps of all at once.
+    data, rows = story.dataset, [int(evaluation.rows[position]) for position in positions]
+    thumbnails_of = thumbnails.thumbnails(data.pictures[row].file.path for row in rows)
+    heatmaps = story.heat(np.stack([data.pixels[row] for row in rows])) if story.heat and rows else [()] * len(rows)
+    # A case for each picture.
+    result = []
+    for position, row, heatmap in zip(positions, rows, heatmaps, strict=True):
         path = data.pictures[row].file.path
-        probabilities = judged.probabilities[place].clip(1e-9, 1 - 1e-9)  # nothing is certain but for rounding
-        guess, truth = judged.guess[place], judged.truth[place]
+        probabilities = evaluation.probabilities[position].clip(1e-9, 1 - 1e-9)  # only rounding makes 0 and 1
+        guess, truth = evaluation.guess[position], evaluation.truth[position]
         right = bool(guess == truth)
         other = np.argsort(-probabilities, kind="stable")[1] if right else truth
-        found.append(
+        result.append(
             Case(
-                relative(path, data.root),
-                small[path] or thumbnails.of_pixels(data.pixels[row]),
-                thumbnails.overlay(warm) if len(warm) else "",
+                relative_path(path, data.root),
+                thumbnails_of[path] or thumbnails.of_pixels(data.pixels[row]),
+                thumbnails.overlay(heatmap) if len(heatmap) else "",
                 data.labels[guess],
                 float(probabilities[guess]),
                 right,
@@ -73,10 +78,11 @@ def _looked_at(story: Story, judged: Judged, places: Sequence[Any]) -> list[Case
                 float(probabilities[other]),
             )
         )
-    return found
+    return result
 
 
-def sheet(story: Story) -> list[list[Shown]]:
+def sheet(story: Story) -> list[list[Thumbnail]]:
+    """Return thumbnails of pictures and their augmented views, a row for each picture."""
     if story.augmented is None:
         return []
     views = story.augmented[:SHEET_ROWS, :SHEET_VIEWS]

@@ -1,9 +1,9 @@
-"""The report's figures: each is drawn once, and comes as a PNG beside the report and as SVG inside of it.
+"""The figures of the report. Each is drawn once, and becomes a PNG beside the report and an SVG inside of it.
 
-    save(folder / "curves.png", [loss(history), accuracy(history)])
-    svg(loss(history))          # text: colours are the page's own, so that light and dark both fit
+    save(folder / "curves.png", [curves(history, "loss"), curves(history, "accuracy")])
+    svg(curves(history, "loss"))          # text: the page's own colours, so that light and dark both fit
 
-A figure is a function that draws on matplotlib's axes; no pyplot, so no window and no state that others see.
+A figure is a function that draws on matplotlib's axes. pyplot is not used, so there is no window and no shared state.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import Formatter, FuncFormatter, MaxNLocator, NullFormatter
 
-from loupe.training.evaluate.metrics import Judged, bins, merged
-from loupe.training.report.text import clean, number, told_apart
+from loupe.training.evaluate.metrics import Evaluation, confidence_bins, merge_bins
+from loupe.training.report.text import clean, distinct_names, number
 
 Draw = Callable[[Axes], None]
 Row = dict[str, Any]
@@ -63,25 +63,26 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def save(path: Path, draws: Sequence[Draw], across: int = 2) -> None:
-    across = min(across, len(draws))
-    down = math.ceil(len(draws) / across)
-    with _calm():
-        figure = Figure(figsize=(WIDE[0] * across, (WIDE[1] + 0.3) * down), facecolor="white")
+def save(path: Path, draws: Sequence[Draw], columns: int = 2) -> None:
+    """Draw several figures into one PNG, `columns` in a row."""
+    columns = min(columns, len(draws))
+    rows = math.ceil(len(draws) / columns)
+    with _style():
+        figure = Figure(figsize=(WIDE[0] * columns, (WIDE[1] + 0.3) * rows), facecolor="white")
         figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
-        axes = figure.subplots(down, across, squeeze=False).flat
-        for number, place in enumerate(axes):
+        axes = figure.subplots(rows, columns, squeeze=False).flat
+        for number, axis in enumerate(axes):
             if number >= len(draws):
-                place.set_axis_off()
+                axis.set_axis_off()
                 continue
-            draws[number](place)
+            draws[number](axis)
         figure.savefig(path, dpi=150)
 
 
 def svg(draw: Draw, size: tuple[float, float] = WIDE) -> str:
-    """To stand inside a page that defines --ink, --soft, --line and --warm."""
+    """Return the figure as an SVG for a page that defines --ink, --soft, --line and --warm."""
     file = io.StringIO()
-    with _calm():
+    with _style():
         figure = Figure(figsize=size, layout="constrained", facecolor="none")
         draw(figure.subplots())
         figure.savefig(file, format="svg", metadata={"Date": None})
@@ -90,7 +91,7 @@ def svg(draw: Draw, size: tuple[float, float] = WIDE) -> str:
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1))
     referred = set(re.findall(r"#([\w-]+)", text))
-    text = re.sub(r' id="([\w.-]+)"', lambda found: found[0] if found[1] in referred else "", text)
+    text = re.sub(r' id="([\w.-]+)"', lambda match: match[0] if match[1] in referred else "", text)
     text = re.sub(r"font: ([^;\"]*?px) [^;\"]*", r"font: \1 system-ui, sans-serif", text)
     for colour, variable in PAGE.items():
         text = text.replace(colour, variable)
@@ -98,21 +99,28 @@ def svg(draw: Draw, size: tuple[float, float] = WIDE) -> str:
 
 
 def curves(history: Sequence[Row], name: str) -> Draw:
-    """`name`: loss or accuracy, of training and validation over all stages' epochs."""
+    """Draw loss or accuracy (`name`) of training and validation over the epochs of all stages."""
 
     def draw(axes: Axes) -> None:
+        # A line for training and one for validation, and the best epoch.
         epochs = np.arange(1, len(history) + 1)
         for key, colour, label in ((name, SOFT, "training"), (f"val_{name}", WARM, "validation")):
             values = column(history, key)
             axes.plot(epochs, values, color=colour, label=label, marker="o" if len(epochs) < 4 else "", markersize=3.5)
         best = best_epoch(history)
-        height = column(history, f"val_{name}")[best]
-        axes.plot([best + 1], [height], "o", color=WARM, markersize=6, label=f"best, epoch {best + 1}", linestyle="")
-        for done, row in enumerate(history):
-            if done and row.get("stage") != history[done - 1].get("stage"):
-                axes.axvline(done + 0.5, color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)))
-                name_of, place = clean(str(row.get("stage", ""))), ("data", "axes fraction")
-                axes.annotate(name_of, (done + 0.5, 1), (4, -1), place, "offset points", color=SOFT, size=8, va="top")
+        best_value = column(history, f"val_{name}")[best]
+        axes.plot(
+            [best + 1], [best_value], "o", color=WARM, markersize=6, label=f"best, epoch {best + 1}", linestyle=""
+        )
+        # A mark where a stage begins.
+        for epoch, row in enumerate(history):
+            if epoch and row.get("stage") != history[epoch - 1].get("stage"):
+                axes.axvline(epoch + 0.5, color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)))
+                stage_name, position = clean(str(row.get("stage", ""))), ("data", "axes fraction")
+                axes.annotate(
+                    stage_name, (epoch + 0.5, 1), (4, -1), position, "offset points", color=SOFT, size=8, va="top"
+                )
+        # The axes.
         axes.set_xlabel("epoch")
         axes.set_xlim(0.5, len(history) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -123,18 +131,24 @@ def curves(history: Sequence[Row], name: str) -> Draw:
     return draw
 
 
-def reliability(judged: Judged, calibrated: bool) -> Draw:
+def reliability(evaluation: Evaluation, calibrated: bool) -> Draw:
+    """Draw the share of right answers by confidence, before and after calibration."""
+
     def draw(axes: Axes) -> None:
+        # The diagonal, and points for bins of confidence.
         axes.plot([0, 1], [0, 1], color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)))
-        sides = [(judged.raw, SOFT, "before" if calibrated else "as measured", "none")]
+        series = [(evaluation.raw, SOFT, "before" if calibrated else "as measured", "none")]
         if calibrated:
-            sides.append((judged.probabilities, WARM, "after", WARM))
-        for probabilities, colour, label, face in sides:
-            steps = merged(bins(probabilities.max(axis=1), judged.right), max(5, len(judged.rows) // 50))
+            series.append((evaluation.probabilities, WARM, "after", WARM))
+        for probabilities, colour, label, face in series:
+            steps = merge_bins(
+                confidence_bins(probabilities.max(axis=1), evaluation.right), max(5, len(evaluation.rows) // 50)
+            )
             x, y = [step.confidence for step in steps], [step.accuracy for step in steps]
-            area = [18 + 160 * step.count / len(judged.rows) for step in steps]
+            area = [18 + 160 * step.count / len(evaluation.rows) for step in steps]
             axes.plot(x, y, color=colour, linewidth=1.2)
             axes.scatter(x, y, s=area, edgecolors=colour, facecolors=face, label=label, zorder=3, clip_on=False)
+        # The axes.
         axes.set_xlabel("confidence")
         axes.set_ylabel("share that is right")
         _percent(axes)
@@ -144,16 +158,20 @@ def reliability(judged: Judged, calibrated: bool) -> Draw:
     return draw
 
 
-def coverage(judged: Judged, certain_at: float | None) -> Draw:
+def coverage(evaluation: Evaluation, certain_at: float | None) -> Draw:
+    """Draw the share of right answers if only the most confident are answered."""
+
     def draw(axes: Axes) -> None:
-        share, right = judged.coverage()
+        # The line, and where answers become certain.
+        share, right = evaluation.coverage()
         first = min(len(share) - 1, max(5, len(share) // 50))  # of fewer, the share that is right says nothing
         axes.plot(share[first:], right[first:], color=SOFT)
-        if certain_at is not None and (answered := int((judged.confidence >= certain_at).sum())):
+        if certain_at is not None and (answered := int((evaluation.confidence >= certain_at).sum())):
             x, y = share[answered - 1], right[answered - 1]
             axes.plot([x, x], [0, y], color=WARM, linewidth=1, linestyle=(0, (4, 3)))
             axes.plot([x], [y], "o", color=WARM, label=f"certain from {certain_at:.2f}", linestyle="")
             _legend(axes)
+        # The axes, cut to where the line is.
         axes.set_xlabel("share answered, the most confident first")
         axes.set_ylabel("share that is right")
         _percent(axes)
@@ -179,9 +197,10 @@ def familiarity(scores: Any, right: Any, limit: float | None) -> Draw:
 
 
 def trials(rows: Sequence[Row], setting: str) -> Draw:
-    """One setting of all trials against the validation loss that came of them."""
+    """Draw one setting of all trials against their validation loss."""
 
     def draw(axes: Axes) -> None:
+        # The setting's axis: few sizes, or a logarithm.
         values = column(rows, setting)
         if setting == "head":  # a few sizes, far apart
             steps = np.unique(values)
@@ -191,13 +210,17 @@ def trials(rows: Sequence[Row], setting: str) -> Draw:
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
             axes.xaxis.set_minor_formatter(NullFormatter())
-        losses, cut = column(rows, "val_loss"), np.array([pruned(row) for row in rows])
-        axes.scatter(values[~cut], losses[~cut], s=22, facecolors=SOFT, edgecolors=SOFT, label="complete")
-        if cut.any():
-            axes.scatter(values[cut], losses[cut], s=22, facecolors="none", edgecolors=SOFT, label="cut short")
-        if np.isfinite(losses[~cut]).any():
-            best = np.nanargmin(np.where(cut, math.nan, losses))
+        # A point for each trial, and the best.
+        losses, is_pruned = column(rows, "val_loss"), np.array([is_pruned_trial(row) for row in rows])
+        axes.scatter(values[~is_pruned], losses[~is_pruned], s=22, facecolors=SOFT, edgecolors=SOFT, label="complete")
+        if is_pruned.any():
+            axes.scatter(
+                values[is_pruned], losses[is_pruned], s=22, facecolors="none", edgecolors=SOFT, label="cut short"
+            )
+        if np.isfinite(losses[~is_pruned]).any():
+            best = np.nanargmin(np.where(is_pruned, math.nan, losses))
             axes.scatter(values[best], losses[best], s=60, color=WARM, label="best", zorder=3)
+        # The loss's axis.
         if np.nanmax(losses) > 8 * np.nanmin(losses):
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
@@ -209,16 +232,18 @@ def trials(rows: Sequence[Row], setting: str) -> Draw:
     return draw
 
 
-def save_confusion(path: Path, judged: Judged) -> None:
-    """Right answers grey, mistakes warm; large enough that each class has a line of its own."""
-    counts, names = judged.confusion, told_apart(judged.labels)
+def save_confusion(path: Path, evaluation: Evaluation) -> None:
+    """Draw the confusion as a PNG: right answers grey, mistakes warm; large enough for a line for each class."""
+    # Sizes and colours.
+    counts, names = evaluation.confusion, distinct_names(evaluation.labels)
     side = min(3.2 + 0.42 * len(names), 8 + 0.06 * len(names))
     size = min(9.0, 45 * side / len(names))  # points: a cell is about 60 of them by inch and class
-    right, wrong = judged.shades()
+    right, wrong = evaluation.shades()
     paint = np.ones((*counts.shape, 3))
     for shade, colour in ((right * 0.45, SOFT), (wrong, WARM)):
         paint -= shade[..., None] * (1 - np.array(mpl.colors.to_rgb(colour)))
-    with _calm():
+    # Draw cells, lines and axes.
+    with _style():
         figure = Figure(figsize=(side + 0.8, side), layout="constrained", facecolor="white")
         axes = figure.subplots()
         axes.imshow(paint, interpolation="nearest")
@@ -231,6 +256,7 @@ def save_confusion(path: Path, judged: Judged) -> None:
         axes.spines[:].set_visible(True)
         axes.set_xlabel("guess")
         axes.set_ylabel("truth")
+        # Numbers, if there is room.
         if len(names) <= NUMBERED:
             for truth, guess in zip(*counts.nonzero(), strict=True):
                 ink = "white" if wrong[truth, guess] > 0.6 else INK
@@ -239,13 +265,13 @@ def save_confusion(path: Path, judged: Judged) -> None:
         figure.savefig(path, dpi=130)
 
 
-def pruned(trial: Row) -> bool:
-    """It was not carried to its end."""
+def is_pruned_trial(trial: Row) -> bool:
+    """Return True if the trial was cut short."""
     return str(trial.get("state") or "complete").lower() != "complete"
 
 
 def best_epoch(history: Sequence[Row]) -> int:
-    """The row whose state was kept: the smallest loss on the validation pictures."""
+    """Return the index of the row whose state was kept: the smallest loss on the validation pictures."""
     losses = column(history, "val_loss")
     return int(np.nanargmin(losses)) if np.isfinite(losses).any() else len(history) - 1
 
@@ -255,15 +281,15 @@ def column(rows: Sequence[Row], key: str) -> Any:
 
 
 class Percents(Formatter):
-    """With as many decimals as the ticks need."""
+    """A formatter of ticks in per cent, with as many decimals as they need."""
 
     def __call__(self, value: float, pos: int | None = None) -> str:
         return self.format_ticks([value])[0]
 
     def format_ticks(self, values: Any) -> list[str]:
         ticks = 100 * np.asarray(values)
-        enough = (decimals for decimals in range(6) if np.allclose(ticks, ticks.round(decimals), rtol=0, atol=1e-6))
-        decimals = next(enough, 6)
+        exact = (decimals for decimals in range(6) if np.allclose(ticks, ticks.round(decimals), rtol=0, atol=1e-6))
+        decimals = next(exact, 6)
         return [f"{tick:z.{decimals}f}%" for tick in ticks]
 
 
@@ -279,8 +305,8 @@ def _legend(axes: Axes) -> None:
 
 
 @contextmanager
-def _calm() -> Iterator[None]:
-    """The house's style, and no word about a glyph that the font lacks: the class name stands in the tables, too."""
+def _style() -> Iterator[None]:
+    """Apply the report's style, without warnings on glyphs that the font lacks: the tables show these names, too."""
     fonts = logging.getLogger("matplotlib.font_manager")
     level = fonts.level
     with mpl.rc_context(STYLE), warnings.catch_warnings():

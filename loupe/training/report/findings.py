@@ -1,6 +1,6 @@
-"""The doctor's findings as the report shows them: a heading a kind, the gravest first, thumbnails side by side.
+"""The doctor's findings as the report shows them: a heading for each, the gravest first, with thumbnails.
 
-told(story)      # labels that look wrong, findings, skipped files
+describe_findings(story)      # labels that look wrong, findings, skipped files
 """
 
 from __future__ import annotations
@@ -13,36 +13,36 @@ from loupe.training.data.doctor import Finding
 from loupe.training.data.layout import File
 from loupe.training.report import thumbnails
 from loupe.training.report.story import Story
-from loupe.training.report.text import clean, counted, percent, quoted, relative
-from loupe.training.report.thumbnails import Shown
+from loupe.training.report.text import clean, count_of, percent, quoted, relative_path
+from loupe.training.report.thumbnails import Thumbnail
 
-GROUPS = 12  # of a kind: sets of one picture, or single pictures
-BESIDE = 5  # pictures of one group
+GROUPS = 12  # of one finding: sets of one picture, or single pictures
+BESIDE = 5  # pictures of one group, side by side
 LINES = 20
-SUSPECTS = 18  # labels
+SUSPECTS = 18  # labels that look wrong
 SIDE = 128  # px
 GRAVITY = ("error", "warning", "note")
 
 
 @dataclass(frozen=True)
-class Seen:
+class PictureView:
     path: str
-    shown: Shown | None
+    thumbnail: Thumbnail | None
     note: str = ""
 
 
 @dataclass(frozen=True)
-class Group:
-    pictures: list[Seen]
-    said: str = ""
+class GroupView:
+    pictures: list[PictureView]
+    text: str = ""
 
 
 @dataclass(frozen=True)
-class Told:
+class FindingView:
     title: str
     severity: str
-    said: str = ""
-    groups: list[Group] = field(default_factory=list)
+    text: str = ""
+    groups: list[GroupView] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     more: int = 0
 
@@ -51,57 +51,67 @@ class Told:
         return self.severity == GRAVITY[0]
 
 
-def told(story: Story) -> list[Told]:
-    seen = [_of(story, finding) for finding in story.findings.groups] if story.findings else _skipped(story)
-    found = [*_label_errors(story), *seen]
-    return sorted(found, key=lambda one: GRAVITY.index(one.severity))
+def describe_findings(story: Story) -> list[FindingView]:
+    views = (
+        [_finding_view(story, finding) for finding in story.findings.groups] if story.findings else _skipped_view(story)
+    )
+    all_views = [*_label_error_view(story), *views]
+    return sorted(all_views, key=lambda view: GRAVITY.index(view.severity))
 
 
-def _label_errors(story: Story) -> list[Told]:
+def _label_error_view(story: Story) -> list[FindingView]:
     errors, data = story.label_errors, story.dataset
     if not errors:
         return []
-    worst = sorted(errors, key=lambda one: -one[2])[:SUSPECTS]
-    shown = thumbnails.thumbnails((data.pictures[row].file.path for row, _, _ in worst), SIDE)
+    worst = sorted(errors, key=lambda error: -error[2])[:SUSPECTS]
+    thumbnails_of = thumbnails.thumbnails((data.pictures[row].file.path for row, _, _ in worst), SIDE)
     groups = []
-    for row, likelier, sure in worst:
+    for row, likelier, confidence in worst:
         path = data.pictures[row].file.path
-        given, better = (quoted(story.named(data.labels[n])) for n in (data.classes[row], likelier))
-        note = Markup("labelled {} ({} likely), looks like {}").format(given, percent(1 - sure, 0), better)
-        groups.append(Group([Seen(relative(path, data.root), shown[path], note)]))
-    said = "Models that had not learnt from these pictures say otherwise than their labels. Have a person decide."
-    title = f"{counted(len(errors), 'label')} that may be wrong"
-    return [Told(title, "warning", said, groups, more=len(errors) - len(groups))]
+        label, better = (quoted(story.label_html(data.labels[number])) for number in (data.classes[row], likelier))
+        note = Markup("labelled {} ({} likely), looks like {}").format(label, percent(1 - confidence, 0), better)
+        groups.append(GroupView([PictureView(relative_path(path, data.root), thumbnails_of[path], note)]))
+    text = "Models that had not learnt from these pictures say otherwise than their labels. Have a person decide."
+    title = f"{count_of(len(errors), 'label')} that may be wrong"
+    return [FindingView(title, "warning", text, groups, more=len(errors) - len(groups))]
 
 
-def _of(story: Story, finding: Finding) -> Told:
+def _finding_view(story: Story, finding: Finding) -> FindingView:
+    """Return one finding with its pictures."""
+    # Thumbnails of the first pictures of each set.
     sets = (finding.sets or [[row] for row in finding.rows])[:GROUPS]
-    chosen = [rows[:BESIDE] for rows in sets]
+    rows_shown = [rows[:BESIDE] for rows in sets]
     data = story.dataset
-    shown = thumbnails.thumbnails((data.pictures[row].file.path for rows in chosen for row in rows), SIDE)
+    thumbnails_of = thumbnails.thumbnails((data.pictures[row].file.path for rows in rows_shown for row in rows), SIDE)
     groups = []
-    for rows, whole in zip(chosen, sets, strict=True):
+    for rows, all_rows in zip(rows_shown, sets, strict=True):
         files = [data.pictures[row].file for row in rows]
-        seen = [Seen(relative(file.path, data.root), shown[file.path], _where(story, file)) for file in files]
-        groups.append(Group(seen, f"and {len(whole) - len(rows)} more" if len(whole) > len(rows) else ""))
+        views = [
+            PictureView(relative_path(file.path, data.root), thumbnails_of[file.path], _label_and_split(story, file))
+            for file in files
+        ]
+        groups.append(GroupView(views, f"and {len(all_rows) - len(rows)} more" if len(all_rows) > len(rows) else ""))
+    # Files that are in no row are listed by name.
     pairs = list(zip(finding.paths, finding.whys, strict=True))
-    lines = [_line(relative(path, data.root), why) for path, why in pairs[:LINES]]
+    lines = [_file_line(relative_path(path, data.root), why) for path, why in pairs[:LINES]]
     more = len(finding.sets or finding.rows) - len(groups) + len(pairs) - len(lines)
-    return Told(clean(finding.text), finding.severity, "", groups, lines, more)
+    return FindingView(clean(finding.text), finding.severity, "", groups, lines, more)
 
 
-def _where(story: Story, file: File) -> str:
-    return Markup(" · ").join(filter(None, (file.label and story.named(file.label), file.split)))
+def _label_and_split(story: Story, file: File) -> str:
+    return Markup(" · ").join(filter(None, (file.label and story.label_html(file.label), file.split)))
 
 
-def _line(path: str, why: str) -> str:
+def _file_line(path: str, why: str) -> str:
     return Markup("<bdi>{}</bdi>: {}").format(path, clean(why))
 
 
-def _skipped(story: Story) -> list[Told]:
-    """Where no doctor has looked: the findings have them, too."""
+def _skipped_view(story: Story) -> list[FindingView]:
+    """Return the skipped files if no doctor has looked; otherwise the findings have them."""
     skipped, root = story.dataset.skipped, story.dataset.root
     if not skipped:
         return []
-    lines = [_line(relative(one.path, root), one.why) for one in skipped[:LINES]]
-    return [Told(f"{counted(len(skipped), 'file')} left out", "warning", "", [], lines, len(skipped) - len(lines))]
+    lines = [_file_line(relative_path(skipped_file.path, root), skipped_file.why) for skipped_file in skipped[:LINES]]
+    return [
+        FindingView(f"{count_of(len(skipped), 'file')} left out", "warning", "", [], lines, len(skipped) - len(lines))
+    ]

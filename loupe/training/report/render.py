@@ -1,9 +1,9 @@
-"""The report of a run: report.html, which needs nothing beside it, and its figures as PNGs for other uses.
+"""Write the report of a run: report.html, which needs no other file, and its figures as PNGs for other uses.
 
     write(Path("runs/tires"), Story(name="tires", dataset=data, predictions=predictions, …))
 
-It says what to look at, in sentences; what was not done (no tuning, no calibration) leaves its section out. Each file
-is written beside and renamed.
+The report says in sentences what to look at. Steps that were not done (no tuning, no calibration) leave their sections
+out. Each file is written beside and renamed.
 """
 
 from __future__ import annotations
@@ -15,42 +15,44 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from loupe.training.evaluate.metrics import Judged
+from loupe.training.evaluate.metrics import Evaluation
 from loupe.training.report import cases, figures, findings, sections, text
 from loupe.training.report.story import Story
 
 
 def write(folder: Path, story: Story) -> None:
-    """report.html, curves.png, confusion.png, reliability.png and, where settings were searched, trials.png."""
-    judged = Judged.of(story.predictions, story.dataset)
-    trust = sections.trust(story, judged)
+    """Write report.html, curves.png, confusion.png, reliability.png and, if settings were searched, trials.png."""
+    # The figures that are also files.
+    evaluation = Evaluation.of(story.predictions, story.dataset)
+    trust = sections.trust(story, evaluation)
     tuning = sections.tuning(story)
     if story.history:
-        with _beside(folder / "curves.png") as part:
-            figures.save(part, [figures.curves(story.history, name) for name in ("loss", "accuracy")])
-    with _beside(folder / "confusion.png") as part:
-        figures.save_confusion(part, judged)
-    with _beside(folder / "reliability.png") as part:
-        figures.save(part, [panel.draw for panel in trust.panels], across=3)
+        with _beside(folder / "curves.png") as staging:
+            figures.save(staging, [figures.curves(story.history, name) for name in ("loss", "accuracy")])
+    with _beside(folder / "confusion.png") as staging:
+        figures.save_confusion(staging, evaluation)
+    with _beside(folder / "reliability.png") as staging:
+        figures.save(staging, [panel.draw for panel in trust.panels], columns=3)
     if tuning:
-        with _beside(folder / "trials.png") as part:
-            figures.save(part, [panel.draw for panel in tuning.panels])
+        with _beside(folder / "trials.png") as staging:
+            figures.save(staging, [panel.draw for panel in tuning.panels])
+    # The page.
     html = _page().render(
         story=story,
-        judged=judged,
-        head=sections.headline(story, judged),
-        brief=sections.brief(story, judged),
+        evaluation=evaluation,
+        head=sections.headline(story, evaluation),
+        brief=sections.brief(story, evaluation),
         curves=sections.curves(story),
-        confusion=sections.confusion(judged),
+        confusion=sections.confusion(evaluation),
         trust=trust,
         tuning=tuning,
-        cases=cases.cases(story, judged),
+        cases=cases.cases(story, evaluation),
         sheet=cases.sheet(story),
-        findings=findings.told(story),
+        findings=findings.describe_findings(story),
         tables=sections.tables(story),
     )
-    with _beside(folder / "report.html") as part:
-        part.write_text(html, encoding="utf-8", errors="replace")  # a file's name may hold what UTF-8 cannot
+    with _beside(folder / "report.html") as staging:
+        staging.write_text(html, encoding="utf-8", errors="replace")  # a file's name may hold bytes that UTF-8 cannot
 
 
 def _page() -> Template:
@@ -59,15 +61,16 @@ def _page() -> Template:
         loader=FileSystemLoader(home), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
     page.filters.update(percent=text.percent, duration=text.duration, number=text.number, clean=text.clean)
-    page.filters["path"] = lambda path: text.named(path, text.shortened(path, text.PATH))
+    page.filters["path"] = lambda path: text.label_html(path, text.shortened(path, text.PATH))
     return page.get_template("report.html.j2")
 
 
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    part = path.with_name(f".part-{os.getpid()}-{path.name}")
+    """Yield a path to write to, and rename the file to `path` at the end."""
+    staging = path.with_name(f".part-{os.getpid()}-{path.name}")
     try:
-        yield part
-        part.replace(path)
+        yield staging
+        staging.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        staging.unlink(missing_ok=True)

@@ -4,9 +4,9 @@
     best.lr, best.head, best.dropout, best.decay      # train the winner with best.batch_size and the same epochs
     best.trials                                       # a dict a trial, for the report
 
-A trial trains the head alone for all epochs, or until the others leave it behind. Everything a trial does follows from
-the seed and the trials before it, so a search that was killed goes on from its journal as if nothing had happened.
-Ctrl-C ends it with the best so far.
+A trial trains the head alone for all epochs, or is stopped early if others are better. Everything a trial does follows
+from the seed and the trials before it, so a killed search resumes from its journal as if nothing had happened. Ctrl-C
+ends the search with the best trial so far.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from loupe.errors import UserError
 from loupe.training.tune.table import Screen
 from loupe.training.tune.trial import Array, Bench, Examples, Trial, best_of
 
-RATES = (1e-4, 5e-2)  # AdamW in steps this large and this few: below it no head arrives, above it few stay in place
-HEADS = (0, 64, 128, 256, 512)  # 0: straight to the classes; beyond 512 a head overfits before it helps
-DROPOUTS = (0.0, 0.6)  # more leaves a head of this size too little to decide by
-DECAYS = (1e-5, 3e-1)  # AdamW multiplies it by the rate: less is none at all
+RATES = (1e-4, 5e-2)  # AdamW with so few, large batches: below it no head learns enough, above it few stay stable
+HEADS = (0, 64, 128, 256, 512)  # 0: no head, only the classes; beyond 512 a head overfits
+DROPOUTS = (0.0, 0.6)  # more leaves too little of a head of this size
+DECAYS = (1e-5, 3e-1)  # AdamW multiplies it by the rate: less has no effect
 
-STEPS = 8  # an epoch has at least as many, so that a small data set still learns something in 20 epochs
+STEPS = 8  # in an epoch, at least, so that a small data set learns something in 20 epochs
 SMALLEST_BATCH = 16
-# After 3, 6 and 12 epochs the worse half of all that came as far is given up. Measured against a median pruner: winners
-# as good or better in four of four searches, with four fifths of its epochs.
+# After 3, 6 and 12 epochs the worse half of the trials that got there is stopped. Compared with a median pruner, the
+# winners were as good or better in four of four searches, with four fifths of the epochs.
 FIRST_RUNG, KEEP_ONE_IN = 3, 2
 
 
@@ -52,9 +52,9 @@ class Best:
     decay: float
     val_loss: float
     val_accuracy: float
-    batch_size: int  # the rate belongs to it
+    batch_size: int  # the rate is only right for this size
     trials: list[Trial]
-    notes: list[str]  # what a person should know of the search
+    notes: list[str]  # for people: what is odd about the search
     finished: bool  # False after Ctrl-C
 
 
@@ -73,34 +73,36 @@ def search(
     first: Mapping[str, float] | None = None,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> Best:
-    """The head of the smallest validation loss.
+    """Return the settings of the head with the smallest validation loss.
 
-    `first` (lr, head, dropout, decay; the nearest within the ranges) is tried first and never pruned: the winner is at
-    least as good.
-    `on_trial` hears of each trial in place of the table on the screen.
+    `first` (lr, head, dropout, decay; the nearest within the ranges) is tried first and never pruned, so the winner is
+    at least as good. `on_trial` is called with each trial instead of showing the table on the screen.
     """
+    # Everything that the results depend on is in the journal's key.
     batch_size = min(batch_size, max(SMALLEST_BATCH, len(train[1]) // STEPS))
-    weights = sorted((class_weights or {}).items())
-    settings = (classes, seed, epochs, batch_size, weights, label_smoothing, sorted((first or {}).items()))
+    sorted_weights = sorted((class_weights or {}).items())
+    settings = (classes, seed, epochs, batch_size, sorted_weights, label_smoothing, sorted((first or {}).items()))
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     notes: list[str] = []
     finished = True
+    # Resume from the journal's trials.
     try:
-        kept = _open(journal, _key((*train, *validation), settings), notes)
+        stored_study = _open_study(journal, _search_key((*train, *validation), settings), notes)
         study = optuna.create_study(pruner=optuna.pruners.SuccessiveHalvingPruner(FIRST_RUNG, KEEP_ONE_IN))
-        study.add_trials(kept.trials)
+        study.add_trials(stored_study.trials)
         done: list[Trial] = [trial.user_attrs["row"] for trial in study.trials]
         if first and not done:
-            study.enqueue_trial(_within_range(first))
+            study.enqueue_trial(_clip_to_ranges(first))
+        # Run the trials that are left.
         try:
             with Screen(trials, epochs, done, on_trial) as screen:
                 bench = Bench(
                     train, validation, classes, seed, epochs, batch_size, class_weights or {}, label_smoothing
                 )
                 while len(done) < trials:
-                    study.sampler = optuna.samplers.TPESampler(seed=_seed(seed, len(done)))
-                    row = _try(study, bench, screen)
-                    kept.add_trial(study.trials[-1])  # whole or not at all, whenever the process is killed
+                    study.sampler = optuna.samplers.TPESampler(seed=_trial_seed(seed, len(done)))
+                    row = _run_trial(study, bench, screen)
+                    stored_study.add_trial(study.trials[-1])  # a kill never leaves half of it
                     done.append(row)
                     screen.finished()
         except KeyboardInterrupt:
@@ -109,10 +111,13 @@ def search(
         raise UserError(
             f"The search cannot write {journal} ({error.strerror}): free it and start again; finished trials are kept."
         ) from error
-    return _conclude(done, trials, batch_size, notes, finished)
+    # Choose the winner.
+    return _result(done, trials, batch_size, notes, finished)
 
 
-def _try(study: optuna.Study, bench: Bench, screen: Screen) -> Trial:
+def _run_trial(study: optuna.Study, bench: Bench, screen: Screen) -> Trial:
+    """Run one trial: draw settings, train the head, and report each epoch to the study."""
+    # Draw the settings.
     trial = study.ask()
     row = Trial(
         number=trial.number + 1,
@@ -128,6 +133,7 @@ def _try(study: optuna.Study, bench: Bench, screen: Screen) -> Trial:
     )
     if not row["head"]:
         row["dropout"] = 0.0
+    # Train, and stop if the loss diverges or the trial is pruned.
     started = time.monotonic()
     for epoch, (loss, accuracy) in enumerate(bench.train(row["lr"], row["head"], row["dropout"], row["decay"])):
         trial.report(loss, epoch)
@@ -142,6 +148,7 @@ def _try(study: optuna.Study, bench: Bench, screen: Screen) -> Trial:
         if epoch + 1 < bench.epochs and trial.should_prune():
             row["state"] = "pruned"
             break
+    # Store the trial.
     row["seconds"] = round(time.monotonic() - started, 3)
     trial.set_user_attr("row", row)
     complete = row["state"] == "complete"
@@ -149,26 +156,30 @@ def _try(study: optuna.Study, bench: Bench, screen: Screen) -> Trial:
     return row
 
 
-def _within_range(first: Mapping[str, float]) -> dict[str, float]:
+def _clip_to_ranges(first: Mapping[str, float]) -> dict[str, float]:
+    """Return the settings of the first trial, moved into the ranges of the search."""
     bounds = {"lr": RATES, "dropout": DROPOUTS, "decay": DECAYS}
-    params = {name: min(max(first[name], low), high) for name, (low, high) in bounds.items()}
-    return {**params, "head": min(HEADS, key=lambda head: abs(head - first["head"]))}
+    clipped = {name: min(max(first[name], low), high) for name, (low, high) in bounds.items()}
+    return {**clipped, "head": min(HEADS, key=lambda head: abs(head - first["head"]))}
 
 
-def _conclude(done: list[Trial], wanted: int, batch_size: int, notes: list[str], finished: bool) -> Best:
-    winner = best_of(done)
-    diverged = sum(row["state"] == "diverged" for row in done)
+def _result(trials: list[Trial], wanted_trials: int, batch_size: int, notes: list[str], finished: bool) -> Best:
+    # Without a winner there is nothing to train.
+    winner = best_of(trials)
+    diverged = sum(row["state"] == "diverged" for row in trials)
     if winner is None and not finished:
         raise KeyboardInterrupt
     if winner is None:
-        raise UserError(f"All {len(done)} trials diverged: the features hold no usable numbers; compute them again.")
+        raise UserError(f"All {len(trials)} trials diverged: the features hold no usable numbers; compute them again.")
+    # What a person should know of the search.
     if not finished:
-        notes.append(f"Interrupted after {len(done)} of {wanted} trials: the best of these.")
+        notes.append(f"Interrupted after {len(trials)} of {wanted_trials} trials: the best of these.")
     if diverged:
-        notes.append(f"{diverged} of {len(done)} trials diverged.")
+        notes.append(f"{diverged} of {len(trials)} trials diverged.")
     for edge, side in zip(RATES, ("lower", "upper"), strict=True):
         if abs(math.log(winner["lr"] / edge)) < 0.05 * math.log(RATES[1] / RATES[0]):
             notes.append(f"The best rate, {winner['lr']:g}, is at the {side} edge of what was searched.")
+    # The winner's settings.
     assert winner["val_loss"] is not None and winner["val_accuracy"] is not None
     return Best(
         winner["lr"],
@@ -178,22 +189,25 @@ def _conclude(done: list[Trial], wanted: int, batch_size: int, notes: list[str],
         winner["val_loss"],
         winner["val_accuracy"],
         batch_size,
-        done,
+        trials,
         notes,
         finished,
     )
 
 
-# The journal.
+# The journal
 
 
-def _open(journal: Path, key: str, notes: list[str]) -> optuna.Study:
+def _open_study(journal: Path, key: str, notes: list[str]) -> optuna.Study:
+    """Open the journal's study. A journal with another key is moved aside."""
     journal.parent.mkdir(parents=True, exist_ok=True)
     study = _study(journal)
     if study.user_attrs.get("key", key) != key:
-        aside = journal.with_name(f"{journal.name}.old")
-        journal.replace(aside)
-        notes.append(f"The journal was of other data or settings: it lies in {aside} now, and the search began anew.")
+        old_journal = journal.with_name(f"{journal.name}.old")
+        journal.replace(old_journal)
+        notes.append(
+            f"The journal was of other data or settings: it lies in {old_journal} now, and the search began anew."
+        )
         study = _study(journal)
     study.set_user_attr("key", key)
     return study
@@ -201,7 +215,7 @@ def _open(journal: Path, key: str, notes: list[str]) -> optuna.Study:
 
 def _study(journal: Path) -> optuna.Study:
     if journal.exists():
-        _mend(journal)
+        _cut_off_broken_line(journal)
     return optuna.create_study(
         study_name="head",
         storage=JournalStorage(JournalFileBackend(str(journal), _Lock(journal))),
@@ -209,13 +223,13 @@ def _study(journal: Path) -> optuna.Study:
     )
 
 
-def _mend(journal: Path) -> None:
-    """Cut off a line that was being written when the power or the disk's space went: Optuna reads nothing past it."""
+def _cut_off_broken_line(journal: Path) -> None:
+    """Cut off a line that was not fully written because power or disk space ran out: Optuna stops reading there."""
     with journal.open("r+b") as file:
-        file.truncate(sum(len(line) for line in takewhile(_whole, file.readlines())))
+        file.truncate(sum(len(line) for line in takewhile(_is_whole_line, file.readlines())))
 
 
-def _whole(line: bytes) -> bool:
+def _is_whole_line(line: bytes) -> bool:
     try:
         return line.endswith(b"\n") and isinstance(json.loads(line), dict)
     except ValueError:
@@ -223,7 +237,7 @@ def _whole(line: bytes) -> bool:
 
 
 class _Lock(JournalFileOpenLock):
-    """Goes with its process. Optuna's own outlive a SIGKILL, and the next search waits 30 s for them."""
+    """A lock that ends with its process. Optuna's own outlive a SIGKILL, and the next search waits 30 s for them."""
 
     def __init__(self, journal: Path) -> None:
         self.journal = journal
@@ -237,7 +251,8 @@ class _Lock(JournalFileOpenLock):
         os.close(self.file)
 
 
-def _key(arrays: tuple[Array, ...], settings: tuple[Any, ...]) -> str:
+def _search_key(arrays: tuple[Array, ...], settings: tuple[Any, ...]) -> str:
+    """Return a digest of everything that the trials depend on."""
     digest = hashlib.sha256(repr((RATES, HEADS, DROPOUTS, DECAYS, settings)).encode())
     for array in arrays:
         digest.update(f"{array.dtype}{array.shape}".encode())
@@ -245,5 +260,5 @@ def _key(arrays: tuple[Array, ...], settings: tuple[Any, ...]) -> str:
     return digest.hexdigest()
 
 
-def _seed(seed: int, number: int) -> int:
+def _trial_seed(seed: int, number: int) -> int:
     return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])

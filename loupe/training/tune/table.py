@@ -1,10 +1,10 @@
 """Show the trials of a search while it runs.
 
-    with Screen(total, epochs, done, tell=None) as screen:     # `done` grows while it looks on
-        screen.epoch(row)                                      # a trial under way
-        screen.finished()                                      # the last of `done` is new
+    with Screen(total, epochs, done, on_trial=None) as screen:     # the caller appends to `done`
+        screen.epoch(row)                                          # a running trial
+        screen.finished()                                          # the last of `done` is new
 
-The best stays in sight however many trials there are.
+The best trial is always shown, however many there are.
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ COLUMNS = ("trial", "lr", "head", "dropout", "decay", "val loss", "val accuracy"
 
 
 class Screen:
-    """A table that grows on a terminal, a line a trial elsewhere."""
+    """A table that grows on a terminal, otherwise a line for each trial."""
 
-    def __init__(self, total: int, epochs: int, done: list[Trial], tell: Callable[[Trial], None] | None) -> None:
-        self.total, self.epochs, self.done, self.tell = total, epochs, done, tell
-        self.resumed, self.started = len(done), time.monotonic()
+    def __init__(self, total: int, epochs: int, done: list[Trial], on_trial: Callable[[Trial], None] | None) -> None:
+        self.total, self.epochs, self.done, self.on_trial = total, epochs, done, on_trial
+        self.done_before, self.started = len(done), time.monotonic()
         self.console = Console()
-        self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal and not tell else None
+        self.live = (
+            Live(console=self.console, auto_refresh=False) if self.console.is_terminal and not on_trial else None
+        )
 
     def __enter__(self) -> Screen:
-        if self.resumed and not self.tell:
-            self.console.print(f"{self.resumed} of {self.total} trials were done before")
+        if self.done_before and not self.on_trial:
+            self.console.print(f"{self.done_before} of {self.total} trials were done before")
         if self.live:
             self.live.start()
         return self
@@ -47,20 +49,20 @@ class Screen:
 
     def finished(self) -> None:
         row = self.done[-1]
-        if self.tell:
-            self.tell(row)
+        if self.on_trial:
+            self.on_trial(row)
         elif self.live:
             self.live.update(self.table(), refresh=True)
         else:
             cells = dict(zip(COLUMNS, self.cells(row), strict=True))
-            print(" · ".join(f"{name} {cell}" for name, cell in cells.items()) + f" · {self.left()}", flush=True)
+            print(" · ".join(f"{name} {cell}" for name, cell in cells.items()) + f" · {self.time_left()}", flush=True)
 
     def table(self, running: Trial | None = None) -> Table:
-        table = Table(caption=f"{len(self.done)} of {self.total} trials · {self.left()}", caption_justify="left")
+        table = Table(caption=f"{len(self.done)} of {self.total} trials · {self.time_left()}", caption_justify="left")
         for name in COLUMNS:
             table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
-        best, room = best_of(self.done), max(3, self.console.height - 8)
-        rows = self.done[-room:]
+        best, max_rows = best_of(self.done), max(3, self.console.height - 8)
+        rows = self.done[-max_rows:]
         if best and best not in rows:
             rows = [best, *rows[1:]]
         for row in rows:
@@ -74,12 +76,12 @@ class Screen:
         loss = "–" if row["val_loss"] is None else f"{row['val_loss']:.4f}"
         accuracy = "–" if row["val_accuracy"] is None else f"{row['val_accuracy']:.1%}"
         state = f"{row['state']} ★" if row is best_of(self.done) else row["state"]
-        choice = [f"{row['lr']:g}", str(row["head"]), f"{row['dropout']:.2f}", f"{row['decay']:g}"]
-        return [str(row["number"]), *choice, loss, accuracy, state, f"{row['seconds']:.1f}"]
+        settings = [f"{row['lr']:g}", str(row["head"]), f"{row['dropout']:.2f}", f"{row['decay']:g}"]
+        return [str(row["number"]), *settings, loss, accuracy, state, f"{row['seconds']:.1f}"]
 
-    def left(self) -> str:
-        tried = len(self.done) - self.resumed
-        seconds = (time.monotonic() - self.started) / tried * (self.total - len(self.done)) if tried else 0
+    def time_left(self) -> str:
+        tried_now = len(self.done) - self.done_before
+        seconds = (time.monotonic() - self.started) / tried_now * (self.total - len(self.done)) if tried_now else 0
         if len(self.done) >= self.total:
             return f"{time.monotonic() - self.started:.0f} s"
-        return f"{seconds:.0f} s left" if tried else "the first tells how long"
+        return f"{seconds:.0f} s left" if tried_now else "the first tells how long"

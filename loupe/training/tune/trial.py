@@ -1,11 +1,11 @@
-"""Train a head on features in memory, many times over with other settings: what a trial of the search is.
+"""Train a head on features in memory, many times over with different settings: the trials of the search.
 
     bench = Bench((x, y), (x_val, y_val), classes, seed, epochs, batch_size, class_weights, label_smoothing)
     for loss, accuracy in bench.train(lr, head, dropout, decay):    # of the validation pictures, after each epoch
         …
 
-There is one graph a head size, in which rate, dropout and decay are variables. Keras's fit traces each model anew and
-costs milliseconds a step: with it a trial takes three to six times as long.
+There is one graph for each head size, in which rate, dropout and decay are variables. Keras's fit traces each model
+anew and costs milliseconds a step: with it a trial takes three to six times as long.
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ class Trial(TypedDict):
     head: int
     dropout: float
     decay: float
-    val_loss: float | None  # its best epoch's, as is val_accuracy; None where the first epoch already diverged
+    val_loss: float | None  # of the best epoch, like val_accuracy; None if the first epoch diverged
     val_accuracy: float | None
     curve: list[float]  # val_loss of each epoch
     seconds: float
 
 
-def best_of(done: list[Trial]) -> Trial | None:
-    return min((row for row in done if row["state"] == "complete"), key=lambda row: row["val_loss"] or 0, default=None)
+def best_of(trials: list[Trial]) -> Trial | None:
+    return min(
+        (row for row in trials if row["state"] == "complete"), key=lambda row: row["val_loss"] or 0, default=None
+    )
 
 
 class Bench:
@@ -51,9 +53,11 @@ class Bench:
         class_weights: Mapping[int, float],
         label_smoothing: float,
     ) -> None:
+        # The examples, as tensors.
         self.x, self.x_val = tf.constant(train[0]), tf.constant(validation[0])
         self.y = tf.one_hot(train[1], classes)
         self.y_val = tf.constant(validation[1], tf.int64)
+        # Weights, loss and steps of the training.
         weights = np.array([class_weights.get(number, 1.0) for number in range(classes)], np.float32)
         self.weights = tf.constant(weights[train[1]])
         self.classes, self.seed, self.epochs = classes, seed, epochs
@@ -62,22 +66,24 @@ class Bench:
         self.heads: dict[int, _Head] = {}
 
     def train(self, lr: float, head: int, dropout: float, decay: float) -> Iterator[tuple[float, float]]:
-        """All trainings start from the same weights and see the same pictures in the same order."""
+        """Train a head and yield validation loss and accuracy after each epoch. All trainings start from the same
+        weights and see the same pictures in the same order."""
         if head not in self.heads:
             self.heads[head] = _Head(self, head)
-        chosen = self.heads[head]
-        chosen.reset(dropout, decay)
+        network = self.heads[head]
+        network.reset(dropout, decay)
         rates = lr * _schedule(self.steps * self.epochs).reshape(self.epochs, self.steps)
         rng = np.random.default_rng(self.seed)
-        number = len(self.weights)
+        count = len(self.weights)
         for rate in rates:
-            order = np.resize(rng.permutation(number), (self.steps, math.ceil(number / self.steps)))
-            loss, accuracy = chosen.epoch(tf.constant(order), tf.constant(rate))
+            order = np.resize(rng.permutation(count), (self.steps, math.ceil(count / self.steps)))
+            loss, accuracy = network.epoch(tf.constant(order), tf.constant(rate))
             yield float(loss), float(accuracy)
 
 
 class _Head:
     def __init__(self, bench: Bench, size: int) -> None:
+        # The layers: a hidden one with dropout if there is a size, and the classes.
         self.bench = bench
         self.dropout = _Dropout(bench.seed)
         glorot = keras.initializers.GlorotUniform
@@ -87,6 +93,7 @@ class _Head:
             layers += [self.dropout]
         layers += [keras.layers.Dense(bench.classes, kernel_initializer=glorot(bench.seed + 1), dtype="float32")]
         self.model = keras.Sequential(layers)
+        # What `reset` restores, and the variables it sets.
         self.start = self.model.get_weights()
         self.optimizer = keras.optimizers.AdamW()
         self.optimizer.build(self.model.trainable_variables)
@@ -102,6 +109,7 @@ class _Head:
         self.decay.assign(decay)
 
     def _epoch(self, order: Any, rates: Any) -> tuple[Any, Any]:
+        # Train for one epoch.
         bench, variables = self.bench, self.model.trainable_variables
         for step in tf.range(bench.steps):
             rows = order[step]
@@ -110,16 +118,17 @@ class _Head:
                 logits = self.model(tf.cast(tf.gather(bench.x, rows), tf.float32), training=True)
                 loss = bench.loss(tf.gather(bench.y, rows), logits, sample_weight=tf.gather(bench.weights, rows))
             self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        # Measure on the validation pictures.
         logits = self.model(tf.cast(bench.x_val, tf.float32), training=False)
         loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(bench.y_val, logits))
-        right = tf.cast(tf.equal(tf.argmax(logits, axis=1), bench.y_val), tf.float32)
-        # The relu of what is no number is 0: the loss alone would not tell that the weights are none any more.
-        sound = tf.reduce_all([tf.reduce_all(tf.math.is_finite(variable)) for variable in variables])
-        return tf.where(sound, loss, math.nan), tf.reduce_mean(right)
+        is_right = tf.cast(tf.equal(tf.argmax(logits, axis=1), bench.y_val), tf.float32)
+        # The relu of NaN is 0, so the loss alone would not show that weights have become NaN.
+        is_finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(variable)) for variable in variables])
+        return tf.where(is_finite, loss, math.nan), tf.reduce_mean(is_right)
 
 
 class _Dropout(keras.layers.Layer):  # type: ignore[misc]  # keras ships no types
-    """Keras's own has its rate traced into the graph."""
+    """Dropout with a variable rate: Keras's own has its rate traced into the graph."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(dtype="float32")
@@ -134,8 +143,9 @@ class _Dropout(keras.layers.Layer):  # type: ignore[misc]  # keras ships no type
 
 
 def _schedule(steps: int) -> Array:
-    """The rate over a training, as a share of the highest: up in the first tenth of the steps, back along a cosine."""
-    up = max(1, steps // 10)
-    progress = np.arange(steps - up) / max(1, steps - up)
-    fall = 0.01 + 0.99 * (1 + np.cos(np.pi * progress)) / 2
-    return np.concatenate([np.arange(1, up + 1) / up, fall]).astype(np.float32)
+    """Return the rates of a training as shares of the highest: rising in the first tenth of the steps, falling along a
+    cosine."""
+    warmup = max(1, steps // 10)
+    progress = np.arange(steps - warmup) / max(1, steps - warmup)
+    falling = 0.01 + 0.99 * (1 + np.cos(np.pi * progress)) / 2
+    return np.concatenate([np.arange(1, warmup + 1) / warmup, falling]).astype(np.float32)
