@@ -32,7 +32,11 @@ up:
 
 test:
 	@$(SET_UP) packages modelserver training export dev-packages
-	@$(RUN) -m pytest -m "not slow and not containers" --numprocesses=logical --maxprocesses=4 --dist=loadfile
+	@failed=; \
+	$(RUN) -m pytest -m "not slow and not containers and not timing" --numprocesses=logical --maxprocesses=4 --dist=loadfile \
+		|| failed="those side by side"; \
+	$(RUN) -m pytest -m "timing and not slow and not containers" || failed="$${failed:+$$failed, and }those of timing"; \
+	[ -z "$$failed" ] || { echo "make test: not all passed: $$failed" >&2; exit 1; }
 
 test-slow:
 	@$(SET_UP) packages modelserver training export dev-packages
