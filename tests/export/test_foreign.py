@@ -115,8 +115,16 @@ def test_a_keras_2_file_with_groups_in_its_depthwise_layers_answers_as_it_did(tm
     assert answer["heatmap"].max() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("file", ["new.keras", "new.h5", "old.h5", "old.keras"])
-@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize(
+    ("file", "nested"),
+    [
+        *(("new.keras", True), ("new.h5", False), ("old.h5", True), ("old.keras", False)),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("new.keras", False), ("new.h5", True), ("old.h5", False), ("old.keras", True))
+        ),
+    ],
+)
 def test_a_keras_file_of_any_age_becomes_flat_and_explains_itself(tmp_path: Path, file: str, nested: bool) -> None:
     k = keras if file.startswith("new") else tf_keras
     model = network(k, *usual(k), nested=nested)
@@ -164,8 +172,13 @@ def test_statistics_names_with_slashes_and_ends_in_a_dict_are_taken_over(tmp_pat
     assert "heatmap" in answer
 
 
-@pytest.mark.parametrize("activation", ["sigmoid", None])
-@pytest.mark.parametrize("separate", [True, False])
+@pytest.mark.parametrize(
+    ("activation", "separate"),
+    [
+        *(("sigmoid", True), (None, False)),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("sigmoid", False), (None, True))),
+    ],
+)
 def test_one_output_becomes_two_classes(tmp_path: Path, activation: str | None, separate: bool) -> None:
     head = usual(keras, None if separate else activation, units=1)
     model = network(keras, *head, *([keras.layers.Activation(activation or "linear")] if separate else []))

@@ -92,6 +92,12 @@ def written(folder: Path, model: keras.Model, card: Card = CARD) -> Path:
     return folder
 
 
+def hasten(patch: pytest.MonkeyPatch) -> None:
+    """Numbers as good as they need be here."""
+    patch.setattr(int8, "SECONDS", 0.1)
+    patch.setattr(int8, "MOST", 100)
+
+
 @dataclass(frozen=True)
 class Made:
     model: keras.Model
@@ -105,7 +111,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     home = tmp_path_factory.mktemp("models") / "stripes"
     home.mkdir()
     folder = written(home / "1", model)
-    return Made(model, folder, add(folder, CARD, TRAINING, VALIDATION, TRUTH.tolist()))
+    with pytest.MonkeyPatch.context() as patch:
+        hasten(patch)
+        patch.setattr(int8, "SLOWER", 0.0)  # smaller it is in any case; how fast depends on what else runs here
+        return Made(model, folder, add(folder, CARD, TRAINING, VALIDATION, TRUTH.tolist()))
 
 
 def answers(path: Path, pixels: Any) -> dict[str, Any]:
@@ -150,7 +159,10 @@ def test_only_the_layers_up_to_the_feature_map_are_int8(made: Made) -> None:
     assert all(kind == "f32" for rank, kind in kinds if rank < 4), "head and familiarity"
 
 
-def test_a_network_that_quantisation_breaks_is_refused_and_leaves_nothing(made: Made, tmp_path: Path) -> None:
+def test_a_network_that_quantisation_breaks_is_refused_and_leaves_nothing(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hasten(monkeypatch)
     folder = written(tmp_path / "1", unbalanced(made.model))
     same = answers(folder, FRESH)["probabilities"] - answers(made.folder, FRESH)["probabilities"]
     assert np.abs(same).max() < 1e-2, "in float32 it is the same network"
@@ -162,8 +174,9 @@ def test_a_network_that_quantisation_breaks_is_refused_and_leaves_nothing(made: 
 
 
 def test_one_for_a_bfloat16_model_is_made_from_float32_and_without_labels_its_own_answers_count(
-    made: Made, tmp_path: Path
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    hasten(monkeypatch)
     card = Card("stripes", KINDS, SIDE, SIDE, precision="bfloat16")
     folder = written(tmp_path / "1", made.model, card)
     verdict = add(folder, card, TRAINING, VALIDATION, None, float32=made.folder)
@@ -214,11 +227,12 @@ def adding(folder: Path, here: Path) -> subprocess.Popen[str]:
 import numpy as np
 from pathlib import Path
 from loupe.card import Card
-from loupe.export import int8
+from loupe.export.variants import int8
 from loupe.cli import run_script
 folder, pixels = Path({str(folder)!r}), np.random.default_rng(1).integers(0, 256, (300, {SIDE}, {SIDE}, 3), np.uint8)
 card = Card.read(folder / "assets.extra" / "card.json")
 int8._tools()
+int8.SECONDS = 0.1
 print("go", flush=True)
 run_script(lambda: print(int8.add(folder, card, pixels, pixels, None)))
 """
@@ -240,7 +254,7 @@ def test_ctrl_c_in_the_middle_leaves_no_variant(made: Made, tmp_path: Path) -> N
     folder = shutil.copytree(made.folder, tmp_path / "1", ignore=shutil.ignore_patterns("openvino-int8"))
     process = adding(folder, tmp_path / "here")
     assert process.stdout and process.stdout.readline() == "go\n"
-    time.sleep(0.5)  # of the 4 seconds that it takes
+    time.sleep(0.2)  # of the seconds that it takes
     process.send_signal(signal.SIGINT)
     out, errors = process.communicate(timeout=60)
     assert (process.returncode, out, errors) == (130, "", "\n-c: interrupted\n")

@@ -123,7 +123,7 @@ def customized(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str
 # ------------------------------------------------------------------------------------------------------- what is well
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
 def test_an_export_that_is_what_was_trained_passes_every_stage_whatever_the_environment(
     tmp_path: Path,
     source: Source,

@@ -190,7 +190,7 @@ RESTLESS = """
 """
 
 
-@pytest.mark.parametrize("times", [4, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [2, pytest.param(50, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_no_half_version_is_served_and_no_number_used_twice(
     tmp_path: Path, prepared: Path, right: dict[int, Any], times: int
 ) -> None:

@@ -69,7 +69,7 @@ def send(here: Gateway, data: bytes) -> int:
 
 
 def talk(here: Gateway, data: bytes, *, end: bool = False) -> bytes:
-    with socket.create_connection(("127.0.0.1", here.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", here.port), timeout=60) as connection:
         with suppress(OSError):
             connection.sendall(data)
             if end:
@@ -161,7 +161,7 @@ def test_what_the_front_refuses_keeps_the_name_that_its_caller_gave(
 def test_so_does_what_is_refused_because_all_is_busy() -> None:
     turn = threading.Event()
     with (
-        backend(lambda *_: turn.wait(20), models.card()) as behind,
+        backend(lambda *_: turn.wait(60), models.card()) as behind,
         gateway(f"localhost:{behind.port}", LOUPE_WORKERS="1", LOUPE_THREADS="1", LOUPE_QUEUE="0") as here,
         ThreadPoolExecutor(1) as pool,
     ):
@@ -216,7 +216,7 @@ def test_what_gunicorn_says_and_what_is_printed_is_json_too(target: str) -> None
         os.kill(here.workers()[0], signal.SIGKILL)
         until(lambda: "SIGKILL" in here.log.read_text(), "gunicorn to say so")
         here.process.terminate()
-        here.process.wait(20)
+        here.process.wait(60)
         said = {line["logger"] for line in lines(here)}
         assert said == {"gunicorn.error"}
 
