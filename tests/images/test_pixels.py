@@ -13,8 +13,8 @@ names.
 
 from __future__ import annotations
 
-import hashlib
 import functools
+import hashlib
 import io
 import json
 import os
