@@ -219,7 +219,9 @@ HEADS: dict[str, Callable[[], list[Any]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    "head", [pytest.param(h, marks=[pytest.mark.slow] * (h in ("averaged", "flattened", "hidden"))) for h in HEADS]
+)
 def test_the_heat_map_of_any_head_is_grad_cam_as_a_plain_gradient_gives_it(tmp_path: Path, head: str) -> None:
     original = network(keras, *HEADS[head](), nested=False)
     original.save(tmp_path / "model.keras")

@@ -23,6 +23,9 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from loupe import familiarity
 from loupe.card import Card
+from loupe.engines import savedmodel
+from loupe.engines.choose import chooser
+from loupe.engines.engine import Options
 from loupe.errors import UserError
 from loupe.export.graph.savedmodel import freeze, network_of, save
 from loupe.export.graph.simplify import in_precision
@@ -324,20 +327,36 @@ def _without_the_savedmodel(path: Path) -> None:
     path.write_text("".join(line for line in path.read_text().splitlines(True) if "saved_model" not in line))
 
 
+DAMAGED = [
+    ("model.bin", Path.unlink),
+    ("model.bin", _cut),
+    ("model.bin", _zeroed),
+    ("model.xml", _cut),
+    ("model.xml", _of_another_release),
+    ("SHA256SUMS", Path.unlink),
+    ("SHA256SUMS", _without_the_savedmodel),
+    ("SHA256SUMS", _pipe),
+    ("model.bin", _pipe),
+    ("model.xml", _pipe),
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGED)
+def test_a_damaged_or_half_copied_variant_is_not_opened(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, damage: Any
+) -> None:
+    folder = shutil.copytree(made.folder, tmp_path / "stripes" / "1")
+    damage(folder / FOLDER / name)
+    engine = chooser("openvino", Options())(savedmodel.read(folder))
+    said = [line for line in capsys.readouterr().err.splitlines() if "int8" in line]
+    assert len(said) == 1 and "cannot be used" in said[0] and "the SavedModel is served" in said[0]
+    wanted = answers(folder, FRESH)
+    assert differs(engine.run("serving_default", {"image": FRESH}, list(wanted)), wanted) < 1e-4
+    engine.close()
+
+
 @pytest.mark.parametrize(
-    ("name", "damage"),
-    [
-        ("model.bin", Path.unlink),
-        ("model.bin", _cut),
-        ("model.bin", _zeroed),
-        ("model.xml", _cut),
-        ("model.xml", _of_another_release),
-        ("SHA256SUMS", Path.unlink),
-        ("SHA256SUMS", _without_the_savedmodel),
-        ("SHA256SUMS", _pipe),
-        ("model.bin", _pipe),
-        ("model.xml", _pipe),
-    ],
+    ("name", "damage"), [DAMAGED[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in DAMAGED[1:])]
 )
 def test_a_damaged_or_half_copied_variant_gives_way_to_the_savedmodel(
     made: Made, tmp_path: Path, name: str, damage: Any

@@ -49,7 +49,7 @@ def target() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def here(target: str) -> Iterator[Gateway]:
-    with gateway(target, LOUPE_READ_TIMEOUT="3") as running:
+    with gateway(target, LOUPE_READ_TIMEOUT="2") as running:
         yield running
 
 

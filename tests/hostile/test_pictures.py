@@ -156,15 +156,15 @@ def test_a_file_with_flipped_bits_is_answered_or_refused(here: Gateway, kind: st
     assert {status for status, _ in counts} <= {200, 415, 422}
 
 
-def test_a_hundred_of_the_largest_pictures_leave_memory_bounded(started: Gateway) -> None:
+def test_many_of_the_largest_pictures_leave_memory_bounded(started: Gateway) -> None:
     """Hostile inputs 33: 39 megapixels each, sent at once; what is too much is told to come again."""
     large = encoded(Image.new("RGB", (6500, 6000), "gray"), "PNG")
 
     def ask(_: int) -> Answer:
         return started.post("/predict", large, "image/png")
 
-    with unharmed(started), ThreadPoolExecutor(100) as pool:
-        answers = list(pool.map(ask, range(100)))
+    with unharmed(started), ThreadPoolExecutor(60) as pool:
+        answers = list(pool.map(ask, range(60)))
     counts = Counter(answer.status for answer in answers)
     print(counts, peak(started))
     assert counts[200] > 0 and counts[503] > 0 and set(counts) == {200, 503}, counts

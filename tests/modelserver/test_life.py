@@ -218,11 +218,11 @@ def slow(shelf: Path, tmp_path: Path, engine: str) -> Iterator[ModelServer]:
 
 
 def test_sigterm_lets_a_call_in_flight_end(slow: ModelServer) -> None:
-    call = in_flight(slow, 8_000)
+    call = in_flight(slow, 5_000)
     slow.process.terminate()
     until(lambda: "stopping" in slow.stderr(), "the signal to arrive")
     assert not call.done()
-    assert proto.to_array(call.result().outputs["done"])[0, 0] == pytest.approx(8_000, abs=1)
+    assert proto.to_array(call.result().outputs["done"])[0, 0] == pytest.approx(5_000, abs=1)
     assert slow.process.wait(60) == 0
 
 

@@ -80,7 +80,7 @@ def test_a_pipe_is_not_waited_for_and_the_next_version_is_served(home: Path, eng
         "variables/variables.index", "variables/variables.data-00000-of-00001", "assets/words.txt",
     )  # fmt: skip
     with model_server(home.parent, "tires", "--max_num_load_retries=0", engine=engine) as server:
-        for number, name in enumerate(names, 2):
+        for number, name in enumerate(names if engine == "tensorflow" else names[:3], 2):  # each takes a second
             made = shutil.copytree(home / "1", home / ".made")
             (made / name).unlink(missing_ok=True)
             (made / name).parent.mkdir(exist_ok=True)

@@ -59,6 +59,12 @@ def test_the_sample_is_served_and_the_smoke_check_agrees(tmp_path: Path, sample_
         assert re.search(r"cracked-1.jpg +cracked +\d+\.\d%", done.stdout)
         assert re.search(r"normal-1.jpg +normal +\d+\.\d%", done.stdout)
 
+        (tmp_path / "bad.jpg").write_bytes(encoded()[:300])
+        done = smoke("--url", f"http://localhost:{port}", str(tmp_path / "bad.jpg"))
+        assert done.returncode == 1
+        assert "422" in done.stderr
+        assert "damaged" in done.stderr, "what the gateway says of a bad picture"
+
         running = descendants(process.pid)
         assert len(running) >= 3, "the model server, gunicorn and its worker"
         process.send_signal(signal.SIGINT)
@@ -144,13 +150,6 @@ def test_a_second_ctrl_c_ends_it_at_once(tmp_path: Path, sample_models: Path) ->
         assert asked.exception(60) is not None
 
 
-@pytest.mark.timing
-def test_with_nothing_in_hand_it_ends_at_once(tmp_path: Path, sample_models: Path) -> None:
-    with served(sample_models, tmp_path / "log") as (_, process):
-        process.send_signal(signal.SIGINT)
-        assert process.wait(seconds(3)) == 130
-
-
 @pytest.mark.parametrize("part", ["loupe.modelserver", "gunicorn"])
 def test_when_one_part_dies_the_other_is_stopped_and_it_says_so(tmp_path: Path, sample_models: Path, part: str) -> None:
     log = tmp_path / "log"
@@ -164,7 +163,7 @@ def test_when_one_part_dies_the_other_is_stopped_and_it_says_so(tmp_path: Path, 
     assert "ended by itself" in log.read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_a_closed_terminal_or_a_kill_leaves_nothing_running(
     tmp_path: Path, sample_models: Path, number: signal.Signals
 ) -> None:
@@ -223,12 +222,3 @@ def test_the_smoke_check_fails_with_a_reason(tmp_path: Path) -> None:
         done = smoke("--url", f"http://127.0.0.1:{port}")
         assert done.returncode == 1
         assert "it should be cracked" in done.stderr
-
-
-def test_the_smoke_check_shows_what_the_gateway_says_of_a_bad_picture(tmp_path: Path, sample_models: Path) -> None:
-    (tmp_path / "bad.jpg").write_bytes(encoded()[:300])
-    with served(sample_models, tmp_path / "log") as (port, _):
-        done = smoke("--url", f"http://localhost:{port}", str(tmp_path / "bad.jpg"))
-    assert done.returncode == 1
-    assert "422" in done.stderr
-    assert "damaged" in done.stderr

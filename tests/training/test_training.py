@@ -149,6 +149,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     assert "--runs" in said
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_run_before_is_still_there(
     tmp_path: Path, photos: Path, undisturbed: Path
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from loupe.errors import UserError
 from loupe.training.network.backbones import BACKBONES, build_trunk, cut, freeze, trunk_of, with_head
-from loupe.training.network.weights import copy
+from loupe.training.network.weights import copy, from_imagenet
 from tests.support.servers import ROOT
 
 SIDE = 75  # px, the least that all of them take
@@ -101,6 +101,17 @@ def test_weights_that_are_not_there_are_told_in_one_line() -> None:
         build_trunk("mobilenetv2", SIDE, SIDE, weights="nowhere.keras")
 
 
+def test_where_a_download_fails_the_file_to_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(**_: Any) -> Any:
+        raise Exception("URL fetch failure on https://storage.example/x.h5: None -- no route")
+
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    with pytest.raises(UserError, match="Place net_224.h5 at .*models/net_224.h5, or give --weights none") as told:
+        from_imagenet(make, None, "net_{size}.h5", 75)
+    assert str(tmp_path) in str(told.value)
+
+
+@pytest.mark.slow
 def test_offline_the_file_to_place_is_named(tmp_path: Path) -> None:
     """The real download is tried, to a home of its own; the way out is a proxy that is not there."""
     code = (
