@@ -88,7 +88,9 @@ def logits_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 # ------------------------------------------------------------------------------------------------------- numbers
 
 
-@pytest.mark.parametrize("name", PREPROCESSORS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ("inception_v3", "vgg16"))) for n in PREPROCESSORS]
+)
 def test_a_float32_model_gets_exactly_the_pixels_that_keras_image_helper_makes(
     name: str, giving_probabilities: ModelServer
 ) -> None:

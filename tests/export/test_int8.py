@@ -245,6 +245,7 @@ run_script(lambda: print(int8.add(folder, card, pixels, pixels, None)))
     return subprocess.Popen(command, cwd=here, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
+@pytest.mark.slow
 def test_nncf_chats_nowhere_and_writes_nothing_where_it_is_called(made: Made, tmp_path: Path) -> None:
     folder = shutil.copytree(made.folder, tmp_path / "1", ignore=shutil.ignore_patterns("openvino-int8"))
     out, errors = adding(folder, tmp_path / "here").communicate(timeout=60)

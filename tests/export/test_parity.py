@@ -253,7 +253,7 @@ def gives_one_heat_map(source: Source) -> Network:
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
-        (reads_bgr, "moves a probability"),
+        pytest.param(reads_bgr, "moves a probability", marks=pytest.mark.slow),
         (scales_twice, "moves a probability"),
         (gives_nan, "gives no number"),
         (mirrors_heat, "moves heat maps"),
@@ -329,7 +329,12 @@ def test_a_gateway_that_reads_bgr_is_the_services(
     ("where", "code", "told"),
     [
         ("loupe.modelserver", "os._exit(3)", "ended before it was ready: serve.py: The model server ended"),
-        ("gunicorn", "import loupe.images.api as i; i.decode = lambda *a: os._exit(3)", "does not answer"),
+        pytest.param(
+            "gunicorn",
+            "import loupe.images.api as i; i.decode = lambda *a: os._exit(3)",
+            "does not answer",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_service_that_dies_is_told(
@@ -340,6 +345,7 @@ def test_a_service_that_dies_is_told(
     until(lambda: not running(tmp_path), "the service to end")
 
 
+@pytest.mark.slow
 def test_the_service_ends_with_a_gate_that_is_killed(tmp_path: Path, source: Source) -> None:
     folder = exported(tmp_path, source)
     code = f"""

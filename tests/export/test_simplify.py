@@ -107,7 +107,7 @@ def test_what_was_trained_in_half_precision_computes_in_float32(policy: str) -> 
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
-        model = with_head(build_trunk("mobilenetv2", 64, 64), classes=3, head=8, dropout=0.2)
+        model = with_head(build_trunk("cnn", 64, 64), classes=3, head=8, dropout=0.2)
     finally:
         keras.config.set_dtype_policy(before)
     exact = in_precision(flat(model), "float32")

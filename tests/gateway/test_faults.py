@@ -167,7 +167,6 @@ def test_killed_ten_times(home: Home) -> None:
     kill_under_load(home, 10).settle("killed ten times")
 
 
-@pytest.mark.timing
 def test_gone_it_is_not_ready_within_seconds_and_a_blip_does_not_show(home: Home) -> None:
     port = free_port()
     with gateway(f"localhost:{port}") as here:
@@ -175,14 +174,14 @@ def test_gone_it_is_not_ready_within_seconds_and_a_blip_does_not_show(home: Home
             until(lambda: is_ready(here), "ready")
         gone = time.monotonic()
         states = []
-        while time.monotonic() < gone + 1.5:
+        while time.monotonic() < gone + 1:
             states.append(is_ready(here))
             time.sleep(0.1)
         assert all(states), "a blip"
-        until(lambda: not is_ready(here), "not ready", seconds(4))
+        until(lambda: not is_ready(here), "not ready")
         assert here.get("/healthz").status == 200
         with model_server(home.folder, "tires", f"--port={port}"):
-            until(lambda: is_ready(here), "ready again", seconds(BACK_SECONDS + MARGIN))
+            until(lambda: is_ready(here), "ready again")
 
 
 @pytest.mark.timing

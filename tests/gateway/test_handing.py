@@ -130,7 +130,7 @@ def test_answers_that_are_taken_slowly_come_in_full_and_in_order(here: Gateway) 
 def test_many_sent_at_once_one_by_one_are_never_too_many(here: Gateway) -> None:
     """One client on one connection, at one request at a time, while probes keep the loop busy."""
     with meanwhile(lambda: here.get("/healthz"), threads=6):
-        for _ in range(25):
+        for _ in range(12):
             with socket.create_connection(("127.0.0.1", here.port), timeout=60) as connection:
                 ask = b"GET /page/icon.svg HTTP/1.1\r\nHost: here\r\n"
                 connection.sendall((ask + b"\r\n") * 39 + ask + b"Connection: close\r\n\r\n")
@@ -154,7 +154,7 @@ def test_who_hangs_up_meanwhile_leaves_nothing_behind(here: Gateway, pause: dict
     until(lambda: descriptors() == descriptors(), "rest")
     before = descriptors()
     pause["model"] = 0.05
-    for _ in range(20):
+    for _ in range(10):
         connection = socket.create_connection(("127.0.0.1", here.port), timeout=60)
         for last in (False, True):
             connection.sendall(HEAD + PICTURE)

@@ -86,7 +86,7 @@ def held(here: Gateway) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:"))
 
 
-@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("chunked", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_connection_that_stays_open_keeps_nothing_of_its_last_request(here: Gateway, chunked: bool) -> None:
     body = PICTURE + bytes(9_000_000)
     length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}"
@@ -101,7 +101,9 @@ def test_a_connection_that_stays_open_keeps_nothing_of_its_last_request(here: Ga
         assert held(here) < before + 60_000, "kB; together they were 360,000"
 
 
-@pytest.mark.parametrize("path", ["/predict", "/predict?top=x", "/nowhere"])
+@pytest.mark.parametrize(
+    "path", ["/predict?top=x", *(pytest.param(path, marks=pytest.mark.slow) for path in ("/predict", "/nowhere"))]
+)
 def test_a_refusal_keeps_nothing_of_its_request(here: Gateway, path: str) -> None:
     """Errors know the frames that they came through, and those know the error."""
     spoilt = bytes(9_900_000)

@@ -75,7 +75,7 @@ def client(server: ModelServer) -> Client:
     return Client(server)
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+@pytest.fixture(scope="module", params=["openvino", pytest.param("tensorflow", marks=pytest.mark.slow)])
 def plain(request: pytest.FixtureRequest, folder: Path) -> Iterator[Client]:
     with model_server(folder, "plain", engine=request.param) as running:
         yield Client(running)
@@ -141,7 +141,7 @@ def test_concurrent_callers_get_each_their_own_answer(client: Client) -> None:
         assert list(pool.map(ask, images)) == alone
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["openvino", pytest.param("tensorflow", marks=pytest.mark.slow)])
 def test_an_empty_batch_spoils_nothing_for_the_next_caller(sample_models: Path, engine: str) -> None:
     """OpenVINO fails at a MaxPool, for every later batch of one, once it has computed an empty batch."""
     one = np.zeros((1, 224, 224, 3), np.uint8)

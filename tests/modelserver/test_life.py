@@ -83,7 +83,6 @@ def test_a_version_whose_card_is_still_being_copied_waits_for_it(tmp_path: Path,
         until(lambda: ask(predict)[0] == 2, "version 2")
 
 
-@pytest.mark.parametrize("engine", ["openvino", "tensorflow"], indirect=True)
 def test_a_new_version_is_swapped_in_under_load_without_a_failed_call(shelf: Path, tmp_path: Path, engine: str) -> None:
     publish(shelf / "1", tmp_path / "tires" / "1")
     with model_server(tmp_path, "tires", engine=engine) as server:

@@ -84,6 +84,17 @@ def test_wherever_the_journal_ends_the_search_goes_on_to_the_same_trials(
         assert timeless(resumed.trials) == timeless(best.trials)
 
 
+def test_on_a_terminal_the_trials_are_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "120", "LINES": "40"}.items():
+        monkeypatch.setenv(name, value)
+    run(tmp_path / "journal", 2)
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("2 of 2 trials", "val accuracy", "dropout", "★", "s left", "epoch 1/8"))
+
+
+@pytest.mark.slow
 def test_a_killed_search_resumes_and_loses_no_trial(undisturbed: tuple[Best, bytes], tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from tests.training.test_tune import DEFAULT, run\n"
