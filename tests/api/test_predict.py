@@ -233,6 +233,7 @@ def test_a_model_that_does_not_describe_itself_is_refused_not_guessed(tmp_path: 
         assert problem(here.post("/predict", PICTURE), 502)["code"] == "model_unfit"
 
 
+@pytest.mark.slow
 def test_a_new_version_under_load_with_other_labels_and_another_size_gives_no_wrong_answer(tmp_path: Path) -> None:
     models.write(tmp_path / "tires" / "1", seed=1)
     renamed = models.card(labels=["a", "b", "c"], input={"height": 48, "width": 48})

@@ -81,6 +81,7 @@ def refused(match: str) -> AbstractContextManager[Any]:
     return pytest.raises(UserError, match=rf"^(?=.*{match})[^\n]*\Z")  # in one line
 
 
+@pytest.mark.slow  # the small ones of Keras 2 below have such layers, too
 def test_a_keras_2_file_with_groups_in_its_depthwise_layers_answers_as_it_did(tmp_path: Path) -> None:
     """MobileNet nested in a head as Keras 2.3 wrote it, as `Model`, and with preprocess_input in the network."""
     size = (64, 64, 3)
@@ -241,7 +242,9 @@ def test_the_heat_map_of_any_head_is_grad_cam_as_a_plain_gradient_gives_it(tmp_p
 
 
 def test_pooling_within_the_backbone_and_a_softmax_behind_the_pooling_are_explained_too(tmp_path: Path) -> None:
-    base = keras.applications.MobileNet((32, 32, 3), alpha=0.25, include_top=False, weights=None, pooling="avg")
+    photo = keras.Input((32, 32, 3))
+    convolved = keras.layers.Conv2D(4, 3, activation="relu")(photo)
+    base = keras.Model(photo, keras.layers.GlobalAveragePooling2D()(convolved))
     model = keras.Sequential([keras.Input((32, 32, 3)), base, keras.layers.Dense(3, activation="softmax")])
     model.save(tmp_path / "pooled.keras")
     assert read(tmp_path / "pooled.keras").model is not None

@@ -223,7 +223,9 @@ def within(limit: float) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------- one picture
 
 
-@pytest.mark.parametrize("name", SENT)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ("drip-of-headers", "endless-continue"))) for n in SENT]
+)
 def test_whatever_a_pictures_server_sends_is_answered_in_time(here: Gateway, base: str, name: str) -> None:
     with within(LEFT):
         code = "broken_image" if name in NO_PICTURE else "fetch_failed"

@@ -129,6 +129,7 @@ def test_a_corrupt_new_version_leaves_the_old_one_and_is_tried_again_once_mended
         until(lambda: ask(predictor(server))[0] == 7, "version 7")
 
 
+@pytest.mark.slow
 def test_a_graph_that_is_cut_short_leaves_the_old_one(shelf: Path, tmp_path: Path, engine: str) -> None:
     publish(shelf / "1", tmp_path / "tires" / "6")
     with model_server(tmp_path, "tires", engine=engine) as server:
@@ -226,7 +227,7 @@ def test_sigterm_lets_a_call_in_flight_end(slow: ModelServer) -> None:
 
 
 def test_a_call_beyond_the_threads_is_resource_exhausted(slow: ModelServer) -> None:
-    call = in_flight(slow, 4_000)
+    call = in_flight(slow, 3_000)
     with pytest.raises(grpc.RpcError) as caught:
         predictor(slow)(proto.predict_request("slow", {"turns": np.zeros((1, 1), np.float32)}), timeout=60)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
