@@ -273,7 +273,7 @@ def ask(port: int, outputs: tuple[str, ...] = (), pixels: Any = FRESH) -> dict[s
     request = predict_pb2.PredictRequest(model_spec={"name": "stripes"}, output_filter=outputs)
     request.inputs["image"].CopyFrom(tf.make_tensor_proto(pixels))
     with grpc.insecure_channel(f"localhost:{port}") as channel:
-        answer = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request, timeout=20)
+        answer = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request, timeout=60)
     return {name: tf.make_ndarray(tensor) for name, tensor in answer.outputs.items()}
 
 
@@ -293,7 +293,7 @@ def test_the_model_server_computes_in_int8_and_describes_itself_as_before(made: 
         request = predict_pb2.PredictRequest(model_spec={"name": "stripes", "signature_name": "describe"})
         request.inputs["request"].CopyFrom(tf.make_tensor_proto([b""]))
         with grpc.insecure_channel(f"localhost:{server.port}") as channel:
-            told = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request, timeout=20)
+            told = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request, timeout=60)
     assert list(tf.make_ndarray(told.outputs["card"])) == [CARD.to_json().encode()]
     assert differs(served, answers(made.folder / FOLDER / "model.xml", FRESH)) < 1e-4
     assert differs(served, answers(made.folder, FRESH)) > 1e-3
@@ -380,7 +380,7 @@ def test_a_variant_of_another_version_gives_way_to_the_savedmodel_until_it_is_bo
         assert "saved_model.pb is not as it was exported; the SavedModel is served" in server.stderr()
         assert differs(ask(server.port), answers(folder, FRESH)) < 1e-4
     int8.bind(folder)
-    check = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder / FOLDER, timeout=20)
+    check = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder / FOLDER, timeout=60)
     assert check.returncode == 0
     with model_server(tmp_path, "stripes") as server:
         assert "stripes/1 computes in int8" in server.stderr()

@@ -87,7 +87,7 @@ def test_every_request_is_answered_in_a_tf1_session_and_through_the_official_cli
             assert session.run("probabilities:0", {"image:0": image}).shape == (len(image), 3)
     with model_server(warmed.parent.parent, "tires") as server:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(grpc.insecure_channel(f"localhost:{server.port}"))
-        answers = [stub.Predict(request, timeout=20) for request in requests]
+        answers = [stub.Predict(request, timeout=60) for request in requests]
         assert [tf.make_ndarray(answer.outputs["probabilities"]).shape for answer in answers] == [
             (batch, 3) for batch in (1, 2, 4, 8)
         ]
@@ -223,7 +223,7 @@ def test_the_tensorflow_engine_replays_it_too(bare: Path) -> None:
 
 def states(server: ModelServer) -> list[tuple[int, int, int]]:
     call = proto.call(grpc.insecure_channel(f"localhost:{server.port}"), proto.GET_MODEL_STATUS)
-    listed = call(proto.GetModelStatusRequest(model_spec=proto.model_spec("tires")), timeout=20)
+    listed = call(proto.GetModelStatusRequest(model_spec=proto.model_spec("tires")), timeout=60)
     return [(v.version, v.state, v.status.error_code) for v in listed.model_version_status]
 
 

@@ -65,7 +65,7 @@ def slow() -> Iterator[threading.Event]:
 
 @pytest.fixture(scope="module")
 def target(slow: threading.Event) -> Iterator[str]:
-    with backend(lambda _, context: slow.wait(20), CARD) as behind:
+    with backend(lambda _, context: slow.wait(60), CARD) as behind:
         yield f"localhost:{behind.port}"
 
 
@@ -310,7 +310,7 @@ def test_metrics_need_no_key_and_the_log_names_whose_it_was(target: str, port: i
 def test_told_to_stop_it_closes_this_port_too_and_leaves_no_files(here: Gateway, port: int, tmp_path: Path) -> None:
     assert len(list((tmp_path / "tmp").glob("loupe-metrics-*/*.db"))) >= 4
     here.process.terminate()
-    assert here.process.wait(20) == 0
+    assert here.process.wait(60) == 0
     for closed in (port, here.port):
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", closed))
