@@ -350,7 +350,7 @@ def test_the_service_ends_with_a_gate_that_is_killed(tmp_path: Path, source: Sou
     folder = exported(tmp_path, source)
     code = f"""
 import pathlib, time
-from loupe.export.service import served
+from loupe.export.parity.service import served
 with served(pathlib.Path({str(folder)!r})) as port:
     print(port, flush=True)
     time.sleep(60)
