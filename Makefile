@@ -1,7 +1,7 @@
 # Every verb sets up what it needs by itself, in .venv, and says how much it downloads first.
 #
 #   make up                 the model server and the gateway with its page, on http://localhost:9696
-#   make test               all tests but the slow ones and those of containers: 10 minutes on two cores
+#   make test               all tests but the slow ones and those of containers: 8 minutes on two cores
 #   make check              style and types
 #   make train              draw the sample pictures, train on them, publish the next version of models/tires
 #
@@ -32,7 +32,11 @@ up:
 
 test:
 	@$(SET_UP) packages modelserver training export dev-packages
-	@$(RUN) -m pytest -m "not slow and not containers" --numprocesses=logical --maxprocesses=4 --dist=loadfile
+	@failed=; \
+	$(RUN) -m pytest -m "not slow and not containers and not timing" --numprocesses=logical --maxprocesses=4 --dist=loadfile \
+		|| failed="those side by side"; \
+	$(RUN) -m pytest -m "timing and not slow and not containers" || failed="$${failed:+$$failed, and }those of timing"; \
+	[ -z "$$failed" ] || { echo "make test: not all passed: $$failed" >&2; exit 1; }
 
 test-slow:
 	@$(SET_UP) packages modelserver training export dev-packages

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from keras_image_helper import create_preprocessor
 from PIL import Image
 
 import proto
+from loupe.engines import savedmodel
 from loupe.errors import ModelUnfit
 from loupe.gateway.model.cardless import foreign_card
 from loupe.gateway.settings import PREPROCESSORS
@@ -86,7 +88,9 @@ def logits_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 # ------------------------------------------------------------------------------------------------------- numbers
 
 
-@pytest.mark.parametrize("name", PREPROCESSORS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ("inception_v3", "vgg16"))) for n in PREPROCESSORS]
+)
 def test_a_float32_model_gets_exactly_the_pixels_that_keras_image_helper_makes(
     name: str, giving_probabilities: ModelServer
 ) -> None:
@@ -208,15 +212,25 @@ UNFIT: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def test_every_version_that_cannot_be_served_right_says_why_and_the_next_good_one_is_served(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("options", "words"), UNFIT)
+def test_what_cannot_be_served_right_says_why(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    models.write_foreign(tmp_path / "1", **options)
+    with pytest.raises(ModelUnfit, match=re.escape(words)):
+        foreign_card("zoo", savedmodel.read(tmp_path / "1").signatures, LABELS, "xception")
+
+
+@pytest.mark.parametrize("unfit", [UNFIT[-1:], pytest.param(UNFIT, marks=pytest.mark.slow)], ids=["one", "all"])
+def test_every_version_that_cannot_be_served_right_says_why_and_the_next_good_one_is_served(
+    tmp_path: Path, unfit: list[tuple[dict[str, Any], str]]
+) -> None:
     models.write_foreign(tmp_path / "zoo" / "1")
     settings = {"LOUPE_PREPROCESS": "xception", **NAMED}
     with model_server(tmp_path, "zoo") as server, gateway(f"localhost:{server.port}", "zoo", **settings) as here:
         assert here.get("/readyz").status == 200
-        for number, (options, words) in enumerate(UNFIT, 2):
+        for number, (options, words) in enumerate(unfit, 2):
             models.write_foreign(tmp_path / "next", **options)
             (tmp_path / "next").rename(tmp_path / "zoo" / str(number))
-            until(functools.partial(not_ready_for, here, words), words, patience=20)
+            until(functools.partial(not_ready_for, here, words), words)
             assert words in reason(here)
         models.write_foreign(tmp_path / "next")
         (tmp_path / "next").rename(tmp_path / "zoo" / "99")

@@ -106,7 +106,7 @@ def test_its_commands_can_be_pasted_into_a_terminal(here: Gateway, tmp_path: Pat
         command = command.replace("http://localhost:9696", f"http://127.0.0.1:{here.port}")
         assert shlex.split(command)[0] == "curl"
         command = command.replace("https://example.org", "https://example.invalid") + " -s -o answer -w '%{http_code}'"
-        done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=60)
         assert done.stdout == ("400" if "example.invalid" in command else "200"), command
 
 
@@ -120,7 +120,7 @@ def test_its_commands_carry_a_key_where_one_is_wanted(locked: Gateway, here: Gat
     assert all("X-API-Key" not in command for command in commands(here))
     assert all(command.startswith("curl -H 'X-API-Key: …' ") for command in commands(locked))
     command = commands(locked)[0].replace("…", KEY).replace("http://localhost:9696", f"http://127.0.0.1:{locked.port}")
-    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert '"label":"cracked"' in done.stdout
 
 

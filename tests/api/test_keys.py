@@ -119,18 +119,18 @@ def test_a_changed_file_is_obeyed_without_a_restart_and_a_broken_one_changes_not
 
         assert (let_in(ANNE), let_in(BERT)) == (True, False)
         lead_to("two")
-        until(lambda: let_in(BERT), "the new key", 5)
+        until(lambda: let_in(BERT), "the new key")
         assert not let_in(ANNE)
         for name in ("broken", "empty", "nowhere"):
             lead_to(name)
-            limit = time.monotonic() + 2.5
+            limit = time.monotonic() + 1.2  # a check and more
             while time.monotonic() < limit:
                 assert (let_in(ANNE), let_in(BERT)) == (False, True)
         log = here.log.read_text()
         assert log.count("is not name:hash") == 1
         assert ANNE not in log, "a key in clear is not told to the log"
         lead_to("closed")
-        until(lambda: not let_in(BERT), "that nobody is let in", 5)
+        until(lambda: not let_in(BERT), "that nobody is let in")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_file_that_is_none_stops_the_gateway_with_one_line(tmp_path: Path, tex
         path.write_text(text)
     done = subprocess.run(
         [sys.executable, "-m", "gunicorn", "gateway:app"], cwd=ROOT, env={"LOUPE_API_KEYS": str(path)},
-        capture_output=True, text=True, timeout=30,
+        capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode != 0
     assert done.stderr.count("\n") == 1
@@ -166,18 +166,18 @@ def test_a_worker_that_replaces_another_while_the_file_is_broken_lets_nobody_in(
         assert "Nobody is let in until it is whole." in here.log.read_text()
         assert "The keys that were known stay." not in here.log.read_text()
         other.write_text(line("anne", ANNE))
-        until(lambda: here.post("/predict", PICTURE, **bearer(ANNE)).status == 200, "the file", 5)
+        until(lambda: here.post("/predict", PICTURE, **bearer(ANNE)).status == 200, "the file")
 
 
 def test_a_made_key_is_shown_once_and_its_line_lets_it_in(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "loupe.gateway.keys", "carla-2"]
-    done = [subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30) for _ in range(2)]
+    done = [subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60) for _ in range(2)]
     made = [one.stderr.splitlines()[0].rpartition(" ")[2] for one in done]
     assert len(set(made)) == 2
     assert all(len(key) > 40 and key not in one.stdout for key, one in zip(made, done, strict=True))
     (tmp_path / "keys").write_text("".join(one.stdout for one in done))
     assert [Keys(tmp_path / "keys").name_of(key) for key in (*made, "x")] == ["carla-2", "carla-2", None]
-    wrong = subprocess.run([*command[:-1], "a:b"], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    wrong = subprocess.run([*command[:-1], "a:b"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (wrong.returncode, wrong.stdout, wrong.stderr.count("\n")) == (2, "", 1)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.support.gateways import Gateway, gateway
 from tests.support.servers import ROOT, model_server
@@ -24,24 +24,31 @@ def here(sample_models: Path) -> Iterator[Gateway]:
         yield running
 
 
-@pytest.fixture
-def page(here: Gateway) -> Iterator[Page]:
-    """The page is opened, and at the end nothing was asked of anybody else and nothing was written to the console."""
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=flags)
-        opened = browser.new_page(viewport={"width": 980, "height": 760})
-        said: list[str] = []
-        asked: list[str] = []
-        opened.on("console", lambda message: said.append(message.text))
-        opened.on("pageerror", lambda error: said.append(str(error)))
-        opened.on("request", lambda request: asked.append(request.url))
-        address = f"http://127.0.0.1:{here.port}"
-        opened.goto(address)
-        yield opened
-        assert [url for url in asked if not url.startswith((address, "blob:", "data:"))] == []
-        assert [text for text in said if "the server responded with a status of" not in text] == []
-        browser.close()
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=flags)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def page(here: Gateway, browser: Browser) -> Iterator[Page]:
+    """The page is opened, and at the end nothing was asked of anybody else and nothing was written to the console."""
+    context = browser.new_context(viewport={"width": 980, "height": 760})
+    opened = context.new_page()
+    said: list[str] = []
+    asked: list[str] = []
+    opened.on("console", lambda message: said.append(message.text))
+    opened.on("pageerror", lambda error: said.append(str(error)))
+    opened.on("request", lambda request: asked.append(request.url))
+    address = f"http://127.0.0.1:{here.port}"
+    opened.goto(address)
+    yield opened
+    assert [url for url in asked if not url.startswith((address, "blob:", "data:"))] == []
+    assert [text for text in said if "the server responded with a status of" not in text] == []
+    context.close()
 
 
 def test_a_chosen_file_is_classified_and_shown_with_where_the_model_looked(page: Page) -> None:

@@ -81,6 +81,7 @@ def refused(match: str) -> AbstractContextManager[Any]:
     return pytest.raises(UserError, match=rf"^(?=.*{match})[^\n]*\Z")  # in one line
 
 
+@pytest.mark.slow  # the small ones of Keras 2 below have such layers, too
 def test_a_keras_2_file_with_groups_in_its_depthwise_layers_answers_as_it_did(tmp_path: Path) -> None:
     """MobileNet nested in a head as Keras 2.3 wrote it, as `Model`, and with preprocess_input in the network."""
     # Build the network, and save it in the old form.
@@ -117,8 +118,16 @@ def test_a_keras_2_file_with_groups_in_its_depthwise_layers_answers_as_it_did(tm
     assert answer["heatmap"].max() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("file", ["new.keras", "new.h5", "old.h5", "old.keras"])
-@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize(
+    ("file", "nested"),
+    [
+        *(("new.keras", True), ("new.h5", False), ("old.h5", True), ("old.keras", False)),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("new.keras", False), ("new.h5", True), ("old.h5", False), ("old.keras", True))
+        ),
+    ],
+)
 def test_a_keras_file_of_any_age_becomes_flat_and_explains_itself(tmp_path: Path, file: str, nested: bool) -> None:
     k = keras if file.startswith("new") else tf_keras
     model = network(k, *usual(k), nested=nested)
@@ -166,8 +175,13 @@ def test_statistics_names_with_slashes_and_ends_in_a_dict_are_taken_over(tmp_pat
     assert "heatmap" in answer
 
 
-@pytest.mark.parametrize("activation", ["sigmoid", None])
-@pytest.mark.parametrize("separate", [True, False])
+@pytest.mark.parametrize(
+    ("activation", "separate"),
+    [
+        *(("sigmoid", True), (None, False)),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("sigmoid", False), (None, True))),
+    ],
+)
 def test_one_output_becomes_two_classes(tmp_path: Path, activation: str | None, separate: bool) -> None:
     head = usual(keras, None if separate else activation, units=1)
     model = network(keras, *head, *([keras.layers.Activation(activation or "linear")] if separate else []))
@@ -208,7 +222,9 @@ HEADS: dict[str, Callable[[], list[Any]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    "head", [pytest.param(h, marks=[pytest.mark.slow] * (h in ("averaged", "flattened", "hidden"))) for h in HEADS]
+)
 def test_the_heat_map_of_any_head_is_grad_cam_as_a_plain_gradient_gives_it(tmp_path: Path, head: str) -> None:
     original = network(keras, *HEADS[head](), nested=False)
     original.save(tmp_path / "model.keras")
@@ -228,7 +244,9 @@ def test_the_heat_map_of_any_head_is_grad_cam_as_a_plain_gradient_gives_it(tmp_p
 
 
 def test_pooling_within_the_backbone_and_a_softmax_behind_the_pooling_are_explained_too(tmp_path: Path) -> None:
-    base = keras.applications.MobileNet((32, 32, 3), alpha=0.25, include_top=False, weights=None, pooling="avg")
+    photo = keras.Input((32, 32, 3))
+    convolved = keras.layers.Conv2D(4, 3, activation="relu")(photo)
+    base = keras.Model(photo, keras.layers.GlobalAveragePooling2D()(convolved))
     model = keras.Sequential([keras.Input((32, 32, 3)), base, keras.layers.Dense(3, activation="softmax")])
     model.save(tmp_path / "pooled.keras")
     assert read(tmp_path / "pooled.keras").model is not None

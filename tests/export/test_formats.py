@@ -98,7 +98,9 @@ def test_every_backbone_in_every_format(tmp_path: Path, name: str) -> None:
         assert np.abs(answers(folder, images) - source.reference(images)).max() < 1e-4
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "target", [pytest.param(target, marks=[pytest.mark.slow] * (target == "litert")) for target in TARGETS]
+)
 def test_another_network_than_the_original_is_not_written(source: Source, tmp_path: Path, target: str) -> None:
     wrong = flat(network())
     wrong.get_layer("scale").scale = 2 / 127.5

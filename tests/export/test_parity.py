@@ -123,7 +123,7 @@ def customized(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str
 # ------------------------------------------------------------------------------------------------------- what is well
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
 def test_an_export_that_is_what_was_trained_passes_every_stage_whatever_the_environment(
     tmp_path: Path,
     source: Source,
@@ -255,7 +255,7 @@ def gives_one_heat_map(source: Source) -> Network:
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (reads_bgr, "moves a probability"),
+        pytest.param(reads_bgr, "moves a probability", marks=pytest.mark.slow),
         (scales_twice, "moves a probability"),
         (gives_nan, "gives no number"),
         (mirrors_heat, "moves heat maps"),
@@ -333,7 +333,12 @@ def test_a_gateway_that_reads_bgr_is_the_services(
     ("where", "code", "words"),
     [
         ("loupe.modelserver", "os._exit(3)", "ended before it was ready: serve.py: The model server ended"),
-        ("gunicorn", "import loupe.images.api as i; i.decode = lambda *a: os._exit(3)", "does not answer"),
+        pytest.param(
+            "gunicorn",
+            "import loupe.images.api as i; i.decode = lambda *a: os._exit(3)",
+            "does not answer",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_service_that_dies_is_told(
@@ -344,6 +349,7 @@ def test_a_service_that_dies_is_told(
     until(lambda: not running(tmp_path), "the service to end")
 
 
+@pytest.mark.slow
 def test_the_service_ends_with_a_gate_that_is_killed(tmp_path: Path, source: Source) -> None:
     folder = exported(tmp_path, source)
     code = f"""

@@ -38,7 +38,14 @@ def experienced(model: keras.Model) -> keras.Model:
     return model
 
 
-@pytest.mark.parametrize("name", [*sorted(BACKBONES), "cnn-large"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mobilenetv2",
+        "cnn-large",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in sorted(BACKBONES) if name != "mobilenetv2"),
+    ],
+)
 def test_every_norm_of_every_backbone_is_merged_and_the_answers_stay(name: str) -> None:
     model = experienced(with_head(build_trunk(name, 80, 75), classes=3, head=8, dropout=0.2))
     lean = folded(flat(model))
@@ -95,12 +102,12 @@ def test_in_bfloat16_scaling_and_head_stay_in_float32() -> None:
     assert 0 < moved < 0.05 * np.abs(answers(network(), PIXELS[:, :48, :64])).max()
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)])
 def test_what_was_trained_in_half_precision_computes_in_float32(policy: str) -> None:
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
-        model = with_head(build_trunk("resnet50", 64, 64), classes=3, head=8, dropout=0.2)
+        model = with_head(build_trunk("cnn", 64, 64), classes=3, head=8, dropout=0.2)
     finally:
         keras.config.set_dtype_policy(before)
     exact = in_precision(flat(model), "float32")

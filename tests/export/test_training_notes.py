@@ -92,7 +92,9 @@ def change(folder: Path, how: Callable[[Card], Card]) -> None:
     (folder / "card.json").write_text(how(Card.read(folder / "card.json")).to_json())
 
 
-@pytest.mark.parametrize("fault", [labels, temperature, model, familiarity])
+@pytest.mark.parametrize(
+    "fault", [temperature, familiarity, *(pytest.param(fault, marks=pytest.mark.slow) for fault in (labels, model))]
+)
 def test_a_file_of_another_run_is_caught(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[[Path], None]
 ) -> None:

@@ -87,7 +87,7 @@ def test_every_request_is_answered_in_a_tf1_session_and_through_the_official_cli
             assert session.run("probabilities:0", {"image:0": image}).shape == (len(image), 3)
     with model_server(warmed.parent.parent, "tires") as server:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(grpc.insecure_channel(f"localhost:{server.port}"))
-        answers = [stub.Predict(request, timeout=20) for request in requests]
+        answers = [stub.Predict(request, timeout=60) for request in requests]
         assert [tf.make_ndarray(answer.outputs["probabilities"]).shape for answer in answers] == [
             (batch, 3) for batch in (1, 2, 4, 8)
         ]
@@ -223,7 +223,7 @@ def test_the_tensorflow_engine_replays_it_too(bare: Path) -> None:
 
 def states(server: ModelServer) -> list[tuple[int, int, int]]:
     call = proto.call(grpc.insecure_channel(f"localhost:{server.port}"), proto.GET_MODEL_STATUS)
-    listed = call(proto.GetModelStatusRequest(model_spec=proto.model_spec("tires")), timeout=20)
+    listed = call(proto.GetModelStatusRequest(model_spec=proto.model_spec("tires")), timeout=60)
     return [(v.version, v.state, v.status.error_code) for v in listed.model_version_status]
 
 
@@ -235,7 +235,7 @@ def test_the_old_version_keeps_serving_until_the_requests_are_mended(bare: Path)
         failed = [(2, proto.END, INVALID.value[0]), (1, proto.AVAILABLE, 0)]
         until(lambda: states(server) == failed, "version 2 to be refused")
         warmup.write(bare.parent / "2", CARD)
-        until(lambda: states(server)[0] == (2, proto.AVAILABLE, 0), "version 2", 10)
+        until(lambda: states(server)[0] == (2, proto.AVAILABLE, 0), "version 2")
 
 
 def test_a_batch_of_more_than_256_is_passed_over_with_a_line(bare: Path) -> None:
@@ -265,7 +265,7 @@ def test_what_is_left_when_warming_up_has_taken_long_is_passed_over(
     slow_requests(models.write_slow(tmp_path / "slow" / "1"), 500)
     started = time.monotonic()
     assert load(tmp_path / "slow" / "1").name == "openvino"
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "warming up has taken 1 s" in line]
     assert line.endswith("and what follows is passed over")
 

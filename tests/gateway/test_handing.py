@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.backends import backend
 from tests.support.gateways import Gateway, gateway
+from tests.support.pace import seconds
 from tests.support.pictures import encoded
 from tests.support.servers import meanwhile, until
 
@@ -52,7 +53,7 @@ def here(started: Gateway, pause: dict[str, float]) -> Iterator[Gateway]:
 @pytest.fixture
 def kept(here: Gateway) -> Iterator[socket.socket]:
     """It has had two answers: the loop watches it from the first on."""
-    with socket.create_connection(("127.0.0.1", here.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", here.port), timeout=60) as connection:
         for _ in range(2):
             connection.sendall(HEAD + PICTURE)
             assert answers(connection) == 1
@@ -71,28 +72,29 @@ def answers(connection: socket.socket, count: int = 1) -> int:
 
 def test_who_asks_one_after_another_never_meets_himself(here: Gateway) -> None:
     """What he asked before is out of the count when he has its answer, though the loop may not know yet."""
-    connection = http.client.HTTPConnection("127.0.0.1", here.port, timeout=10)
-    for _ in range(400):
+    connection = http.client.HTTPConnection("127.0.0.1", here.port, timeout=60)
+    for _ in range(200):
         connection.request("POST", "/predict", PICTURE, {"Content-Type": "image/jpeg"})
         response = connection.getresponse()
         assert response.status == 200, response.read()
         response.read()
     connection.close()
-    assert {here.post("/predict", PICTURE, "image/jpeg").status for _ in range(200)} == {200}
+    assert {here.post("/predict", PICTURE, "image/jpeg").status for _ in range(50)} == {200}
 
 
+@pytest.mark.timing
 def test_the_second_request_of_a_connection_is_heard_at_once(here: Gateway) -> None:
     """Nobody watches it while the first is in hand, so the loop must be told when that is done."""
     took = []
     for _ in range(9):
-        with socket.create_connection(("127.0.0.1", here.port), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", here.port), timeout=60) as connection:
             connection.sendall(HEAD + PICTURE)
             assert answers(connection) == 1
             asked = time.monotonic()
             connection.sendall(HEAD + PICTURE)
             assert answers(connection) == 1
             took.append(time.monotonic() - asked)
-    assert statistics.median(took) < 0.3
+    assert statistics.median(took) < seconds(0.3)
 
 
 def test_what_is_sent_before_the_answer_came_waits_and_costs_nothing(
@@ -114,10 +116,10 @@ def test_answers_that_are_taken_slowly_come_in_full_and_in_order(here: Gateway) 
     """Many requests at once: when the rest of an answer has gone out, the next request is there already."""
     count, ask = 150, b"GET /docs HTTP/1.1\r\nHost: here\r\n"
     whole = here.get("/docs").body
-    for _ in range(4):
+    for _ in range(2):
         with socket.socket() as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            connection.settimeout(20)
+            connection.settimeout(60)
             connection.connect(("127.0.0.1", here.port))
             connection.sendall((ask + b"\r\n") * (count - 1) + ask + b"Connection: close\r\n\r\n")
             time.sleep(0.5)
@@ -128,8 +130,8 @@ def test_answers_that_are_taken_slowly_come_in_full_and_in_order(here: Gateway) 
 def test_many_sent_at_once_one_by_one_are_never_too_many(here: Gateway) -> None:
     """One client on one connection, at one request at a time, while probes keep the loop busy."""
     with meanwhile(lambda: here.get("/healthz"), threads=6):
-        for _ in range(60):
-            with socket.create_connection(("127.0.0.1", here.port), timeout=20) as connection:
+        for _ in range(12):
+            with socket.create_connection(("127.0.0.1", here.port), timeout=60) as connection:
                 ask = b"GET /page/icon.svg HTTP/1.1\r\nHost: here\r\n"
                 connection.sendall((ask + b"\r\n") * 39 + ask + b"Connection: close\r\n\r\n")
                 data = b"".join(iter(lambda: connection.recv(65536), b""))
@@ -152,8 +154,8 @@ def test_who_hangs_up_meanwhile_leaves_nothing_behind(here: Gateway, pause: dict
     until(lambda: descriptors() == descriptors(), "rest")
     before = descriptors()
     pause["model"] = 0.05
-    for _ in range(20):
-        connection = socket.create_connection(("127.0.0.1", here.port), timeout=10)
+    for _ in range(10):
+        connection = socket.create_connection(("127.0.0.1", here.port), timeout=60)
         for last in (False, True):
             connection.sendall(HEAD + PICTURE)
             if not last:

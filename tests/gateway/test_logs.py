@@ -49,7 +49,7 @@ def target() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def here(target: str) -> Iterator[Gateway]:
-    with gateway(target, LOUPE_READ_TIMEOUT="3") as running:
+    with gateway(target, LOUPE_READ_TIMEOUT="2") as running:
         yield running
 
 
@@ -69,7 +69,7 @@ def send(here: Gateway, data: bytes) -> int:
 
 
 def talk(here: Gateway, data: bytes, *, end: bool = False) -> bytes:
-    with socket.create_connection(("127.0.0.1", here.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", here.port), timeout=60) as connection:
         with suppress(OSError):
             connection.sendall(data)
             if end:
@@ -125,7 +125,7 @@ def test_a_sender_that_is_too_slow_has_its_line(here: Gateway) -> None:
     assert send(here, b"POST /predict?secret HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n123") == 408
     line = last(here, before)
     assert (line["method"], line["path"], line["code"]) == ("POST", "/predict", "request_timeout")
-    assert line["ms"].keys() == {"arriving"} and line["ms"]["arriving"] >= 2900 and line["client"] == "127.0.0.1"
+    assert line["ms"].keys() == {"arriving"} and line["ms"]["arriving"] >= 1900 and line["client"] == "127.0.0.1"
 
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -161,7 +161,7 @@ def test_what_the_front_refuses_keeps_the_name_that_its_caller_gave(
 def test_so_does_what_is_refused_because_all_is_busy() -> None:
     turn = threading.Event()
     with (
-        backend(lambda *_: turn.wait(20), models.card()) as behind,
+        backend(lambda *_: turn.wait(60), models.card()) as behind,
         gateway(f"localhost:{behind.port}", LOUPE_WORKERS="1", LOUPE_THREADS="1", LOUPE_QUEUE="0") as here,
         ThreadPoolExecutor(1) as pool,
     ):
@@ -216,7 +216,7 @@ def test_what_gunicorn_says_and_what_is_printed_is_json_too(target: str) -> None
         os.kill(here.workers()[0], signal.SIGKILL)
         until(lambda: "SIGKILL" in here.log.read_text(), "gunicorn to say so")
         here.process.terminate()
-        here.process.wait(20)
+        here.process.wait(60)
         said = {line["logger"] for line in lines(here)}
         assert said == {"gunicorn.error"}
 

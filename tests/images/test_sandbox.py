@@ -49,7 +49,10 @@ def test_its_errors_are_those_of_any_other_way() -> None:
         upright_size(AVIF[:100])
 
 
-@pytest.mark.parametrize("hostile", [lambda: avif_of_frames(5000), lambda: avif_of_items(400_000)])
+@pytest.mark.parametrize(
+    "hostile",
+    [lambda: avif_of_frames(5000), pytest.param(lambda: avif_of_items(400_000), marks=pytest.mark.slow)],
+)
 def test_what_takes_too_long_is_ended_and_the_next_is_answered(hostile: object) -> None:
     assert callable(hostile)
     data = hostile()

@@ -23,9 +23,11 @@ import proto
 from loupe.errors import UserError
 from loupe.modelserver import flags
 from tests.support import models
+from tests.support.pace import seconds
 from tests.support.servers import ROOT, ModelServer, free_port, model_server, until
 
-ENGINES = ["openvino", "tensorflow"]
+# What the server itself does is the same with either engine; TensorFlow takes seconds to start.
+ENGINES = ["openvino", pytest.param("tensorflow", marks=pytest.mark.slow)]
 IMAGES = np.random.default_rng(0).integers(0, 256, (1, models.SIDE, models.SIDE, 3), np.uint8)
 
 
@@ -56,14 +58,14 @@ def predictor(server: ModelServer) -> Any:
 
 
 def ask(predict: Callable[..., Any]) -> tuple[int, bytes]:
-    answer = predict(proto.predict_request("tires", {"image": IMAGES}), timeout=20)
+    answer = predict(proto.predict_request("tires", {"image": IMAGES}), timeout=60)
     return answer.model_spec.version.value, proto.to_array(answer.outputs["probabilities"]).tobytes()
 
 
 def states(server: ModelServer) -> list[tuple[int, str, int]]:
     """Version, state and error code, as listed."""
     call = proto.call(grpc.insecure_channel(f"localhost:{server.port}"), proto.GET_MODEL_STATUS)
-    listed = call(proto.GetModelStatusRequest(model_spec=proto.model_spec("tires")), timeout=20)
+    listed = call(proto.GetModelStatusRequest(model_spec=proto.model_spec("tires")), timeout=60)
     return [(v.version, proto.STATES[v.state], v.status.error_code) for v in listed.model_version_status]
 
 
@@ -78,7 +80,7 @@ def test_a_version_whose_card_is_still_being_copied_waits_for_it(tmp_path: Path,
         until(lambda: "version 2 of tires does not load" in server.stderr(), "version 2 to be refused")
         assert ask(predict)[0] == 1
         shutil.copytree(shelf / "2" / "assets.extra", tmp_path / "tires" / "2" / "assets.extra")
-        until(lambda: ask(predict)[0] == 2, "version 2", patience=10)
+        until(lambda: ask(predict)[0] == 2, "version 2")
 
 
 def test_a_new_version_is_swapped_in_under_load_without_a_failed_call(shelf: Path, tmp_path: Path, engine: str) -> None:
@@ -94,7 +96,7 @@ def test_a_new_version_is_swapped_in_under_load_without_a_failed_call(shelf: Pat
         time.sleep(0.2)
         done.set()
         for thread in threads:
-            thread.join(20)
+            thread.join(60)
         assert [answer for answer in seen if isinstance(answer, Exception)] == []
         answers = {answer for answer in seen if not isinstance(answer, Exception)}
         assert sorted(version for version, _ in answers) == [1, 2]  # each version has one answer, and it is its own
@@ -127,6 +129,7 @@ def test_a_corrupt_new_version_leaves_the_old_one_and_is_tried_again_once_mended
         until(lambda: ask(predictor(server))[0] == 7, "version 7")
 
 
+@pytest.mark.slow
 def test_a_graph_that_is_cut_short_leaves_the_old_one(shelf: Path, tmp_path: Path, engine: str) -> None:
     publish(shelf / "1", tmp_path / "tires" / "6")
     with model_server(tmp_path, "tires", engine=engine) as server:
@@ -165,7 +168,7 @@ def test_at_the_start_an_older_version_is_served_where_the_newest_does_not_load(
 def test_an_empty_folder_is_waited_for_with_ports_closed_and_sigterm_ends_it(shelf: Path, tmp_path: Path) -> None:
     with model_server(tmp_path, "tires", f"--port={free_port()}", ready=False) as server:
         until(lambda: "is no folder" in server.stderr(), "the line that says so")
-        assert server.stop(5) == 0
+        assert server.stop() == 0
         assert len(server.stderr().splitlines()) == 1
         assert server.stdout() == ""
     (tmp_path / "tires").mkdir()
@@ -180,7 +183,7 @@ def test_a_model_that_never_loads_ends_the_server_with_one_reason(tmp_path: Path
     (tmp_path / "tires" / "7").mkdir(parents=True)
     retries = ("--max_num_load_retries=1", "--load_retry_interval_micros=1000")
     with model_server(tmp_path, "tires", *retries, engine=engine, ready=False) as server:
-        assert server.process.wait(30) == 2
+        assert server.process.wait(60) == 2
         lines = server.stderr().splitlines()
     assert [line.rpartition("; ")[2] for line in lines[:2]] == ["trying again in 0 s", "giving up"]
     assert "no version of tires under" in lines[-1]
@@ -215,18 +218,18 @@ def slow(shelf: Path, tmp_path: Path, engine: str) -> Iterator[ModelServer]:
 
 
 def test_sigterm_lets_a_call_in_flight_end(slow: ModelServer) -> None:
-    call = in_flight(slow, 8_000)
+    call = in_flight(slow, 5_000)
     slow.process.terminate()
     until(lambda: "stopping" in slow.stderr(), "the signal to arrive")
     assert not call.done()
-    assert proto.to_array(call.result().outputs["done"])[0, 0] == pytest.approx(8_000, abs=1)
-    assert slow.process.wait(15) == 0
+    assert proto.to_array(call.result().outputs["done"])[0, 0] == pytest.approx(5_000, abs=1)
+    assert slow.process.wait(60) == 0
 
 
 def test_a_call_beyond_the_threads_is_resource_exhausted(slow: ModelServer) -> None:
-    call = in_flight(slow, 4_000)
+    call = in_flight(slow, 3_000)
     with pytest.raises(grpc.RpcError) as caught:
-        predictor(slow)(proto.predict_request("slow", {"turns": np.zeros((1, 1), np.float32)}), timeout=20)
+        predictor(slow)(proto.predict_request("slow", {"turns": np.zeros((1, 1), np.float32)}), timeout=60)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     call.result()
 
@@ -240,15 +243,16 @@ def test_as_many_callers_as_threads_are_all_answered(shelf: Path, tmp_path: Path
         ThreadPoolExecutor(4) as callers,
     ):
         predict = predictor(server)
-        assert len(list(callers.map(lambda _: predict(nothing, timeout=20), range(2000)))) == 2000
+        assert len(list(callers.map(lambda _: predict(nothing, timeout=60), range(1000)))) == 1000
 
 
+@pytest.mark.timing
 def test_idle_it_ends_at_once_on_sigterm_and_on_ctrl_c(shelf: Path, tmp_path: Path) -> None:
     publish(shelf / "1", tmp_path / "tires" / "1")
     for number in (signal.SIGTERM, signal.SIGINT):
         with model_server(tmp_path, "tires") as server:
             server.process.send_signal(number)
-            assert server.process.wait(5) == 0
+            assert server.process.wait(seconds(5)) == 0
 
 
 # ------------------------------------------------------------------------------------------------ ports and flags
@@ -310,7 +314,7 @@ def test_old_connections_are_closed_where_the_flag_says_so(shelf: Path, tmp_path
         seen: list[grpc.ChannelConnectivity] = []
         channel.subscribe(seen.append)
         ask(proto.call(channel, proto.PREDICT))
-        until(lambda: grpc.ChannelConnectivity.IDLE in seen[2:], "the connection to be closed", 20)
+        until(lambda: grpc.ChannelConnectivity.IDLE in seen[2:], "the connection to be closed")
 
 
 # -------------------------------------------------------------------------------------------------------- engines
@@ -342,4 +346,4 @@ def test_auto_takes_tensorflow_for_what_openvino_cannot_load(tmp_path: Path) -> 
         assert server.engine == "tensorflow"
         assert "openvino does not take" in server.stderr()
         request = proto.predict_request("text", {"text": [b"tire"]})
-        assert proto.to_array(predictor(server)(request, timeout=20).outputs["length"]).tolist() == [4]
+        assert proto.to_array(predictor(server)(request, timeout=60).outputs["length"]).tolist() == [4]

@@ -49,12 +49,12 @@ def channel(server: ModelServer) -> Any:
 def state(server: ModelServer) -> tuple[int, int, int]:
     """Return the newest version's number, state and error code."""
     request = proto.GetModelStatusRequest(model_spec=proto.model_spec("tires"))
-    newest = proto.call(channel(server), proto.GET_MODEL_STATUS)(request, timeout=20).model_version_status[0]
+    newest = proto.call(channel(server), proto.GET_MODEL_STATUS)(request, timeout=60).model_version_status[0]
     return newest.version, newest.state, newest.status.error_code
 
 
 def answering(server: ModelServer) -> int:
-    answer = proto.call(channel(server), proto.PREDICT)(proto.predict_request("tires", {"image": GREY}), timeout=20)
+    answer = proto.call(channel(server), proto.PREDICT)(proto.predict_request("tires", {"image": GREY}), timeout=60)
     number: int = answer.model_spec.version.value
     return number
 
@@ -65,7 +65,7 @@ def said(server: ModelServer, line: str) -> bool:
 
 def told(server: ModelServer) -> bytes:
     request = proto.predict_request("tires", {"request": np.array([b""], object)}, signature="describe")
-    answer = proto.call(channel(server), proto.PREDICT)(request, timeout=20)
+    answer = proto.call(channel(server), proto.PREDICT)(request, timeout=60)
     text: bytes = answer.outputs["card"].string_val[0]
     return text
 
@@ -80,24 +80,24 @@ def test_a_pipe_is_not_waited_for_and_the_next_version_is_served(home: Path, eng
         "variables/variables.index", "variables/variables.data-00000-of-00001", "assets/words.txt",
     )  # fmt: skip
     with model_server(home.parent, "tires", "--max_num_load_retries=0", engine=engine) as server:
-        for number, name in enumerate(names, 2):
+        for number, name in enumerate(names if engine == "tensorflow" else names[:3], 2):  # each takes a second
             made = shutil.copytree(home / "1", home / ".made")
             (made / name).unlink(missing_ok=True)
             (made / name).parent.mkdir(exist_ok=True)
             os.mkfifo(made / name)
             made.rename(home / str(number))
             line = f"version {number} of tires does not load"
-            until(partial(said, server, line), f"{name} to be refused", 10)
+            until(partial(said, server, line), f"{name} to be refused")
             assert answering(server) == 1
         shutil.copytree(home / "1", home / ".made").rename(home / "20")
-        until(lambda: answering(server) == 20, "version 20", 10)
+        until(lambda: answering(server) == 20, "version 20")
 
 
 def test_a_card_of_megabytes_is_refused(home: Path, server: ModelServer) -> None:
     made = shutil.copytree(home / "1", home / ".made")
     (made / CARD).write_bytes((made / CARD).read_bytes() + b" " * savedmodel.MAX_CARD_BYTES)
     made.rename(home / "2")
-    until(lambda: state(server) == (2, proto.END, LOST.value[0]), "version 2 to be refused", 10)
+    until(lambda: state(server) == (2, proto.END, LOST.value[0]), "version 2 to be refused")
     assert "it is larger than 1048576 bytes" in server.stderr()
 
 
@@ -106,7 +106,7 @@ def test_links_to_files_elsewhere_are_followed(home: Path, server: ModelServer) 
     for name in ("saved_model.pb", CARD):
         (home / ".made" / name).symlink_to(home / "1" / name)
     (home / ".made").rename(home / "2")
-    until(lambda: answering(server) == 2, "version 2", 10)
+    until(lambda: answering(server) == 2, "version 2")
 
 
 # ----------------------------------------------------------------------------------------------------------- the card
@@ -121,11 +121,11 @@ def test_a_card_that_contradicts_the_graph_is_refused_until_it_is_mended(home: P
     made = shutil.copytree(home / "1", home / ".made")
     swapped(made / CARD)
     made.rename(home / "2")
-    until(lambda: state(server) == (2, proto.END, INVALID.value[0]), "version 2 to be refused", 10)
+    until(lambda: state(server) == (2, proto.END, INVALID.value[0]), "version 2 to be refused")
     assert "card.json is not the card that the graph itself gives by describe" in server.stderr()
     assert answering(server) == 1
     shutil.copy(home / "1" / CARD, home / "2" / CARD)
-    until(lambda: state(server) == (2, proto.AVAILABLE, 0), "version 2", 10)
+    until(lambda: state(server) == (2, proto.AVAILABLE, 0), "version 2")
 
 
 def test_a_card_written_differently_is_served_as_the_graph_writes_it(home: Path) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.gateways import Answer, Gateway, internet
+from tests.support.pace import seconds
 from tests.support.pictures import encoded
 from tests.support.servers import ROOT, free_port, until
 
@@ -39,7 +40,7 @@ def served(models: Path, log: Path, **settings: str) -> Iterator[tuple[int, subp
         yield port, process
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(10)
+        process.wait(60)
 
 
 def smoke(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -58,12 +59,16 @@ def test_the_sample_is_served_and_the_smoke_check_agrees(tmp_path: Path, sample_
         assert re.search(r"cracked-1.jpg +cracked +\d+\.\d%", done.stdout)
         assert re.search(r"normal-1.jpg +normal +\d+\.\d%", done.stdout)
 
+        (tmp_path / "bad.jpg").write_bytes(encoded()[:300])
+        done = smoke("--url", f"http://localhost:{port}", str(tmp_path / "bad.jpg"))
+        assert done.returncode == 1
+        assert "422" in done.stderr
+        assert "damaged" in done.stderr, "what the gateway says of a bad picture"
+
         running = descendants(process.pid)
         assert len(running) >= 3, "the model server, gunicorn and its worker"
-        started = time.monotonic()
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 130
-        assert time.monotonic() - started < 3
+        assert process.wait(60) == 130
         assert not [child for child in running if Path(f"/proc/{child}").exists()]
 
 
@@ -90,19 +95,19 @@ def test_a_new_version_is_served_without_a_restart(tmp_path: Path, sample_models
         assert "version 1" in smoke("--url", f"http://localhost:{port}").stdout
         shutil.copytree(sample_models / "tires" / "1", models / "tires" / ".part")
         (models / "tires" / ".part").rename(models / "tires" / "2")
-        until(lambda: "version 2" in smoke("--url", f"http://localhost:{port}").stdout, "version 2", patience=10)
+        until(lambda: "version 2" in smoke("--url", f"http://localhost:{port}").stdout, "version 2")
 
 
 @contextmanager
-def asked_for_something_slow(models: Path, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], Asked]]:
-    """Ask for a picture whose server takes six seconds; the model is asked after that."""
+def asked_for_something_slow(models: Path, log: Path, pause: float) -> Iterator[tuple[subprocess.Popen[bytes], Asked]]:
+    """Ask for a picture whose server takes `pause` seconds; the model is asked after that."""
     data = (ROOT / "data" / "samples" / "cracked-1.jpg").read_bytes()
     begun = threading.Event()
 
     def site(path: str, write: object) -> None:
         assert callable(write)
         begun.set()
-        time.sleep(6)
+        time.sleep(pause)
         write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
 
     with (
@@ -112,35 +117,37 @@ def asked_for_something_slow(models: Path, log: Path) -> Iterator[tuple[subproce
     ):
         here = Gateway(process, port, log)
         asked = pool.submit(here.post_json, "/predict", {"url": f"http://127.0.0.1:{origin}/tire.jpg"})
-        assert begun.wait(10)
+        assert begun.wait(60)
         yield process, asked
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_what_is_in_hand_when_it_is_told_to_stop_is_answered(
     tmp_path: Path, sample_models: Path, number: signal.Signals
 ) -> None:
-    with asked_for_something_slow(sample_models, tmp_path / "log") as (process, asked):
+    with asked_for_something_slow(sample_models, tmp_path / "log", 2.5) as (process, asked):
         running = descendants(process.pid)
         process.send_signal(number)
-        answer = asked.result(20)
+        answer = asked.result(60)
         assert (answer.status, answer.json()["label"]) == (200, "cracked")
-        assert process.wait(10) == 130
+        assert process.wait(60) == 130
         assert not [child for child in running if Path(f"/proc/{child}").exists()]
         assert "Ctrl-C once more" in (tmp_path / "log").read_text()
 
 
+@pytest.mark.timing
 def test_a_second_ctrl_c_ends_it_at_once(tmp_path: Path, sample_models: Path) -> None:
-    with asked_for_something_slow(sample_models, tmp_path / "log") as (process, asked):
+    with asked_for_something_slow(sample_models, tmp_path / "log", 6) as (process, asked):
         running = descendants(process.pid)
         process.send_signal(signal.SIGINT)
-        time.sleep(2)
+        time.sleep(1)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        assert process.wait(1.5) == 130
-        until(lambda: not [child for child in running if Path(f"/proc/{child}").exists()], "the rest to end", 2)
+        assert process.wait(seconds(1.5)) == 130
+        ended = lambda: not [child for child in running if Path(f"/proc/{child}").exists()]  # noqa: E731
+        until(ended, "the rest to end", seconds(2))
         assert "Traceback" not in (tmp_path / "log").read_text()
-        assert asked.exception(5) is not None
+        assert asked.exception(60) is not None
 
 
 @pytest.mark.parametrize("program", ["loupe.modelserver", "gunicorn"])
@@ -153,20 +160,20 @@ def test_when_one_part_dies_the_other_is_stopped_and_it_says_so(
         for child in running:
             if program in Path(f"/proc/{child}/cmdline").read_text().replace("\0", " "):
                 os.kill(child, signal.SIGKILL)
-        assert process.wait(10) == 2
-        until(lambda: not [child for child in running if Path(f"/proc/{child}").exists()], "the rest to end", 5)
+        assert process.wait(60) == 2
+        until(lambda: not [child for child in running if Path(f"/proc/{child}").exists()], "the rest to end")
     assert "ended by itself" in log.read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_a_closed_terminal_or_a_kill_leaves_nothing_running(
     tmp_path: Path, sample_models: Path, number: signal.Signals
 ) -> None:
     with served(sample_models, tmp_path / "log") as (_, process):
         running = descendants(process.pid)
         process.send_signal(number)
-        process.wait(10)
-        until(lambda: not [child for child in running if Path(f"/proc/{child}").exists()], "the rest to end", 10)
+        process.wait(60)
+        until(lambda: not [child for child in running if Path(f"/proc/{child}").exists()], "the rest to end")
 
 
 def refusal(*flags: str) -> str:
@@ -217,12 +224,3 @@ def test_the_smoke_check_fails_with_a_reason(tmp_path: Path) -> None:
         done = smoke("--url", f"http://127.0.0.1:{port}")
         assert done.returncode == 1
         assert "it should be cracked" in done.stderr
-
-
-def test_the_smoke_check_shows_what_the_gateway_says_of_a_bad_picture(tmp_path: Path, sample_models: Path) -> None:
-    (tmp_path / "bad.jpg").write_bytes(encoded()[:300])
-    with served(sample_models, tmp_path / "log") as (port, _):
-        done = smoke("--url", f"http://localhost:{port}", str(tmp_path / "bad.jpg"))
-    assert done.returncode == 1
-    assert "422" in done.stderr
-    assert "damaged" in done.stderr

@@ -46,7 +46,7 @@ class ModelServer:
         assert found, f"the model server ended with {self.process.returncode}: {self.stderr()}"
         self.engine, self.port, self.rest_port = found[2], int(found[3]), int(found[4] or 0)
 
-    def stop(self, patience: float = 15) -> int:
+    def stop(self, patience: float = PATIENCE) -> int:
         """SIGTERM, and the exit status."""
         if self.process.poll() is None:
             self.process.terminate()

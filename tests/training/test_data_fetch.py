@@ -183,7 +183,7 @@ def test_a_killed_download_goes_on_where_it_stopped(tmp_path: Path) -> None:
         process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
         until(lambda: partial.exists() and partial.stat().st_size > 1_000_000, "half of it")
         process.kill()
-        process.wait(10)
+        process.wait(60)
         have, slow = partial.stat().st_size, site.slow
         assert slow
         site.slow = None

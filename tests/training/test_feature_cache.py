@@ -174,6 +174,7 @@ def test_values_beyond_half_precision_stay_finite(tmp_path: Path) -> None:
     assert np.isfinite(keep(Cache(tmp_path, ROOM), loud).array).all()
 
 
+@pytest.mark.slow
 def test_a_kill_while_features_are_computed_loses_at_most_a_batch(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     child = context.Process(target=_slowly, args=(tmp_path,))
@@ -185,6 +186,19 @@ def test_a_kill_while_features_are_computed_loses_at_most_a_batch(tmp_path: Path
     assert child.pid
     os.kill(child.pid, signal.SIGKILL)
     child.join()
+    gone_on = keep(Cache(tmp_path, ROOM))
+    assert 0 < gone_on.computed < 70
+    np.testing.assert_allclose(gone_on.array, wanted(front()), rtol=2e-3, atol=0.1)
+
+
+def test_what_broke_off_while_features_were_computed_loses_at_most_a_batch(tmp_path: Path) -> None:
+    def pixels(rows: Sequence[int]) -> Any:
+        if rows[0]:
+            raise SystemExit
+        return PIXELS[list(rows)]
+
+    with pytest.raises(SystemExit):
+        Cache(tmp_path, ROOM).features(front(), pixels, IDS, {"network": "small"})
     gone_on = keep(Cache(tmp_path, ROOM))
     assert 0 < gone_on.computed < 70
     np.testing.assert_allclose(gone_on.array, wanted(front()), rtol=2e-3, atol=0.1)

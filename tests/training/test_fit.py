@@ -41,6 +41,13 @@ def train(
     return model, fit(model, stage(**more), batches, validation, state, enough)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[keras.Model, Outcome, bytes]:
+    """A stage that came to its end, and the state it left."""
+    state = tmp_path_factory.mktemp("finished") / "s.npz"
+    return *train(state), state.read_bytes()
+
+
 def loss_of(model: keras.Model) -> float:
     shares = np.eye(3)[TRUTH[VALIDATION]]
     loss = keras.losses.CategoricalCrossentropy(from_logits=True)
@@ -69,7 +76,14 @@ def stopped(monkeypatch: pytest.MonkeyPatch, model: keras.Model, stop: Stop) -> 
     )
 
 
-@pytest.mark.parametrize("more", [{}, {"schedule": "plateau"}, {"optimizer": "sgd", "ema": 0.9}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"optimizer": "sgd", "ema": 0.9, "schedule": "plateau"},
+        *(pytest.param(more, marks=pytest.mark.slow) for more in ({}, {"schedule": "plateau"}, {"ema": 0.9})),
+    ],
+    ids=str,
+)
 def test_a_run_that_died_in_an_epoch_ends_as_if_it_had_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
 ) -> None:
@@ -91,7 +105,7 @@ def _bare(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_model_ends_with_the_weights_of_its_smallest_validation_loss(tmp_path: Path) -> None:
-    model, outcome = train(tmp_path / "s.npz", epochs=30, lr=0.2, schedule="constant")
+    model, outcome = train(tmp_path / "s.npz", epochs=10, lr=0.2, schedule="constant")
     losses = [row["val_loss"] for row in outcome.history]
     assert losses.index(min(losses)) < len(losses) - 1, "a rate this high overshoots"
     assert outcome.best_loss == min(losses)
@@ -99,12 +113,12 @@ def test_the_model_ends_with_the_weights_of_its_smallest_validation_loss(tmp_pat
 
 
 def test_averaged_weights_are_what_is_measured_and_kept(tmp_path: Path) -> None:
-    model, outcome = train(tmp_path / "s.npz", ema=0.8, epochs=12)
+    model, outcome = train(tmp_path / "s.npz", ema=0.8)
     assert loss_of(model) == pytest.approx(outcome.best_loss, abs=1e-5)
 
 
 def test_a_later_stage_never_replaces_what_was_better(tmp_path: Path) -> None:
-    model, first = train(tmp_path / "one.npz", epochs=20)
+    model, first = train(tmp_path / "one.npz")
     before = model.get_weights()
     model, second = train(tmp_path / "two.npz", model, enough=first.best_loss, lr=1.0, schedule="constant", epochs=2)
     assert second.best_loss == first.best_loss
@@ -128,8 +142,9 @@ def test_it_ends_once_nothing_got_better_for_long_enough(tmp_path: Path) -> None
     assert outcome.finished
 
 
-def test_a_finished_stage_is_not_trained_again(tmp_path: Path) -> None:
-    first, before = train(tmp_path / "s.npz")
+def test_a_finished_stage_is_not_trained_again(tmp_path: Path, finished: tuple[keras.Model, Outcome, bytes]) -> None:
+    first, before, state = finished
+    (tmp_path / "s.npz").write_bytes(state)
     again, after = train(tmp_path / "s.npz")
     assert after.history == before.history, "seconds included"
     for one, other in zip(first.get_weights(), again.get_weights(), strict=True):
@@ -141,16 +156,15 @@ def test_a_loss_that_is_no_number_ends_training(tmp_path: Path) -> None:
     assert len(outcome.history) < 50
 
 
-def test_a_damaged_state_is_told_in_one_line(tmp_path: Path) -> None:
-    train(tmp_path / "s.npz")
-    whole = (tmp_path / "s.npz").read_bytes()
+def test_a_damaged_state_is_told_in_one_line(tmp_path: Path, finished: tuple[keras.Model, Outcome, bytes]) -> None:
+    whole = finished[2]
     (tmp_path / "s.npz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="--fresh"):
         train(tmp_path / "s.npz")
 
 
-def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
-    train(tmp_path / "s.npz")
+def test_a_state_of_another_network_is_refused(tmp_path: Path, finished: tuple[keras.Model, Outcome, bytes]) -> None:
+    (tmp_path / "s.npz").write_bytes(finished[2])
     x = keras.Input((6,))
     with pytest.raises(UserError, match="another network"):
         train(tmp_path / "s.npz", keras.Model(x, keras.layers.Dense(3)(x)))

@@ -457,8 +457,13 @@ def written(hostile: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        *((390, "light"), (1440, "dark")),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((390, "dark"), (1440, "light"))),
+    ],
+)
 def test_in_a_browser_it_fits_asks_nobody_and_shows_every_picture(
     chromium: Browser, written: Path, width: int, scheme: str
 ) -> None:
@@ -478,7 +483,7 @@ def test_in_a_browser_it_fits_asks_nobody_and_shows_every_picture(
     here.page.close()
 
 
-@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("width", [390, pytest.param(1440, marks=pytest.mark.slow)])
 def test_a_picture_of_the_whole_page_has_every_thumbnail(chromium: Browser, written: Path, width: int) -> None:
     page = opened(chromium, written, width).page
     page.add_style_tag(content=".heat { visibility: hidden }")

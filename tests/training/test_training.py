@@ -94,6 +94,20 @@ def accuracy(run: Path) -> float:
     return float(json.loads((run / "metrics.json").read_text())["accuracy"])
 
 
+EPOCHS = 8
+LONG = (*SMALL[:4], "--epochs", str(EPOCHS), "--flip", "both", "--lr", "1e-3", "--certain", "0.8")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return paint(tmp_path_factory.mktemp("photos") / "photos", 30)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+    return trained(tmp_path_factory.mktemp("undisturbed"), photos, *LONG)
+
+
 # ---------------------------------------------------------------------- what is refused, before anything is trained
 
 
@@ -135,10 +149,12 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     assert "--runs" in said
 
 
-def test_a_full_disk_is_one_line_and_the_run_before_is_still_there(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_the_run_before_is_still_there(
+    tmp_path: Path, photos: Path, undisturbed: Path
+) -> None:
     """A file may grow to 200 kB here, which the features fit in and the model does not."""
-    paint(tmp_path / "photos", 16)
-    run = trained(tmp_path, tmp_path / "photos", *SMALL)
+    run = shutil.copytree(undisturbed, tmp_path / "runs" / "mine")
     before = (run / "card.json").read_text()
     code = (
         "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
@@ -150,7 +166,7 @@ def test_a_full_disk_is_one_line_and_the_run_before_is_still_there(tmp_path: Pat
         "-c",
         code,
         ROOT / "train.py",
-        tmp_path / "photos",
+        photos,
         "--name",
         "mine",
         "--no-publish",
@@ -174,9 +190,8 @@ def test_check_tells_what_is_wrong_and_trains_nothing(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- what a run is
 
 
-def test_a_folder_becomes_a_run_with_everything_that_tells_of_it(tmp_path: Path) -> None:
-    paint(tmp_path / "photos", 40)
-    run = trained(tmp_path, tmp_path / "photos", *SMALL, "--flip", "horizontal", "--certain", "0.8")
+def test_a_folder_becomes_a_run_with_everything_that_tells_of_it(undisturbed: Path) -> None:
+    run = undisturbed
     made = {entry.name for entry in run.iterdir()}
     assert made >= {"model.keras", "card.json", "metrics.json", "history.csv", "dataset.json", "report.html"}
     assert made >= {"pictures.json"}, "which ones an export is checked on"
@@ -186,8 +201,8 @@ def test_a_folder_becomes_a_run_with_everything_that_tells_of_it(tmp_path: Path)
     assert (card.name, card.labels, card.height, card.width) == ("mine", ("blue", "red"), 32, 32)
     assert card.metrics["accuracy"] == metrics["accuracy"]
     assert card.training["images"] == metrics["images"]["train"]
-    assert sum(map(sum, metrics["confusion"])) == sum(metrics["images"]["test"].values()) == 12
-    assert len(history(run)) == 2
+    assert sum(map(sum, metrics["confusion"])) == sum(metrics["images"]["test"].values()) == 8
+    assert len(history(run)) == EPOCHS
 
 
 @pytest.mark.slow
@@ -290,31 +305,31 @@ def test_what_was_learnt_on_one_task_helps_on_another(tmp_path: Path, eyes: Path
 # ---------------------------------------------------------------------- interrupted, killed, resumed
 
 
-LONG = ("--backbone", "cnn", "--size", "32", "--epochs", "12", "--flip", "both", "--lr", "1e-3")
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return paint(tmp_path_factory.mktemp("photos") / "photos", 30)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
-    return trained(tmp_path_factory.mktemp("undisturbed"), photos, *LONG)
-
-
 def the_same(run: Path, other: Path) -> None:
     assert history(run) == history(other)
     for mine, theirs in zip(weights(run), weights(other), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-6)
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, photos: Path, undisturbed: Path) -> None:
+def test_what_was_stopped_by_ctrl_c_and_then_killed_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, photos: Path, undisturbed: Path
+) -> None:
+    runs = tmp_path / "runs"
     process = started(tmp_path, photos, *LONG)
-    until(process, " 7/12")
+    until(process, f" 3/{EPOCHS}")
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in out
+    assert "--resume goes on" in out
+    kept = runs / "mine-interrupted"
+    assert 3 <= len(history(kept)) < EPOCHS
+    assert Card.read(kept / "card.json").labels == ("blue", "red")
+    assert not (runs / "mine").exists()
+
+    process = started(tmp_path, photos, "--resume", *LONG)
+    until(process, f" {EPOCHS - 1}/{EPOCHS}")
     process.kill()
     process.wait()
-    runs = tmp_path / "runs"
     assert "--resume goes on" in refused(train(photos, "--runs", runs, "--name", "mine", "--no-publish", *LONG))
     changed = train(photos, "--runs", runs, "--name", "mine", "--no-publish", "--resume", *LONG, "--lr", "2e-3")
     assert "lr 0.001" in refused(changed) and "now it is 0.002" in refused(changed)
@@ -323,7 +338,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, photos:
     (tmp_path / "away.png").rename(photos / "red" / "000.png")
     assert "pictures are not those" in refused(fewer)
     the_same(trained(tmp_path, photos, "--resume", *LONG), undisturbed)
-    assert [entry.name for entry in runs.iterdir()] == ["mine"]
+    assert {entry.name for entry in runs.iterdir()} == {"mine", "mine-interrupted"}
 
 
 @pytest.mark.slow
@@ -343,22 +358,6 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path, photos: Path
         if process.returncode == 0 and kills < 10:  # it came to its end before: once more from the start
             the_same(tmp_path / "runs" / "mine", undisturbed)
             shutil.rmtree(tmp_path / "runs" / "mine")  # a finished run is not trained again
-    the_same(trained(tmp_path, photos, "--resume", *LONG), undisturbed)
-
-
-def test_ctrl_c_keeps_the_best_so_far_beside_the_run_and_it_can_go_on(
-    tmp_path: Path, photos: Path, undisturbed: Path
-) -> None:
-    process = started(tmp_path, photos, *LONG)
-    until(process, " 5/12")
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 130 and "Traceback" not in out
-    assert "--resume goes on" in out
-    kept = tmp_path / "runs" / "mine-interrupted"
-    assert 5 <= len(history(kept)) < 12
-    assert Card.read(kept / "card.json").labels == ("blue", "red")
-    assert not (tmp_path / "runs" / "mine").exists()
     the_same(trained(tmp_path, photos, "--resume", *LONG), undisturbed)
 
 
@@ -388,7 +387,7 @@ def test_a_killed_search_goes_on_with_what_it_chose(tmp_path: Path, photos: Path
 @pytest.mark.slow
 def test_two_trainings_of_one_name_do_not_meet(tmp_path: Path, photos: Path) -> None:
     process = started(tmp_path, photos, *LONG)
-    until(process, " 1/12")
+    until(process, f" 1/{EPOCHS}")
     said = refused(train(photos, "--runs", tmp_path / "runs", "--name", "mine", "--no-publish", *LONG))
     assert "under way" in said
     process.kill()

@@ -78,12 +78,23 @@ def test_wherever_the_journal_ends_the_search_goes_on_to_the_same_trials(
 ) -> None:
     """It is only ever appended to: what a SIGKILL or a power cut leaves is a part of it, at worst of its last line."""
     best, journal = undisturbed
-    for number, end in enumerate(np.random.default_rng(5).integers(1, len(journal), 3)):
+    for number, end in enumerate(np.random.default_rng(5).integers(1, len(journal), 2)):
         (tmp_path / str(number)).write_bytes(journal[:end])
         resumed = run(tmp_path / str(number), trials=10, first=DEFAULT)
         assert timeless(resumed.trials) == timeless(best.trials)
 
 
+def test_on_a_terminal_the_trials_are_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "120", "LINES": "40"}.items():
+        monkeypatch.setenv(name, value)
+    run(tmp_path / "journal", 2)
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("2 of 2 trials", "val accuracy", "dropout", "★", "s left", "epoch 1/8"))
+
+
+@pytest.mark.slow
 def test_a_killed_search_resumes_and_loses_no_trial(undisturbed: tuple[Best, bytes], tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from tests.training.test_tune import DEFAULT, run\n"
@@ -141,6 +152,21 @@ def in_a_process_of_its_own(journal: Path, script: str) -> subprocess.CompletedP
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
 
 
+def test_interrupted_it_ends_with_the_best_so_far(tmp_path: Path) -> None:
+    """As Ctrl-C comes just after a trial; as a signal it is slow to try."""
+
+    def interrupt(trial: Trial) -> None:
+        if trial["number"] == 3:
+            raise KeyboardInterrupt
+
+    best = run(tmp_path / "journal", 8, on_trial=interrupt)
+    assert not best.finished
+    assert any("3 of 8" in note for note in best.notes)
+    assert best.val_loss == min(trial["val_loss"] or math.inf for trial in best.trials)
+    assert len(run(tmp_path / "journal", 4).trials) == 4
+
+
+@pytest.mark.slow
 def test_ctrl_c_ends_it_with_the_best_so_far(tmp_path: Path) -> None:
     script = (
         "best = run(Path(sys.argv[1]), 8, on_trial=lambda trial: trial['number'] == 3 and interrupt())\n"
@@ -153,6 +179,7 @@ def test_ctrl_c_ends_it_with_the_best_so_far(tmp_path: Path) -> None:
     assert len(run(tmp_path / "journal", 4).trials) == 4
 
 
+@pytest.mark.slow
 def test_ctrl_c_before_any_trial_is_ctrl_c(tmp_path: Path) -> None:
     script = (
         "threading.Timer(0.1, interrupt).start()\n"
