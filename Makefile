@@ -34,7 +34,7 @@ test:
 	@$(SET_UP) packages modelserver training export dev-packages
 	@failed=; \
 	$(RUN) -m pytest -m "not slow and not containers and not timing" --numprocesses=logical --maxprocesses=4 --dist=loadfile \
-		|| failed="those side by side"; \
+		|| { [ $$? != 2 ] || exit 130; failed="those side by side"; }; \
 	$(RUN) -m pytest -m "timing and not slow and not containers" || failed="$${failed:+$$failed, and }those of timing"; \
 	[ -z "$$failed" ] || { echo "make test: not all passed: $$failed" >&2; exit 1; }
 
