@@ -35,7 +35,8 @@ test:
 	@failed=; \
 	$(RUN) -m pytest -m "not slow and not containers and not timing" --numprocesses=logical --maxprocesses=4 --dist=loadfile \
 		|| { [ $$? != 2 ] || exit 130; failed="those side by side"; }; \
-	$(RUN) -m pytest -m "timing and not slow and not containers" || failed="$${failed:+$$failed, and }those of timing"; \
+	$(RUN) -m pytest -m "timing and not slow and not containers" $$(grep -rl --include="test_*.py" mark.timing tests) \
+		|| failed="$${failed:+$$failed, and }those of timing"; \
 	[ -z "$$failed" ] || { echo "make test: not all passed: $$failed" >&2; exit 1; }
 
 test-slow:

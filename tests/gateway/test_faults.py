@@ -199,7 +199,7 @@ def test_an_address_that_swallows_everything_holds_nobody_up() -> None:
             assert here.post("/predict", PICTURE).status == 503
             assert time.monotonic() - started < seconds(3), "a connection is given up after a second"
             with traffic(here, {}) as seen:
-                time.sleep(2)
+                time.sleep(1.2)
             seen.settle("unreachable")
             took = [reply.seconds for reply in seen.of("refused")]
             assert statistics.median(took) < seconds(0.3)
@@ -236,7 +236,7 @@ def test_slower_than_the_budget(home: Home) -> None:
     """Each is told so in time; the model server knows of the deadline, and none is tried again."""
     text = models.card(labels=list(ALIKE))
     with (
-        backend(lambda call, context: time.sleep(2 if call > 10 else 0), text, threads=64) as behind,
+        backend(lambda call, context: time.sleep(1 if call > 10 else 0), text, threads=64) as behind,
         gateway(f"localhost:{behind.port}", LOUPE_MODEL_TIMEOUT="0.5") as here,
     ):
         with traffic(here, {1: ALIKE}, callers=4) as seen:

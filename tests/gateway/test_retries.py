@@ -194,7 +194,7 @@ def test_a_model_that_does_not_fit_is_not_waited_for() -> None:
 @pytest.mark.timing
 def test_probes_that_wait_for_a_model_that_hangs_do_not_pile_up() -> None:
     def hangs() -> tuple[int, Card]:
-        time.sleep(1.5)
+        time.sleep(1)
         raise ModelTooSlow("hangs")
 
     readiness = Readiness(hangs, lambda: 0.0)

@@ -140,7 +140,7 @@ def test_a_second_ctrl_c_ends_it_at_once(tmp_path: Path, sample_models: Path) ->
     with asked_for_something_slow(sample_models, tmp_path / "log", 6) as (process, asked):
         running = descendants(process.pid)
         process.send_signal(signal.SIGINT)
-        time.sleep(1)
+        time.sleep(0.5)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         assert process.wait(seconds(1.5)) == 130
