@@ -4,7 +4,7 @@ Training and serving share this one path, so that a model is served the same pix
 
 In: a picture's bytes, which may be hostile, and a size. Out: uint8 [height, width, 3], or an ImageError.
 
-api → limits (cap what a file holds beside its pixels) → decode (formats, sizes, orientation, colour)
-    → jpeg (the fast path for JPEG) → resize
+api → decode (formats, sizes, orientation, colour) → limits (cap what a file holds beside its pixels), jpeg (the fast
+path for JPEG), resize.
 AVIF and HEIC: api → sandbox → sandbox_child (a separate process) → decode.
 """

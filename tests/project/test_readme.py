@@ -49,6 +49,11 @@ def test_every_path_and_function_that_the_architecture_names_is_there() -> None:
     assert len(functions) > 15
     for path, function in functions:
         assert f"def {function}(" in (ROOT / path).read_text(), f"{path} {function}()"
+    code = "".join(path.read_text() for path in [*ROOT.glob("*.py"), *ROOT.glob("loupe/**/*.py")])
+    for name in re.findall(r"`(\w+)\(\)`", text):
+        assert f"def {name}(" in code, name
+    for name in re.findall(r"`(_?[A-Z][A-Z_]{3,})`", text):
+        assert re.search(rf"\b{name}\b", code), name
 
 
 def test_the_map_of_the_tests_names_every_file() -> None:

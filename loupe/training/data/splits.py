@@ -25,7 +25,7 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 @dataclass(frozen=True)
 class Splits:
     train: Indices
-    validation: Indices
+    validation: Indices  # the selection half, which chooses the epoch
     calibration: Indices
     test: Indices
 
@@ -44,7 +44,7 @@ def split(
     # Given splits, without copies that would be on two sides.
     train = trainable(given_rows, classes, sha256s)
     test_sha256s = {sha256s[row] for row in given_rows["test"]}
-    heldout = {
+    reserved = {
         "validation": np.array(
             [row for row in given_rows["validation"] if sha256s[row] not in test_sha256s], dtype=np.int64
         ),
@@ -56,12 +56,12 @@ def split(
     for name, share in (("test", test_share), ("validation", validation_share)):
         if not len(given_rows[name]) and share:
             wanted_counts = np.where(sizes > 3, np.maximum(1, np.round(share * sizes)), 0).astype(np.int64)
-            heldout[name] = _take_from_each_class(
+            reserved[name] = _take_from_each_class(
                 train, wanted_counts, classes, groups, np.random.default_rng((seed, len(name)))
             )
-            train = np.setdiff1d(train, heldout[name])
+            train = np.setdiff1d(train, reserved[name])
     # Half of the validation pictures calibrate, evenly over the classes.
-    validation = heldout["validation"]
+    validation = reserved["validation"]
     validation_counts = np.bincount(classes[validation], minlength=len(sizes))
     wanted_calibration = validation_counts // 2
     rounded_up = np.random.default_rng((seed, len("odd ones"))).permutation(np.flatnonzero(validation_counts % 2))
@@ -69,7 +69,8 @@ def split(
     calibration = _take_from_each_class(
         validation, wanted_calibration, classes, groups, np.random.default_rng((seed, len("calibration")))
     )
-    return Splits(train, np.setdiff1d(validation, calibration), calibration, heldout["test"])
+    selection = np.setdiff1d(validation, calibration)
+    return Splits(train, selection, calibration, reserved["test"])
 
 
 def group(count: int, pairs: Sequence[tuple[int, int]]) -> Indices:
@@ -92,8 +93,8 @@ def trainable(given_rows: dict[str, Indices], classes: Indices, sha256s: Sequenc
 def _take_from_each_class(
     rows: Indices, wanted_counts: Indices, classes: Indices, groups: Indices, rng: np.random.Generator
 ) -> Indices:
-    """Choose `wanted_counts` rows of each class, in whole groups. Groups of several classes are left in training: they
-    are not fit to measure."""
+    """Choose `wanted_counts` rows of each class, in whole groups. Groups of several classes are not fit to measure, and
+    stay where they are."""
     # Groups that must stay in training.
     mixed = {
         number for number, found_classes in _classes_by_group(rows, classes, groups).items() if len(found_classes) > 1

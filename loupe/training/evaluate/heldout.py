@@ -1,4 +1,4 @@
-"""Write which pictures a run held out and which it learnt from: its export is checked and calibrated on them.
+"""Write which pictures a run held out and which it learnt from: its export is checked and quantised on them.
 
     write(run.staging / "pictures.json", data, result.heldout)
 
