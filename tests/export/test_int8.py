@@ -97,8 +97,8 @@ def written(folder: Path, model: keras.Model, card: Card = CARD) -> Path:
 
 def hasten(patch: pytest.MonkeyPatch) -> None:
     """Numbers as good as they need be here."""
-    patch.setattr(int8, "SECONDS", 0.1)
-    patch.setattr(int8, "MOST", 100)
+    patch.setattr(int8, "TIMING_SECONDS", 0.1)
+    patch.setattr(int8, "MAX_QUANTISATION", 100)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = written(home / "1", model)
     with pytest.MonkeyPatch.context() as patch:
         hasten(patch)
-        patch.setattr(int8, "SLOWER", 0.0)  # smaller it is in any case; how fast depends on what else runs here
+        patch.setattr(int8, "LEAST_SPEED", 0.0)  # smaller it is in any case; how fast depends on what else runs here
         return Made(model, folder, add(folder, CARD, TRAINING, VALIDATION, TRUTH.tolist()))
 
 
@@ -235,7 +235,7 @@ from loupe.cli import run_script
 folder, pixels = Path({str(folder)!r}), np.random.default_rng(1).integers(0, 256, (300, {SIDE}, {SIDE}, 3), np.uint8)
 card = Card.read(folder / "assets.extra" / "card.json")
 int8._import_tools()
-int8.SECONDS = 0.1
+int8.TIMING_SECONDS = 0.1
 print("go", flush=True)
 run_script(lambda: print(int8.add(folder, card, pixels, pixels, None)))
 """
