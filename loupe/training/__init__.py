@@ -1,11 +1,13 @@
-"""Training: from a folder of pictures to a run that can be published. The wing that needs TensorFlow.
+"""Training: from a folder of pictures to a run that can be published. Needs TensorFlow, as loupe.export does.
 
 In: a folder or a CSV of pictures, and settings. Out: runs/<name>/, with the model, its card, metrics and report.
 
-settings ← recipes (the settings for a known problem) → data/ (read, check, split) → pipeline → network/ (the backbone),
-fit/ (cached features, head, fine-tuning), tune/ (--tune), evaluate/ (calibrate, measure) → artifacts → report/.
+settings (flags and their defaults; recipes has those of known problems) → data/ (read, check, split)
+→ pipeline (the order of what follows): network/ (the backbone), fit/ (cached features, head, fine-tuning),
+    tune/ (--tune), evaluate/ (calibrate, measure)
+→ artifacts (the files of a run) → report/.
 run is the folder of a run, complete or absent; progress the bar on the terminal.
 
-Random draws of an epoch depend on the seed and the epoch alone, and all state goes into one file that is renamed into
-place. That is why a killed run ends as the undisturbed one. Keep both when you add a callback.
+A killed run ends as the undisturbed one. So a new callback draws its random numbers from the seed and the epoch alone,
+and keeps its state in the stage's one file, which is renamed into place (fit/stage).
 """

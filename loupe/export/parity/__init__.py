@@ -7,5 +7,5 @@ gate (the stages in order, and the table) → training_notes (what training wrot
     engines (TensorFlow's session and OpenVINO, in this process), service (serve.py, over HTTP)
     → tolerance (how far answers may differ)
 
-A new way to break a model needs a planted fault in tests/export/test_parity.py that the gate catches.
+If you find a fault that the gate misses, plant it in tests/export/test_parity.py and make the gate catch it.
 """

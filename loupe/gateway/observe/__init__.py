@@ -2,5 +2,6 @@
 
 In: the request, its stages and its predictions. Out: logs, /metrics, traces.
 
-record (the entry of the current request) → recorder (begins and ends entries) → logs, metrics → drift, tracing.
+recorder begins and ends the entry (record) of each request, and gives it to logs, metrics and tracing. metrics counts
+the labels of the last predictions with drift.
 """

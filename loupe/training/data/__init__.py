@@ -6,6 +6,6 @@ layout (which files there are; names says which count, csv_layout and csv_table 
 once) → duplicates → splits → doctor (what is wrong with them). label_errors needs features, so it comes after training.
 download and unpack serve data/fetch.py, which fetches the recipes' data sets.
 
-Training pictures train, validation pictures choose the state, calibration pictures calibrate, test pictures measure; no
-picture does two of these.
+No picture has two of these roles: training, selection (chooses the epoch and the settings; `validation` in code),
+calibration, test (measures). Only where there are no test pictures, the selection pictures measure as well.
 """
