@@ -30,10 +30,13 @@ up:
 	@$(SET_UP) packages modelserver $(if $(OTEL_EXPORTER_OTLP_ENDPOINT),tracing)
 	@exec $(RUN) serve.py $(if $(PORT),--port "$(PORT)") $(if $(MODEL_NAME),--model-name "$(MODEL_NAME)")
 
+# Test files side by side: one more than there are processors, since most of them wait for something.
+BESIDE = $$(($$(getconf _NPROCESSORS_ONLN) + 1))
+
 test:
 	@$(SET_UP) packages modelserver training export dev-packages
 	@failed=; \
-	$(RUN) -m pytest -m "not slow and not containers and not timing" --numprocesses=logical --maxprocesses=4 --dist=loadfile \
+	$(RUN) -m pytest -m "not slow and not containers and not timing" --numprocesses=$(BESIDE) --maxprocesses=4 --dist=loadfile \
 		|| { [ $$? != 2 ] || exit 130; failed="those side by side"; }; \
 	$(RUN) -m pytest -m "timing and not slow and not containers" $$(grep -rl --include="test_*.py" mark.timing tests) \
 		|| failed="$${failed:+$$failed, and }those of timing"; \

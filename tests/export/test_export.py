@@ -127,7 +127,8 @@ def test_at_full_size_every_network_passes_the_gate_with_a_heat_map_of_its_last_
     assert np.ptp(session["probabilities"], axis=0).min() > 0.05
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)])
+@pytest.mark.slow  # what folds it is tested in test_simplify.py
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_what_was_trained_in_half_precision_is_exported_in_float32(tmp_path: Path, policy: str) -> None:
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)

@@ -50,6 +50,7 @@ def test_logits_are_float32_under_mixed_precision(name: str) -> None:
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 def test_fused_norms_train_as_keras_does(precision: str) -> None:
     """A step gives the same loss, the same averages, and a gradient that goes the same way."""
+    keras.utils.set_random_seed(0)
     pixels, classes = _stripes_and_rings(np.random.default_rng(0), 16)
     keras.mixed_precision.set_global_policy(precision)
     try:
@@ -64,7 +65,7 @@ def test_fused_norms_train_as_keras_does(precision: str) -> None:
         model.compile(keras.optimizers.SGD(0.1), loss, jit_compile=False)
         losses.append([model.train_on_batch(pixels, classes) for _ in range(3)])
     near = 0.001 if precision == "float32" else 0.05
-    np.testing.assert_allclose(losses[1], losses[0], rtol=near)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=near, atol=near / 10)
     for expected, actual in zip(plain.get_weights(), fused.get_weights(), strict=True):
         np.testing.assert_allclose(actual, expected, atol=0.02 * max(1, np.abs(expected).max()))
 

@@ -311,7 +311,7 @@ def the_same(run: Path, other: Path) -> None:
         np.testing.assert_allclose(mine, theirs, atol=1e-6)
 
 
-def test_what_was_stopped_by_ctrl_c_and_then_killed_goes_on_as_if_nothing_had_happened(
+def test_what_was_stopped_by_ctrl_c_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, photos: Path, undisturbed: Path
 ) -> None:
     runs = tmp_path / "runs"
@@ -325,20 +325,25 @@ def test_what_was_stopped_by_ctrl_c_and_then_killed_goes_on_as_if_nothing_had_ha
     assert 3 <= len(history(kept)) < EPOCHS
     assert Card.read(kept / "card.json").labels == ("blue", "red")
     assert not (runs / "mine").exists()
+    changed = train(photos, "--runs", runs, "--name", "mine", "--no-publish", "--resume", *LONG, "--lr", "2e-3")
+    assert "lr 0.001" in refused(changed) and "now it is 0.002" in refused(changed)
+    the_same(trained(tmp_path, photos, "--resume", *LONG), undisturbed)
+    assert {entry.name for entry in runs.iterdir()} == {"mine", "mine-interrupted"}
 
-    process = started(tmp_path, photos, "--resume", *LONG)
+
+@pytest.mark.slow
+def test_what_was_killed_goes_on_as_if_nothing_had_happened(tmp_path: Path, photos: Path, undisturbed: Path) -> None:
+    runs = tmp_path / "runs"
+    process = started(tmp_path, photos, *LONG)
     until(process, f" {EPOCHS - 1}/{EPOCHS}")
     process.kill()
     process.wait()
     assert "--resume goes on" in refused(train(photos, "--runs", runs, "--name", "mine", "--no-publish", *LONG))
-    changed = train(photos, "--runs", runs, "--name", "mine", "--no-publish", "--resume", *LONG, "--lr", "2e-3")
-    assert "lr 0.001" in refused(changed) and "now it is 0.002" in refused(changed)
     (photos / "red" / "000.png").rename(tmp_path / "away.png")
     fewer = train(photos, "--runs", runs, "--name", "mine", "--no-publish", "--resume", *LONG)
     (tmp_path / "away.png").rename(photos / "red" / "000.png")
     assert "pictures are not those" in refused(fewer)
     the_same(trained(tmp_path, photos, "--resume", *LONG), undisturbed)
-    assert {entry.name for entry in runs.iterdir()} == {"mine", "mine-interrupted"}
 
 
 @pytest.mark.slow
