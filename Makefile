@@ -36,7 +36,7 @@ BESIDE = $$(($$(getconf _NPROCESSORS_ONLN) + 1))
 test:
 	@$(SET_UP) packages modelserver training export dev-packages
 	@failed=; \
-	$(RUN) -m pytest -m "not slow and not containers and not timing" --numprocesses=$(BESIDE) --maxprocesses=4 --dist=loadfile \
+	$(RUN) -m pytest -m "not slow and not containers and not timing" --numprocesses=$(BESIDE) --maxprocesses=4 --dist=loadfile --no-loadscope-reorder \
 		|| { [ $$? != 2 ] || exit 130; failed="those side by side"; }; \
 	$(RUN) -m pytest -m "timing and not slow and not containers" $$(grep -rl --include="test_*.py" mark.timing tests) \
 		|| failed="$${failed:+$$failed, and }those of timing"; \

@@ -20,6 +20,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what 
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 
+LONG = ("training", "export", "modelserver")  # folders whose files take longest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first: begun last, one of them would keep a single process busy while the others have nothing left."""
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
+
+
 @pytest.fixture(scope="session")
 def sample_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with the committed sample model alone, whatever else was trained beside it."""

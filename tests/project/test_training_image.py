@@ -31,6 +31,7 @@ def test_pipenv_is_the_same_in_the_training_image_as_in_the_makefile() -> None:
     assert f"pipenv=={pinned[1]} " in DOCKERFILE.read_text()
 
 
+@pytest.mark.slow  # those of containers build the image itself
 def test_the_training_image_gets_every_module_that_training_imports(tmp_path: Path) -> None:
     """Copy what the dockerfile copies, and import it there."""
     sent = (ROOT / ".dockerignore").read_text().splitlines()
