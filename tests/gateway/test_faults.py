@@ -1,7 +1,7 @@
 """The faults of a service's life, each caused for real while callers ask: what they see, counted.
 
 Run with -s for the counts. Not here: a disk that is full while a model is published (test_publish.py), and
-how much is tried again (test_gateway_retries.py).
+how much is tried again (test_retries.py).
 """
 
 from __future__ import annotations

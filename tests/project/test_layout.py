@@ -87,6 +87,7 @@ def names_in(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}:{node.lineno}: import by the whole name"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
@@ -210,10 +211,11 @@ def test_every_folder_has_a_map_that_names_its_files() -> None:
         assert "In:" in chart and "Out:" in chart, init
 
 
-def test_no_module_imports_a_script() -> None:
-    scripts = {path.stem for path in ROOT.glob("*.py")} - {"proto"}
+def test_no_module_imports_a_script_and_proto_nothing_of_ours() -> None:
+    outside = {path.stem for path in ROOT.glob("*.py")} | {"benchmarks", "data", "tests", "tools"}
     for path in (ROOT / "loupe").rglob("*.py"):
-        assert not {name.split(".")[0] for name in names_in(path)} & scripts, path
+        assert not {name.split(".")[0] for name in names_in(path)} & (outside - {"proto"}), path
+    assert not {name.split(".")[0] for name in names_in(ROOT / "proto.py")} & (outside | {"loupe"})
 
 
 def test_only_the_gateway_knows_flask() -> None:

@@ -46,7 +46,7 @@ def test_the_training_image_gets_every_module_that_training_imports(tmp_path: Pa
     for wing in ("training", "export"):
         assert (tmp_path / "loupe" / wing).is_dir()
     modules = [
-        ".".join(path.relative_to(tmp_path).with_suffix("").parts) for path in sorted(tmp_path.glob("loupe/*/*.py"))
+        ".".join(path.relative_to(tmp_path).with_suffix("").parts) for path in sorted(tmp_path.glob("loupe/**/*.py"))
     ]
     code = f"import train, convert, data.tires, data.fetch, {', '.join(modules)}"
     command = [sys.executable, "-c", code.replace(".__init__", "")]
