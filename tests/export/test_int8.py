@@ -176,6 +176,7 @@ def test_a_network_that_quantisation_breaks_is_refused_and_leaves_nothing(
     assert not (folder / FOLDER).exists()
 
 
+@pytest.mark.slow
 def test_one_for_a_bfloat16_model_is_made_from_float32_and_without_labels_its_own_answers_count(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

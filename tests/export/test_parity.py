@@ -149,6 +149,7 @@ def test_an_export_that_is_what_was_trained_passes_every_stage_whatever_the_envi
     assert not running(tmp_path), "the service has ended"
 
 
+@pytest.mark.slow
 def test_a_model_without_heat_map_is_compared_without(tmp_path: Path, source: Source) -> None:
     card = replace(source.card, heatmap=False, unfamiliar_below=None)
     black = replace(source, card=card, model=None, familiarity=None)

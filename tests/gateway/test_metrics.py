@@ -88,24 +88,31 @@ def post(here: Gateway, _: int = 0) -> int:
     return here.post("/predict", PICTURE, "image/jpeg").status
 
 
+def answering(here: Gateway) -> set[str]:
+    """Return the processes that have logged a request."""
+    return set(re.findall(r'"process": (\d+), "trace_id"', here.log.read_text()))
+
+
 def test_what_two_workers_counted_sums_to_what_was_sent_whichever_is_asked(here: Gateway, port: int) -> None:
     # Requests of many kinds, answered by both workers.
+    sent = 0
     with ThreadPoolExecutor(4) as pool:
-        assert set(pool.map(lambda n: post(here, n), range(60))) == {200}
+        while sent < 60 or (answering(here) != {str(worker) for worker in here.workers()} and sent < 6000):
+            assert set(pool.map(lambda n: post(here, n), range(60))) == {200}
+            sent += 60  # on a busy machine one worker may take all of the first
     assert here.post_files("/predict", PICTURE, PICTURE, PICTURE).status == 200
     assert [here.post("/predict", b"no picture", "image/jpeg").status for _ in range(5)] == [422] * 5
     assert [here.get("/predict").status for _ in range(4)] == [405] * 4
     paths = ['/a"b', "/x%0Ay", "/%C3%BCnbekannt", "/metrics", "/samples/none.jpg"]
     assert [here.get(path).status for path in paths] == [404] * 5
-    answered = set(re.findall(r'"process": (\d+), "trace_id"', here.log.read_text()))
-    assert answered == {str(worker) for worker in here.workers()}
+    assert answering(here) == {str(worker) for worker in here.workers()}
     # Each scrape goes to either worker, and shows the same sums.
     for _ in range(8):
         metrics = scrape(port)
         requests = {name: value for name, value in metrics.items() if name.startswith("loupe_requests_total")}
         requests.pop('loupe_requests_total{endpoint="/healthz",status="200"}')
         assert requests == {
-            'loupe_requests_total{endpoint="/predict",status="200"}': 61,
+            'loupe_requests_total{endpoint="/predict",status="200"}': sent + 1,
             'loupe_requests_total{endpoint="/predict",status="422"}': 5,
             'loupe_requests_total{endpoint="/predict",status="405"}': 4,
             'loupe_requests_total{endpoint="other",status="404"}': 4,
@@ -116,13 +123,13 @@ def test_what_two_workers_counted_sums_to_what_was_sent_whichever_is_asked(here:
             'loupe_errors_total{code="method_not_allowed"}': 4,
             'loupe_errors_total{code="not_found"}': 5,
         }
-        assert metrics["loupe_pictures_total"] == 68
-        assert metrics['loupe_predictions_total{label="cracked",version="1"}'] == 63
-        assert metrics['loupe_uncertain_total{reason="below_threshold"}'] == 63
-        assert metrics["loupe_confidence_ratio_count"] == metrics['loupe_confidence_ratio_bucket{le="0.4"}'] == 63
+        assert metrics["loupe_pictures_total"] == sent + 8
+        assert metrics['loupe_predictions_total{label="cracked",version="1"}'] == sent + 3
+        assert metrics['loupe_uncertain_total{reason="below_threshold"}'] == sent + 3
+        assert metrics["loupe_confidence_ratio_count"] == metrics['loupe_confidence_ratio_bucket{le="0.4"}'] == sent + 3
         assert metrics['loupe_confidence_ratio_bucket{le="0.3"}'] == 0
-        assert metrics['loupe_stage_duration_seconds_count{stage="model"}'] == 61
-        assert metrics['loupe_stage_duration_seconds_count{stage="whole"}'] == 70
+        assert metrics['loupe_stage_duration_seconds_count{stage="model"}'] == sent + 1
+        assert metrics['loupe_stage_duration_seconds_count{stage="whole"}'] == sent + 10
         assert metrics["loupe_model_version"] == 1
         assert (metrics["loupe_requests_in_flight"], metrics["loupe_requests_in_flight_limit"]) == (0, 8)
 

@@ -67,6 +67,7 @@ def test_the_pixels_are_those_of_the_frozen_table(name: str) -> None:
         assert np.abs(np.subtract(now, frozen)).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not resize.WITH_VECTORS, reason="only Pillow is here to resize")
 def test_where_pillow_resizes_a_sample_is_at_most_one_level_off(monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = [make() for make in AWKWARD.values()] + list(photographs().values())[:4]

@@ -340,6 +340,7 @@ def test_an_openvino_server_holds_no_tensorflow_and_writes_nothing_at_home(
     assert done.stdout.strip() == "None", done.stderr
 
 
+@pytest.mark.slow
 def test_auto_takes_tensorflow_for_what_openvino_cannot_load(tmp_path: Path) -> None:
     models.write_text_length(tmp_path / "text" / "1")
     with model_server(tmp_path, "text", engine="auto") as server:

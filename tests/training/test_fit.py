@@ -112,6 +112,7 @@ def test_the_model_ends_with_the_weights_of_its_smallest_validation_loss(tmp_pat
     assert loss_of(model) == pytest.approx(min(losses), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_what_is_measured_and_kept(tmp_path: Path) -> None:
     model, outcome = train(tmp_path / "s.npz", ema=0.8)
     assert loss_of(model) == pytest.approx(outcome.best_loss, abs=1e-5)

@@ -51,6 +51,7 @@ def sides(folder: Path) -> list[tuple[int, int]]:
     return sizes
 
 
+@pytest.mark.slow
 def test_two_drawings_with_one_seed_are_the_same_bytes(tmp_path: Path, few: Path) -> None:
     draw(tmp_path / "two", splits=FEW)
     assert pictures(few) == pictures(tmp_path / "two")

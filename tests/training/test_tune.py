@@ -73,6 +73,7 @@ def test_one_seed_makes_the_same_trials_and_another_seed_others(tmp_path: Path) 
     assert timeless(first.trials) != timeless(other.trials)
 
 
+@pytest.mark.slow
 def test_wherever_the_journal_ends_the_search_goes_on_to_the_same_trials(
     undisturbed: tuple[Best, bytes], tmp_path: Path
 ) -> None:
