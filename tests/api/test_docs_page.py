@@ -11,14 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from loupe.gateway.access.keys import digest_of
 from tests.support.gateways import Gateway, gateway
 from tests.support.servers import ROOT, ModelServer, model_server
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed; Debian: apt install chromium")
 
 KEY = "loupe_page"
 SAMPLE = ROOT / "data" / "samples" / "cracked-1.jpg"
@@ -44,18 +41,9 @@ def locked(server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield running
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=flags)
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
-def docs(here: Gateway, browser: Browser) -> Iterator[Page]:
-    context = browser.new_context(java_script_enabled=False, viewport={"width": 980, "height": 760})
+def docs(here: Gateway, chromium: Browser) -> Iterator[Page]:
+    context = chromium.new_context(java_script_enabled=False, viewport={"width": 980, "height": 760})
     page = context.new_page()
     said: list[str] = []
     asked: list[str] = []
@@ -153,9 +141,9 @@ def test_every_line_of_its_list_of_addresses_looks_like_a_link(docs: Page) -> No
 
 
 def test_the_page_asks_for_a_key_where_one_is_wanted_and_keeps_it_for_this_tab(
-    locked: Gateway, browser: Browser
+    locked: Gateway, chromium: Browser
 ) -> None:
-    page = browser.new_page()
+    page = chromium.new_page()
     page.goto(f"http://127.0.0.1:{locked.port}")
     expect(page.locator("#key-form")).to_be_hidden()
     page.set_input_files("#file", SAMPLE)
@@ -175,7 +163,7 @@ def test_the_page_asks_for_a_key_where_one_is_wanted_and_keeps_it_for_this_tab(
     page.reload()
     page.set_input_files("#file", SAMPLE)
     expect(page.locator("#label")).to_have_text("cracked")
-    other = browser.new_context().new_page()
+    other = chromium.new_context().new_page()
     other.goto(f"http://127.0.0.1:{locked.port}")
     other.set_input_files("#file", SAMPLE)
     expect(other.locator("#key-form")).to_be_visible()

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from tests.support.gateways import Gateway, gateway
 from tests.support.servers import ROOT, model_server
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed; Debian: apt install chromium")
 
 SAMPLES = ROOT / "data" / "samples"
 
@@ -24,19 +20,10 @@ def here(sample_models: Path) -> Iterator[Gateway]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=flags)
-        yield launched
-        launched.close()
-
-
 @pytest.fixture
-def page(here: Gateway, browser: Browser) -> Iterator[Page]:
+def page(here: Gateway, chromium: Browser) -> Iterator[Page]:
     """The page is opened, and at the end nothing was asked of anybody else and nothing was written to the console."""
-    context = browser.new_context(viewport={"width": 980, "height": 760})
+    context = chromium.new_context(viewport={"width": 980, "height": 760})
     opened = context.new_page()
     said: list[str] = []
     asked: list[str] = []

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 
 import pytest
 
 from tests.support.gateways import Gateway
-from tests.support.hostile import PICTURE, answered, check_problem, in_time, refused, unharmed
+from tests.support.hostile import PICTURE, answered, check_problem, in_time, refused
 
 B64 = base64.b64encode(PICTURE).decode()
 URL = "http://example.org/x.jpg"
-
-
-@pytest.fixture
-def here(fortress: Gateway) -> Iterator[Gateway]:
-    with unharmed(fortress):
-        yield fortress
 
 
 # ------------------------------------------------------------------------------------------------------------ JSON

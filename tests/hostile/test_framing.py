@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -21,16 +20,8 @@ from tests.support.hostile import (
     raw,
     refused,
     sized,
-    unharmed,
 )
 from tests.support.pace import seconds
-
-
-@pytest.fixture
-def here(fortress: Gateway) -> Iterator[Gateway]:
-    with unharmed(fortress):
-        yield fortress
-
 
 NO_HTTP = {
     "two lengths": post(b"Content-Length: 5\r\nContent-Length: 6\r\n", b"hello" + SMUGGLED),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import threading
 import zlib
-from collections.abc import Iterator
 
 import pytest
 
@@ -21,15 +20,7 @@ from tests.support.hostile import (
     raw,
     refused,
     sized,
-    unharmed,
 )
-
-
-@pytest.fixture
-def here(fortress: Gateway) -> Iterator[Gateway]:
-    with unharmed(fortress):
-        yield fortress
-
 
 # ------------------------------------------------------------------------------------------- addresses and methods
 

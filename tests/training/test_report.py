@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
 from loupe.training.data.dataset import Dataset, Source, read
 from loupe.training.data.doctor import examine
@@ -38,7 +37,6 @@ from loupe.training.report.text import (
 )
 from tests.support.pictures import picture
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = (
     "<script>document.title='taken'<",  # a folder's name has no slash
     '"><img src=x onerror=alert(1)>',
@@ -424,17 +422,6 @@ class Opened:
     page: Any
     said: list[str]
     asked: list[str]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed; Debian: apt install chromium")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=flags)
-        yield browser
-        browser.close()
 
 
 def opened(chromium: Browser, folder: Path, width: int, **how: Any) -> Opened:
