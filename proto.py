@@ -5,15 +5,15 @@
     answer = proto.call(channel, proto.PREDICT)(request, timeout=5)
     proto.to_array(answer.outputs["probabilities"])
 
-SCHEMA below lists everything that Loupe sends and reads: field numbers, names, types. The message classes are made from
-it in a descriptor pool of their own, so they can live in one process beside TensorFlow's and tensorflow-serving-api's.
-Fields not listed are kept when a message is read and written again, never interpreted. Not covered: sparse, complex,
+SCHEMA below lists everything that Loupe sends and reads, under the official names: field numbers, names, types. The
+message classes are made from it in a descriptor pool of their own, so they can live in one process beside TensorFlow's
+and tensorflow-serving-api's. Fields not listed are kept when a message is read and written again, never interpreted. Not covered: sparse, complex,
 quantised and resource tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -21,36 +21,101 @@ from typing import Any
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
-# number, name, type; `*` is repeated, `map` is a map from string. Enumerations travel as int32.
+# A line with a package's name, then its messages: name, and of each field number, name, type. `*` is repeated, `map` is a
+# map from string. Enumerations travel as int32; fields of a oneof stand like others.
 SCHEMA = """
+google.protobuf:
 Int64Value                  1 value int64
+StringValue                 1 value string
 Any                         1 type_url string; 2 value bytes
-TensorDim                   1 size int64; 2 name string
-TensorShape                 2 dim *TensorDim; 3 unknown_rank bool
-Tensor                      1 dtype int32; 2 tensor_shape TensorShape; 4 tensor_content bytes; 5 float_val *float;
+
+tensorflow:
+TensorShapeProto            2 dim *TensorShapeProto.Dim; 3 unknown_rank bool
+TensorShapeProto.Dim        1 size int64; 2 name string
+TensorProto                 1 dtype int32; 2 tensor_shape TensorShapeProto; 4 tensor_content bytes; 5 float_val *float;
                             6 double_val *double; 7 int_val *int32; 8 string_val *bytes; 10 int64_val *int64;
                             11 bool_val *bool; 13 half_val *int32; 16 uint32_val *uint32; 17 uint64_val *uint64
-TensorInfo                  1 name string; 2 dtype int32; 3 tensor_shape TensorShape
-Signature                   1 inputs map TensorInfo; 2 outputs map TensorInfo; 3 method_name string
-SignatureMap                1 signature_def map Signature
-MetaInfo                    4 tags *string
-Node                        1 name string; 2 op string; 3 input *string
-AttrValue                   8 tensor Tensor
-Constant                    5 attr map AttrValue
-Graph                       1 node *Node
-MetaGraph                   1 meta_info_def MetaInfo; 2 graph_def Graph; 5 signature_def map Signature
-SavedModel                  1 saved_model_schema_version int64; 2 meta_graphs *MetaGraph
+TensorInfo                  1 name string; 2 dtype int32; 3 tensor_shape TensorShapeProto
+SignatureDef                1 inputs map TensorInfo; 2 outputs map TensorInfo; 3 method_name string
+MetaGraphDef                1 meta_info_def MetaGraphDef.MetaInfoDef; 2 graph_def GraphDef;
+                            5 signature_def map SignatureDef
+MetaGraphDef.MetaInfoDef    4 tags *string
+GraphDef                    1 node *NodeDef
+NodeDef                     1 name string; 2 op string; 3 input *string
+NodeWithAttributes          5 attr map AttrValue
+AttrValue                   8 tensor TensorProto
+SavedModel                  1 saved_model_schema_version int64; 2 meta_graphs *MetaGraphDef
+Example                     1 features Features
+Features                    1 feature map Feature
+Feature                     1 bytes_list BytesList; 2 float_list FloatList; 3 int64_list Int64List
+BytesList                   1 value *bytes
+FloatList                   1 value *float
+Int64List                   1 value *int64
+
+tensorflow.serving:
 ModelSpec                   1 name string; 2 version Int64Value; 3 signature_name string; 4 version_label string
-PredictRequest              1 model_spec ModelSpec; 2 inputs map Tensor; 3 output_filter *string
-PredictResponse             1 outputs map Tensor; 2 model_spec ModelSpec
-PredictLog                  1 request PredictRequest
-PredictionLog               6 predict_log PredictLog
+PredictRequest              1 model_spec ModelSpec; 2 inputs map TensorProto; 3 output_filter *string
+PredictResponse             1 outputs map TensorProto; 2 model_spec ModelSpec
+Input                       1 example_list ExampleList; 2 example_list_with_context ExampleListWithContext
+ExampleList                 1 examples *Example
+ExampleListWithContext      1 examples *Example; 2 context Example
+ClassificationRequest       1 model_spec ModelSpec; 2 input Input
+ClassificationResponse      1 result ClassificationResult; 2 model_spec ModelSpec
+ClassificationResult        1 classifications *Classifications
+Classifications             1 classes *Class
+Class                       1 label string; 2 score float
+RegressionRequest           1 model_spec ModelSpec; 2 input Input
+RegressionResponse          1 result RegressionResult; 2 model_spec ModelSpec
+RegressionResult            1 regressions *Regression
+Regression                  1 value float
+MultiInferenceRequest       1 tasks *InferenceTask; 2 input Input
+MultiInferenceResponse      1 results *InferenceResult
+InferenceTask               1 model_spec ModelSpec; 2 method_name string
+InferenceResult             1 model_spec ModelSpec; 2 classification_result ClassificationResult;
+                            3 regression_result RegressionResult
+PredictionLog               2 classify_log ClassifyLog; 3 regress_log RegressLog; 6 predict_log PredictLog;
+                            4 multi_inference_log MultiInferenceLog
+ClassifyLog                 1 request ClassificationRequest; 2 response ClassificationResponse
+RegressLog                  1 request RegressionRequest; 2 response RegressionResponse
+PredictLog                  1 request PredictRequest; 2 response PredictResponse
+MultiInferenceLog           1 request MultiInferenceRequest; 2 response MultiInferenceResponse
+SignatureDefMap             1 signature_def map SignatureDef
 GetModelMetadataRequest     1 model_spec ModelSpec; 2 metadata_field *string
 GetModelMetadataResponse    1 model_spec ModelSpec; 2 metadata map Any
 GetModelStatusRequest       1 model_spec ModelSpec
-Status                      1 error_code int32; 2 error_message string
-ModelVersionStatus          1 version int64; 2 state int32; 3 status Status
 GetModelStatusResponse      1 model_version_status *ModelVersionStatus
+ModelVersionStatus          1 version int64; 2 state int32; 3 status StatusProto
+StatusProto                 1 error_code int32; 2 error_message string
+ReloadConfigRequest         1 config ModelServerConfig
+ReloadConfigResponse        1 status StatusProto
+ModelServerConfig           1 model_config_list ModelConfigList; 2 custom_model_config Any
+ModelConfigList             1 config *ModelConfig
+ModelConfig                 1 name string; 2 base_path string; 3 model_type int32; 4 model_platform string;
+                            7 model_version_policy FileSystemStoragePathSourceConfig.ServableVersionPolicy;
+                            8 version_labels map int64
+FileSystemStoragePathSourceConfig
+FileSystemStoragePathSourceConfig.ServableVersionPolicy
+                            100 latest FileSystemStoragePathSourceConfig.ServableVersionPolicy.Latest;
+                            101 all FileSystemStoragePathSourceConfig.ServableVersionPolicy.All;
+                            102 specific FileSystemStoragePathSourceConfig.ServableVersionPolicy.Specific
+FileSystemStoragePathSourceConfig.ServableVersionPolicy.Latest      1 num_versions uint32
+FileSystemStoragePathSourceConfig.ServableVersionPolicy.All
+FileSystemStoragePathSourceConfig.ServableVersionPolicy.Specific    1 versions *int64
+BatchingParameters          1 max_batch_size Int64Value; 2 batch_timeout_micros Int64Value;
+                            3 max_enqueued_batches Int64Value; 4 num_batch_threads Int64Value;
+                            5 thread_pool_name StringValue; 6 allowed_batch_sizes *int64;
+                            7 pad_variable_length_inputs bool
+MonitoringConfig            1 prometheus_config PrometheusConfig
+PrometheusConfig            1 enable bool; 2 path string
+"""
+SERVICES = """
+tensorflow.serving:
+PredictionService   Predict PredictRequest PredictResponse; Classify ClassificationRequest ClassificationResponse;
+                    Regress RegressionRequest RegressionResponse;
+                    MultiInference MultiInferenceRequest MultiInferenceResponse;
+                    GetModelMetadata GetModelMetadataRequest GetModelMetadataResponse
+ModelService        GetModelStatus GetModelStatusRequest GetModelStatusResponse;
+                    HandleReloadConfigRequest ReloadConfigRequest ReloadConfigResponse
 """
 
 PREDICT_SIGNATURE = "serving_default"
@@ -66,53 +131,104 @@ STATES = {START: "START", LOADING: "LOADING", AVAILABLE: "AVAILABLE", UNLOADING:
 # ---------------------------------------------------------------------------------------------- message classes
 
 
-def _build(schema: str) -> dict[str, Any]:
-    file = descriptor_pb2.FileDescriptorProto(name="loupe_wire.proto", package="loupe.wire", syntax="proto3")
-    lines = schema.strip().replace(";\n", ";").splitlines()
-    for line in lines:
-        name, fields = line.split(maxsplit=1)
-        descriptor = file.message_type.add(name=name)
-        for field in fields.split(";"):
-            _add_field(descriptor, field.split())
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    descriptors = (pool.FindMessageTypeByName(f"loupe.wire.{line.split()[0]}") for line in lines)
-    return {descriptor.name: message_factory.GetMessageClass(descriptor) for descriptor in descriptors}
+POOL = descriptor_pool.DescriptorPool()  # of our own, so that the official messages may live in the same process
 
 
-def _add_field(owner: Any, words: list[str]) -> None:
+def _lines(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield each entry's full name, its package in front, and the words of each of its fields."""
+    package = ""
+    entries: list[str] = []
+    for line in text.strip().splitlines():
+        if line.startswith(" "):
+            entries[-1] += line
+        elif line:
+            entries.append(line)
+    for entry in entries:
+        if entry.endswith(":"):
+            package = entry[:-1]
+            continue
+        name, _, fields = entry.partition(" ")
+        yield f"{package}:{name}", [field.split() for field in fields.split(";") if field.strip()]
+
+
+def _build() -> dict[str, Any]:
+    """Put one file for each package into the pool. Return the message classes by name, without the package."""
+    # Where each name lies.
+    entries = [(*full_name.split(":"), fields) for full_name, fields in _lines(SCHEMA)]
+    full_names = {name: f".{package}.{name}" for package, name, _ in entries}
+    files: dict[str, Any] = {}
+    messages: dict[str, Any] = {}
+    # Describe the messages.
+    for package, name, fields in entries:
+        file = files.get(package)
+        if file is None:
+            file = descriptor_pb2.FileDescriptorProto(name=f"{package}.proto", package=package, syntax="proto3")
+            file.dependency.extend(f"{earlier}.proto" for earlier in files)
+            files[package] = file
+        owner, _, own_name = name.rpartition(".")
+        descriptor = messages[owner].nested_type.add(name=own_name) if owner else file.message_type.add(name=name)
+        messages[name] = descriptor
+        for words in fields:
+            _add_field(descriptor, full_names, full_names[name], words)
+    # Describe the services.
+    for full_name, calls in _lines(SERVICES):
+        package, name = full_name.split(":")
+        service = files[package].service.add(name=name)
+        for call, request, response in calls:
+            service.method.add(name=call, input_type=full_names[request], output_type=full_names[response])
+    for file in files.values():
+        POOL.Add(file)
+    return {
+        name: message_factory.GetMessageClass(POOL.FindMessageTypeByName(full_names[name][1:])) for name in messages
+    }
+
+
+def _add_field(owner: Any, full_names: Mapping[str, str], owner_name: str, words: list[str]) -> None:
     number, name, *map_word, field_type = words
     field = owner.field.add(name=name, number=int(number), label=1)
     if map_word:  # a map is a repeated pair of key and value
         entry = owner.nested_type.add(name=name.title().replace("_", "") + "Entry")
         entry.options.map_entry = True
-        _add_field(entry, ["1", "key", "string"])
-        _add_field(entry, ["2", "value", field_type])
-        field.label, field.type, field.type_name = 3, 11, f".loupe.wire.{owner.name}.{entry.name}"
+        entry_name = f"{owner_name}.{entry.name}"
+        _add_field(entry, full_names, entry_name, ["1", "key", "string"])
+        _add_field(entry, full_names, entry_name, ["2", "value", field_type])
+        field.label, field.type, field.type_name = 3, 11, entry_name
         return
     if field_type.startswith("*"):
         field.label, field_type = 3, field_type[1:]
     if field_type[0].isupper():
-        field.type, field.type_name = 11, f".loupe.wire.{field_type}"
+        field.type, field.type_name = 11, full_names[field_type]
     else:
         field.type = getattr(descriptor_pb2.FieldDescriptorProto, f"TYPE_{field_type.upper()}")
 
 
-_classes = _build(SCHEMA)
-Tensor = _classes["Tensor"]
-TensorShape = _classes["TensorShape"]
-Signature = _classes["Signature"]
-SignatureMap = _classes["SignatureMap"]
+_classes = _build()
+Tensor = _classes["TensorProto"]
+TensorShape = _classes["TensorShapeProto"]
+Signature = _classes["SignatureDef"]
+SignatureMap = _classes["SignatureDefMap"]
 SavedModel = _classes["SavedModel"]
-Constant = _classes["Constant"]  # a Node with its attributes: reading those of every node would take long
+NodeWithAttributes = _classes["NodeWithAttributes"]  # a NodeDef: reading the attributes of every node would take long
+Example = _classes["Example"]
 ModelSpec = _classes["ModelSpec"]
 PredictRequest = _classes["PredictRequest"]
 PredictResponse = _classes["PredictResponse"]
+ClassificationRequest = _classes["ClassificationRequest"]
+ClassificationResponse = _classes["ClassificationResponse"]
+RegressionRequest = _classes["RegressionRequest"]
+RegressionResponse = _classes["RegressionResponse"]
+MultiInferenceRequest = _classes["MultiInferenceRequest"]
+MultiInferenceResponse = _classes["MultiInferenceResponse"]
 PredictionLog = _classes["PredictionLog"]
 GetModelMetadataRequest = _classes["GetModelMetadataRequest"]
 GetModelMetadataResponse = _classes["GetModelMetadataResponse"]
 GetModelStatusRequest = _classes["GetModelStatusRequest"]
 GetModelStatusResponse = _classes["GetModelStatusResponse"]
+ReloadConfigRequest = _classes["ReloadConfigRequest"]
+ReloadConfigResponse = _classes["ReloadConfigResponse"]
+ModelServerConfig = _classes["ModelServerConfig"]
+BatchingParameters = _classes["BatchingParameters"]
+MonitoringConfig = _classes["MonitoringConfig"]
 WireError = message.DecodeError  # raised by FromString for bytes that are no such message
 
 
@@ -280,13 +396,14 @@ class Method:
         return f"/{self.service}/{self.name}"
 
 
-PREDICT = Method("tensorflow.serving.PredictionService", "Predict", PredictRequest, PredictResponse)
-GET_MODEL_METADATA = Method(
-    "tensorflow.serving.PredictionService", "GetModelMetadata", GetModelMetadataRequest, GetModelMetadataResponse
-)
-GET_MODEL_STATUS = Method(
-    "tensorflow.serving.ModelService", "GetModelStatus", GetModelStatusRequest, GetModelStatusResponse
-)
+METHODS = {
+    call: Method(service.replace(":", "."), call, _classes[request], _classes[response])
+    for service, calls in _lines(SERVICES)
+    for call, request, response in calls
+}
+PREDICT = METHODS["Predict"]
+GET_MODEL_METADATA = METHODS["GetModelMetadata"]
+GET_MODEL_STATUS = METHODS["GetModelStatus"]
 
 
 def call(channel: Any, method: Method) -> Callable[..., Any]:

@@ -113,7 +113,7 @@ def _card_in_graph(graph: Any) -> str | None:
         name = node.input[PASS_THROUGH[node.op]]
     if node is None or node.op != "Const":
         return None
-    texts = proto.Constant.FromString(node.SerializeToString()).attr["value"].tensor.string_val
+    texts = proto.NodeWithAttributes.FromString(node.SerializeToString()).attr["value"].tensor.string_val
     return texts[0].decode(errors="replace") if len(texts) == 1 else None
 
 
