@@ -7,8 +7,8 @@
 
 SCHEMA below lists everything that Loupe sends and reads, under the official names: field numbers, names, types. The
 message classes are made from it in a descriptor pool of their own, so they can live in one process beside TensorFlow's
-and tensorflow-serving-api's. Fields not listed are kept when a message is read and written again, never interpreted. Not covered: sparse, complex,
-quantised and resource tensors.
+and tensorflow-serving-api's. Fields not listed are kept when a message is read and written again, never interpreted.
+Not covered: sparse, complex, quantised and resource tensors.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
-# A line with a package's name, then its messages: name, and of each field number, name, type. `*` is repeated, `map` is a
-# map from string. Enumerations travel as int32; fields of a oneof stand like others.
+# A package, then its messages: name, and of each field number, name, type. `*` is repeated, `map` is a map from string.
+# Enumerations travel as int32; fields of a oneof stand like others.
 SCHEMA = """
 google.protobuf:
 Int64Value                  1 value int64
@@ -121,6 +121,7 @@ ModelService        GetModelStatus GetModelStatusRequest GetModelStatusResponse;
 PREDICT_SIGNATURE = "serving_default"
 SIGNATURE_MAP_URL = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
 MAX_TENSOR_BYTES = 1 << 31  # protobuf itself ends at 2 GiB
+MAX_RANK = 254  # TensorFlow's own
 MAX_SPREAD_BYTES = 1 << 24  # for tensors of which only some values are sent: a few bytes may declare any shape
 
 # ModelVersionStatus.state
@@ -134,27 +135,27 @@ STATES = {START: "START", LOADING: "LOADING", AVAILABLE: "AVAILABLE", UNLOADING:
 POOL = descriptor_pool.DescriptorPool()  # of our own, so that the official messages may live in the same process
 
 
-def _lines(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield each entry's full name, its package in front, and the words of each of its fields."""
+def _entries(text: str) -> Iterator[tuple[str, str, list[list[str]]]]:
+    """Yield each entry's package, its name, and the words of each of its fields."""
     package = ""
-    entries: list[str] = []
+    joined: list[str] = []
     for line in text.strip().splitlines():
         if line.startswith(" "):
-            entries[-1] += line
+            joined[-1] += line
         elif line:
-            entries.append(line)
-    for entry in entries:
+            joined.append(line)
+    for entry in joined:
         if entry.endswith(":"):
             package = entry[:-1]
             continue
         name, _, fields = entry.partition(" ")
-        yield f"{package}:{name}", [field.split() for field in fields.split(";") if field.strip()]
+        yield package, name, [field.split() for field in fields.split(";") if field.strip()]
 
 
 def _build() -> dict[str, Any]:
     """Put one file for each package into the pool. Return the message classes by name, without the package."""
     # Where each name lies.
-    entries = [(*full_name.split(":"), fields) for full_name, fields in _lines(SCHEMA)]
+    entries = list(_entries(SCHEMA))
     full_names = {name: f".{package}.{name}" for package, name, _ in entries}
     files: dict[str, Any] = {}
     messages: dict[str, Any] = {}
@@ -171,8 +172,7 @@ def _build() -> dict[str, Any]:
         for words in fields:
             _add_field(descriptor, full_names, full_names[name], words)
     # Describe the services.
-    for full_name, calls in _lines(SERVICES):
-        package, name = full_name.split(":")
+    for package, name, calls in _entries(SERVICES):
         service = files[package].service.add(name=name)
         for call, request, response in calls:
             service.method.add(name=call, input_type=full_names[request], output_type=full_names[response])
@@ -315,14 +315,16 @@ def to_array(tensor: Any) -> np.ndarray[Any, Any]:
     element_type = BY_NUMBER.get(tensor.dtype)
     if element_type is None:
         raise ValueError(f"dtype {tensor.dtype} is not one that this reads")
+    if len(tensor.tensor_shape.dim) > MAX_RANK:
+        raise ValueError(f"a tensor has at most {MAX_RANK} dimensions, not {len(tensor.tensor_shape.dim)}")
     shape = shape_of(tensor.tensor_shape)
     if shape is None or any(size < 0 for size in shape):
         raise ValueError("a tensor's shape must be whole: no unknown rank, no negative size")
-    count = 1
+    count = 0 if 0 in shape else 1
     for size in shape:
         count *= size
-    if count * element_type.numpy.itemsize > MAX_TENSOR_BYTES:
-        raise ValueError(f"a tensor of shape {list(shape)} is larger than {MAX_TENSOR_BYTES >> 30} GiB")
+        if count * element_type.numpy.itemsize > MAX_TENSOR_BYTES:
+            raise ValueError(f"a tensor of shape {list(shape)} is larger than {MAX_TENSOR_BYTES >> 30} GiB")
     # Read the values.
     content = tensor.tensor_content
     if content:
@@ -397,8 +399,8 @@ class Method:
 
 
 METHODS = {
-    call: Method(service.replace(":", "."), call, _classes[request], _classes[response])
-    for service, calls in _lines(SERVICES)
+    call: Method(f"{package}.{service}", call, _classes[request], _classes[response])
+    for package, service, calls in _entries(SERVICES)
     for call, request, response in calls
 }
 PREDICT = METHODS["Predict"]

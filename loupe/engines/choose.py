@@ -18,6 +18,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from loupe.engines.engine import Engine, Opener, Options
+from loupe.engines.pieces import PiecewiseEngine
 from loupe.engines.refused import Refused, say
 from loupe.engines.savedmodel import SavedModel
 from loupe.errors import UserError
@@ -47,4 +48,4 @@ def _open_first(names: Sequence[str], model: SavedModel, options: Options) -> En
 def _open(name: str, model: SavedModel, options: Options) -> Engine:
     """Open the model with one engine. The engine is imported here, so that a process never holds both."""
     engine: Engine = import_module(f"loupe.engines.{name}_engine").open_model(model, options)
-    return engine
+    return PiecewiseEngine(engine) if model.card else engine

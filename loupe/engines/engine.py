@@ -1,6 +1,6 @@
 """The interface of an engine: it computes the signatures of one SavedModel.
 
-engine.run("serving_default", {"image": pixels}, ["probabilities"])
+engine.run("serving_default", {"image": pixels}, ["probabilities"], deadline=time.monotonic() + 5)
 """
 
 from __future__ import annotations
@@ -9,14 +9,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from grpc import StatusCode
+
+from loupe.engines.refused import Refused
 from loupe.engines.savedmodel import Array, SavedModel
 
 
 class Engine(Protocol):
     name: str
+    precision: str  # float32, bfloat16 or int8
+    at_once: int  # calls that are computed at the same time; others wait
 
-    def run(self, signature: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        """Return the outputs by name, or raise Refused. Many threads may call it at once."""
+    def run(
+        self, signature: str, inputs: Mapping[str, Array], outputs: Sequence[str], deadline: float | None = None
+    ) -> dict[str, Array]:
+        """Return the outputs by name, or raise Refused: also where the deadline, a time of time.monotonic(), comes
+        first. Many threads may call it at once."""
 
     def close(self) -> None: ...
 
@@ -29,3 +37,7 @@ class Options:
 
 
 Opener = Callable[[SavedModel], Engine]
+
+
+def out_of_time() -> Refused:
+    return Refused(StatusCode.DEADLINE_EXCEEDED, "the deadline was over before the call's turn came")

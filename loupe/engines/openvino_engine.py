@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import queue
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,9 @@ from grpc import StatusCode
 
 import proto
 from loupe import files
-from loupe.engines.engine import Engine, Options
+from loupe.engines.engine import Engine, Options, out_of_time
 from loupe.engines.refused import Refused, invalid, say
-from loupe.engines.savedmodel import CARD, DESCRIBE, Array, SavedModel, sample_batch
+from loupe.engines.savedmodel import CARD, DESCRIBE, MAX_SUMS_BYTES, Array, SavedModel, sample_batch
 
 # `import openvino` alone reports the import to Google Analytics, unless its telemetry package cannot be imported.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
@@ -35,7 +36,6 @@ import openvino  # noqa: E402
 
 INT8 = Path("assets.extra", "openvino-int8")
 CHECKED_FILES = ("model.bin", "model.xml", "../../saved_model.pb")  # relative to the variant's folder, as in SHA256SUMS
-MAX_SUMS_BYTES = 1 << 16  # of the file SHA256SUMS
 MAX_CARDS = 1024  # a request of a few bytes may ask for any number
 
 
@@ -44,19 +44,24 @@ class OpenVinoEngine:
 
     def __init__(self, model: SavedModel, source: Path, precision: str, options: Options) -> None:
         """Compile `source`: the SavedModel's folder, or another file with the same outputs."""
+        self.precision = precision
         self._card = model.card
         signature = model.signatures[proto.PREDICT_SIGNATURE]
-        compiled = compile_model(source, precision, options)
+        compiled = compile_model(source, precision, options)  # int8 is float32 that the file says is rounded
         self._inputs = _ports(compiled.inputs, signature.inputs)
         self._outputs = _ports(compiled.outputs, signature.outputs)
+        self._empty = {alias: _no_rows(info) for alias, info in signature.outputs.items()}
+        self.at_once = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
         # One request more than run at once, so that a caller's arrays are copied while another's are computed.
-        for _ in range(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") + 1):
+        for _ in range(self.at_once + 1):
             self._idle.put(compiled.create_infer_request())
         if batch := sample_batch(signature):
             self.run(proto.PREDICT_SIGNATURE, batch, list(signature.outputs))
 
-    def run(self, signature: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+    def run(
+        self, signature: str, inputs: Mapping[str, Array], outputs: Sequence[str], deadline: float | None = None
+    ) -> dict[str, Array]:
         # The card.
         if signature == DESCRIBE and self._card is not None:
             if len(inputs["request"]) > MAX_CARDS:
@@ -68,9 +73,12 @@ class OpenVinoEngine:
                 StatusCode.UNIMPLEMENTED, f"signature {signature} needs the tensorflow engine: --engine=tensorflow"
             )
         if not all(array.size for array in inputs.values()):
-            raise invalid("an input is empty, and openvino would fail for every later caller, too")
+            return self._nothing(inputs, outputs)
         # Compute, with an infer request that nobody else uses.
-        request = self._idle.get()
+        try:
+            request = self._idle.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+        except queue.Empty as error:
+            raise out_of_time() from error
         try:
             results = request.infer({self._inputs[alias]: array for alias, array in inputs.items()})
             return {alias: results[self._outputs[alias]] for alias in outputs}
@@ -78,6 +86,13 @@ class OpenVinoEngine:
             raise invalid(f"the model cannot compute this: {_reason(error)}") from error
         finally:
             self._idle.put(request)
+
+    def _nothing(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """Answer a batch of no rows. OpenVINO would fail at it, and for every later caller, too."""
+        empty = {alias: array for alias, array in self._empty.items() if array is not None and alias in outputs}
+        if len(empty) < len(outputs) or any(0 in array.shape[1:] or len(array) for array in inputs.values()):
+            raise invalid("an input is empty, and openvino would fail for every later caller, too")
+        return empty
 
     def close(self) -> None:
         """Do nothing: the memory is freed with the object."""
@@ -116,7 +131,7 @@ def _open_int8(model: SavedModel, options: Options) -> OpenVinoEngine | None:
         return None
     try:
         _refuse_damaged(folder)
-        engine = OpenVinoEngine(model, folder / "model.xml", "float32", options)
+        engine = OpenVinoEngine(model, folder / "model.xml", "int8", options)
     except (Refused, RuntimeError, OSError) as error:
         reason = _reason(error) if isinstance(error, RuntimeError) else error
         say(f"the int8 variant {folder} cannot be used: {reason}; the SavedModel is served. Export again, or delete it")
@@ -143,6 +158,14 @@ def _ports(ports: Sequence[Any], declared: Mapping[str, Any]) -> dict[str, int]:
     if missing:
         raise invalid(f"openvino finds no {', '.join(sorted(missing))} in it")
     return {alias: index_of[alias] for alias in declared}
+
+
+def _no_rows(info: Any) -> Array | None:
+    """Return no rows of a tensor that takes any number of them; None if it does not, or their size is open."""
+    dtype, shape = proto.BY_NUMBER.get(info.dtype), proto.shape_of(info.tensor_shape)
+    if dtype is None or not shape or shape[0] >= 0 or min(shape[1:], default=0) < 0:
+        return None
+    return np.empty((0, *shape[1:]), dtype.numpy)
 
 
 def _reason(error: RuntimeError) -> str:

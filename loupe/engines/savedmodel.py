@@ -9,6 +9,7 @@ Not covered: saved_model.pbtxt and sharded .cpb files, which only very old or ve
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ DESCRIBE = "describe"
 PASS_THROUGH = {"Identity": 0, "Fill": 1}  # operation → the input whose value it passes on
 MAX_STEPS = 10
 WARMUP = Path("assets.extra", "tf_serving_warmup_requests")
-MAX_BYTES, MAX_CARD_BYTES = 1 << 31, 1 << 20  # protobuf itself reads at most 2 GiB
+SUMS = Path("assets.extra", "SHA256SUMS")  # of ../saved_model.pb
+MAX_BYTES, MAX_CARD_BYTES, MAX_SUMS_BYTES = 1 << 31, 1 << 20, 1 << 16  # protobuf itself reads at most 2 GiB
 FOLDERS_READ = ("", "variables", "assets")
 Array = np.ndarray[Any, Any]
 
@@ -47,8 +49,10 @@ class SavedModel:
 def read(folder: Path, tags: Sequence[str] = ("serve",)) -> SavedModel:
     path = folder / "saved_model.pb"
     try:
-        graphs = proto.SavedModel.FromString(files.read(path, MAX_BYTES)).meta_graphs
+        data = files.read(path, MAX_BYTES)
         _refuse_pipes(folder)
+        _refuse_damaged(folder, data)
+        graphs = proto.SavedModel.FromString(data).meta_graphs
     except OSError as error:
         raise Refused(
             StatusCode.NOT_FOUND, f"Could not find SavedModel .pb at {folder} ({error.strerror or error})"
@@ -80,6 +84,23 @@ def _refuse_pipes(folder: Path) -> None:
         for path in (folder / subfolder).iterdir() if (folder / subfolder).is_dir() else ():
             if path.exists() and not path.is_file() and not path.is_dir():
                 raise OSError(errno.EINVAL, f"{path.name} is no file")
+
+
+def _refuse_damaged(folder: Path, data: bytes) -> None:
+    """Refuse a graph that is not as it was exported, where its checksum was written: other bytes in the weights load
+    just as well."""
+    try:
+        sums = files.read(folder / SUMS, MAX_SUMS_BYTES).decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return
+    for line in sums:
+        digest, _, name = line.partition("  ")
+        if name == "../saved_model.pb" and digest != hashlib.sha256(data).hexdigest():
+            raise Refused(
+                StatusCode.DATA_LOSS,
+                f"{folder / 'saved_model.pb'} is not as it was exported: its checksum is not the one in {SUMS}. "
+                "Copy it again",
+            )
 
 
 def _card(folder: Path, graph_card: str | None) -> str | None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grpc import StatusCode
 
 import proto
-from loupe.engines.engine import Engine, Options
+from loupe.engines.engine import Engine, Options, out_of_time
 from loupe.engines.refused import BY_NUMBER, Refused
 from loupe.engines.savedmodel import Array, SavedModel, sample_batch
 
@@ -29,6 +30,8 @@ class TensorFlowEngine:
     name = "tensorflow"
 
     def __init__(self, model: SavedModel, options: Options) -> None:
+        self.at_once = options.streams or os.cpu_count() or 1
+        self.precision = options.mixed_precision or model.precision
         self._signatures = model.signatures
         self._session = tf.compat.v1.Session(graph=tf.Graph(), config=_settings(options))
         try:
@@ -47,12 +50,14 @@ class TensorFlowEngine:
             with contextlib.suppress(Refused):
                 self.run(proto.PREDICT_SIGNATURE, batch, list(signature.outputs))
 
-    def run(self, signature: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+    def run(
+        self, signature: str, inputs: Mapping[str, Array], outputs: Sequence[str], deadline: float | None = None
+    ) -> dict[str, Array]:
         declared = self._signatures[signature]
         feed = {declared.inputs[alias].name: array for alias, array in inputs.items()}
         try:
             results: dict[str, Array] = self._session.run(
-                {alias: declared.outputs[alias].name for alias in outputs}, feed
+                {alias: declared.outputs[alias].name for alias in outputs}, feed, options=_until(deadline)
             )
             return results
         except tf.errors.OpError as error:
@@ -71,6 +76,15 @@ def open_model(model: SavedModel, options: Options) -> Engine:
         raise _refused(error) from error
     except Exception as error:  # a broken graph raises errors of every type
         raise Refused(StatusCode.INVALID_ARGUMENT, f"tensorflow cannot load it: {error}") from error
+
+
+def _until(deadline: float | None) -> Any:
+    if deadline is None:
+        return None
+    milliseconds = int((deadline - time.monotonic()) * 1000)
+    if milliseconds <= 0:
+        raise out_of_time()
+    return tf.compat.v1.RunOptions(timeout_in_ms=milliseconds)
 
 
 def _settings(options: Options) -> Any:

@@ -20,7 +20,7 @@ from loupe.card import Card
 from loupe.errors import UserError
 from loupe.export import replay_pictures
 from loupe.export.graph import warmup
-from loupe.export.graph.savedmodel import Frozen, freeze, loaded, save
+from loupe.export.graph.savedmodel import Frozen, freeze, loaded, save, write_checksum
 from loupe.export.parity.gate import gate
 from loupe.export.publish.publication import publication
 from loupe.export.quiet import quiet
@@ -109,8 +109,8 @@ def _add_int8(source: Source, folder: Path, images: Path | None) -> None:
 
 
 def _rewrite_card(frozen: Frozen, card: Card, folder: Path) -> None:
-    """Save the SavedModel again with the final card, which holds what the gate found: the card lies inside the
-    graph."""
+    """Save the SavedModel again with the final card, which holds what the gate found: the card lies inside the graph.
+    Then add what is known only of the final graph: its answers to the warm-up requests, and its checksum."""
     draft = folder.with_name(f"{folder.name}.first")
     folder.rename(draft)
     save(frozen, card, folder)
@@ -121,7 +121,9 @@ def _rewrite_card(frozen: Frozen, card: Card, folder: Path) -> None:
     with loaded(draft) as ask_before, loaded(folder) as ask_after:
         old, new = ask_before("serving_default", grey), ask_after("serving_default", grey)
         cards = list(ask_after("describe", {"request": np.array([b""] * 2, object)})["card"])
+        warmup.record(folder, ask_after)
     same = old.keys() == new.keys() and all(np.allclose(old[name], new[name], atol=1e-6) for name in old)
     if not same or cards != [card.to_json().encode()] * 2:
         raise UserError("The export changed as its card was written; nothing is published. Convert it again.")
+    write_checksum(folder)
     shutil.rmtree(draft)

@@ -3,8 +3,10 @@
     python -m loupe.modelserver --port=8500 --rest_api_port=8501 --model_name=tires --model_base_path=models/tires
 
 The base path holds numbered folders, each a SavedModel; the newest is served, and a newer one as soon as it is there.
-Ports stay closed until the first has loaded; then one line on stdout says which. SIGTERM and Ctrl-C let calls in flight
-end first, for 10 s at most (TensorFlow Serving cuts them off); a second signal does not wait.
+`--model_config_file` serves several models, as TensorFlow Serving does. Only this machine is listened to, unless
+`--address=0.0.0.0` says otherwise: whoever reaches the ports may ask, and may have other folders served.
+Ports stay closed until each model has loaded; then one line on stdout says which. SIGTERM and Ctrl-C let calls in
+flight end first, for 10 s at most (TensorFlow Serving cuts them off); a second signal does not wait.
 Exit status: 0 after a signal, 2 with one line on stderr for a flag, a port or a model that cannot be used.
 """
 
@@ -15,25 +17,31 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from types import FrameType
 
 from loupe.engines.choose import chooser
-from loupe.engines.engine import Options
+from loupe.engines.engine import Opener, Options
 from loupe.engines.refused import say
 from loupe.errors import UserError
-from loupe.modelserver import flags, rest, service, warmup
+from loupe.modelserver import config, cpus, flags, rest, warmup
 from loupe.modelserver.answers import Answers
-from loupe.modelserver.versions import Versions
+from loupe.modelserver.batching import batched
+from loupe.modelserver.config import Batching, ServedModel
+from loupe.modelserver.metrics import Metrics
+from loupe.modelserver.models import Models
+from loupe.modelserver.service import Service
 
 STOP_DELAY = 10.0  # seconds
 
 
 class Stop:
-    """Events for stopping: `asked` is set by SIGTERM or SIGINT, `woken` by them and by the end of the first load."""
+    """The wish to stop: `asked` is set by SIGTERM or SIGINT."""
 
     def __init__(self) -> None:
-        self.asked, self.woken = threading.Event(), threading.Event()
+        self.asked = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
@@ -41,52 +49,90 @@ class Stop:
         if self.asked.is_set():
             os._exit(130)
         self.asked.set()
-        self.woken.set()
 
 
 def main(arguments: list[str]) -> None:
     if "--help" in arguments or "--version" in arguments:
         print(usage() if "--help" in arguments else "Loupe's model server, compatible with TensorFlow Serving 2.20")
         return
-    serve(flags.parse(arguments))
+    serve(flags.parse(arguments, os.environ))
 
 
 def serve(settings: flags.Flags) -> None:
-    # Check the ports before a model is loaded.
+    # Check the ports and the configuration before a model is loaded.
     stop = Stop()
     for name in ("port", "rest_api_port"):
         check_port(settings.address, getattr(settings, name), name)
-    # Choose the engine, and load the first version.
-    streams = settings.tensorflow_inter_op_parallelism or settings.tensorflow_session_parallelism
-    threads = settings.tensorflow_intra_op_parallelism or settings.tensorflow_session_parallelism
-    options = Options(threads, streams, settings.mixed_precision)
-    open_engine = chooser(settings.engine, options)
-    if settings.enable_model_warmup:
-        open_engine = warmup.replaying(open_engine)
-    versions = Versions(settings, open_engine, settled=stop.woken.set)
-    versions.start()
-    stop.woken.wait()
+    served, batching, monitoring_path = _configuration(settings)
+    # Choose the engine, and load the first versions.
+    metrics, page = _metrics(monitoring_path)
+    models = Models(settings, _opener(settings, batching), metrics)
+    models.start(served)
+    hopeless = models.wait_until_settled(stop.asked.is_set)
     if stop.asked.is_set():
         return
-    if not (serving := versions.serving):
-        raise UserError(versions.hopeless or "nothing to serve")
+    if hopeless:
+        raise UserError(hopeless)
     # Open the ports.
-    answers = Answers(versions, as_content=settings.enable_serialization_as_tensor_content)
-    server, port = service.start(answers, settings)
-    http = rest.start(answers, settings)
+    answers = Answers(models, metrics, as_content=settings.enable_serialization_as_tensor_content)
+    service = Service(answers, settings)
+    if service.health:
+        models.after_each_poll(service.health.update)
+    http = rest.start(answers, settings, monitoring_path, page)
     rest_note = f" (REST {settings.rest_api_port})" if http else ""
-    assert serving.engine
-    print(
-        f"loupe.modelserver: serving {versions.name} version {serving.number} with {serving.engine.name} "
-        f"on port {port}{rest_note}",
-        flush=True,
-    )
+    print(f"loupe.modelserver: serving {_names(models)} on port {service.port}{rest_note}", flush=True)
     # Serve until a signal comes, then let calls in flight end.
     stop.asked.wait()
     say("stopping; calls in flight end first")
-    server.stop(STOP_DELAY).wait()
+    service.stop(STOP_DELAY)
     if http:
-        http.server_close()
+        http.stop(STOP_DELAY)
+
+
+def _configuration(settings: flags.Flags) -> tuple[list[ServedModel], Batching | None, str | None]:
+    """Return the models, the batching if it is wanted, and the address of the metrics if they are."""
+    if settings.model_config_file:
+        served = config.read_models(Path(settings.model_config_file))
+    else:
+        served = [ServedModel(settings.model_name, Path(settings.model_base_path))]
+    batching = None
+    if settings.enable_batching:
+        file = settings.batching_parameters_file
+        batching = config.read_batching(Path(file)) if file else Batching()
+    file = settings.monitoring_config_file
+    return served, batching, config.read_monitoring(Path(file)) if file else None
+
+
+def _opener(settings: flags.Flags, batching: Batching | None) -> Opener:
+    streams = settings.tensorflow_inter_op_parallelism or settings.tensorflow_session_parallelism
+    threads = settings.tensorflow_intra_op_parallelism or settings.tensorflow_session_parallelism
+    # Left alone, the engines count the processors, and not the share of them that a container has.
+    quota = cpus.quota()
+    if not threads and quota and quota < cpus.count():
+        threads = quota
+    open_engine = chooser(settings.engine, Options(threads, streams, settings.mixed_precision))
+    if batching:
+        open_engine = batched(open_engine, batching)
+    return warmup.replaying(open_engine) if settings.enable_model_warmup else open_engine
+
+
+def _metrics(path: str | None) -> tuple[Metrics, Callable[[], bytes] | None]:
+    """Return where calls are counted, and the function that writes the page of metrics."""
+    if not path:
+        return Metrics(), None
+    from loupe.modelserver.prometheus import PrometheusMetrics
+
+    metrics = PrometheusMetrics()
+    return metrics, metrics.page
+
+
+def _names(models: Models) -> str:
+    """Name what is served: `tires version 3 with openvino`."""
+    return ", ".join(
+        f"{name} version {version.number} with {version.engine.name}"
+        for name, version in models.serving().items()
+        if version and version.engine
+    )
 
 
 def check_port(address: str, port: int, flag: str) -> None:

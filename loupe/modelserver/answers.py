@@ -1,70 +1,86 @@
 """Answer calls, whichever way they came. Requests and responses are proto.py's messages.
 
-    answers = Answers(versions)
-    answers.predict(request)    # a PredictResponse, or Refused
+    answers = Answers(models, metrics)
+    answers.predict(request, deadline)    # a PredictResponse, or Refused
 
 Statuses and messages are TensorFlow Serving's. One difference is on purpose: an input whose shape does not fit the
-signature is refused. TensorFlow Serving passes it to the graph unchecked, which may answer anything or abort the whole
-server. Not covered: Classify, Regress and MultiInference, default values of inputs in a signature.
+signature is refused, before its values are read. TensorFlow Serving passes it to the graph unchecked, which may answer
+anything or abort the whole server. Not covered: default values of inputs in a signature.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from grpc import StatusCode
 
 import proto
-from loupe.engines.engine import Engine
 from loupe.engines.refused import Refused, invalid
 from loupe.engines.savedmodel import Array, SavedModel
-from loupe.modelserver.versions import Versions, refuse_label
+from loupe.modelserver.config import served_models
+from loupe.modelserver.metrics import Metrics
+from loupe.modelserver.models import Models
 
 TF_NAMES = {"float32": "float", "float64": "double", "float16": "half"}  # where TensorFlow's names are not numpy's
 METADATA_FIELD = "signature_def"
+GRPC = "GRPC"  # the way a call came, as the metrics name it
 
 
 class Answers:
-    def __init__(self, versions: Versions, *, as_content: bool = False) -> None:
-        self.versions = versions
+    def __init__(self, models: Models, metrics: Metrics, *, as_content: bool = False) -> None:
+        self._models = models
+        self._metrics = metrics
         self._as_values = not as_content
 
-    def predict(self, request: Any) -> Any:
+    def predict(self, request: Any, deadline: float | None = None, entrypoint: str = GRPC) -> Any:
         _refuse_missing_spec(request)
-        with self.versions.lease(request.model_spec) as version:
+        name = request.model_spec.name
+        with self._models.lease(request.model_spec) as version, self._metrics.call(name, "Predict", entrypoint):
             assert version.model and version.engine
-            name, signature, arrays = compute(request, version.model, version.engine)
-            response = proto.PredictResponse(model_spec=proto.model_spec(self.versions.name, version.number, name))
-        for alias, array in arrays.items():
-            tensor = _to_tensor(array, signature.outputs[alias].dtype, self._as_values)
+            signature_name, inputs, outputs = check_request(request, version.model)
+            with self._metrics.computing(name, "Predict", version.engine.name):
+                arrays = version.engine.run(signature_name, inputs, outputs, deadline)
+            signature = version.model.signatures[signature_name]
+        response = proto.PredictResponse(model_spec=proto.model_spec(name, version.number, signature_name))
+        for alias in outputs:
+            tensor = _to_tensor(arrays[alias], signature.outputs[alias].dtype, self._as_values)
             response.outputs[alias].CopyFrom(tensor)
         return response
 
-    def metadata(self, request: Any) -> Any:
+    def signature_inputs(self, spec: Any) -> Mapping[str, Any]:
+        """Return the inputs of the signature that a ModelSpec names, as REST reads them."""
+        with self._models.lease(spec) as version:
+            assert version.model
+            name = spec.signature_name or proto.PREDICT_SIGNATURE
+            if name not in version.model.signatures:
+                raise invalid(f'Serving signature name: "{name}" not found in signature def')
+            inputs: Mapping[str, Any] = version.model.signatures[name].inputs
+            return inputs
+
+    def metadata(self, request: Any, deadline: float | None = None) -> Any:
         _refuse_missing_spec(request)
         if not request.metadata_field:
             raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
         for field in request.metadata_field:
             if field != METADATA_FIELD:
                 raise invalid(f"Metadata field {field} is not supported")
-        with self.versions.lease(request.model_spec) as version:
+        spec = request.model_spec
+        with self._models.lease(spec) as version:
             assert version.model
             signatures = proto.SignatureMap()
             for name, signature in version.model.signatures.items():
                 signatures.signature_def[name].CopyFrom(signature)
-            response = proto.GetModelMetadataResponse(model_spec=proto.model_spec(self.versions.name, version.number))
+            response = proto.GetModelMetadataResponse(model_spec=proto.model_spec(spec.name, version.number))
         packed = response.metadata[METADATA_FIELD]
         packed.type_url, packed.value = proto.SIGNATURE_MAP_URL, signatures.SerializeToString(deterministic=True)
         return response
 
-    def status(self, request: Any) -> Any:
+    def status(self, request: Any, deadline: float | None = None) -> Any:
         _refuse_missing_spec(request)
         spec = request.model_spec
-        refuse_label(spec)
-        number = spec.version.value if spec.HasField("version") else None
-        states = self.versions.states() if spec.name == self.versions.name else []
-        states = [state for state in states if number in (None, state[0])]
+        number = self._models.number(spec)
+        states = [state for state in self._models.states(spec.name) if number in (None, state[0])]
         if not states:
             versions = "any versions" if number is None else f"version {number}"
             raise Refused(StatusCode.NOT_FOUND, f"Could not find {versions} of model {spec.name}")
@@ -75,12 +91,15 @@ class Answers:
             entry.status.error_message = str(error or "")
         return response
 
+    def classify(self, request: Any, deadline: float | None = None, entrypoint: str = GRPC) -> Any:
+        raise Refused(StatusCode.UNIMPLEMENTED, "Classify")
 
-def compute(request: Any, model: SavedModel, engine: Engine) -> tuple[str, Any, dict[str, Array]]:
-    """Return the signature that a PredictRequest asks for, its name first, and the arrays that it gives."""
-    name, inputs, outputs = check_request(request, model)
-    arrays = engine.run(name, inputs, outputs)
-    return name, model.signatures[name], {alias: arrays[alias] for alias in outputs}
+    regress = multi_inference = classify
+
+    def reload(self, request: Any, deadline: float | None = None) -> Any:
+        """Serve other models: HandleReloadConfigRequest."""
+        self._models.reload(served_models(request.config), deadline)
+        return proto.ReloadConfigResponse(status={"error_code": 0})
 
 
 def check_request(request: Any, model: SavedModel) -> tuple[str, dict[str, Array], list[str]]:
@@ -89,9 +108,16 @@ def check_request(request: Any, model: SavedModel) -> tuple[str, dict[str, Array
     signature = model.signatures.get(name)
     if signature is None:
         raise Refused(StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
-    inputs = _inputs(request, signature)
+    _refuse_other_names(request, signature)
     outputs = _outputs(request, signature)
-    _refuse_misfits(inputs, request, signature)
+    inputs = {}
+    for position, alias in enumerate(sorted(request.inputs)):
+        tensor = request.inputs[alias]
+        _refuse_misfit(position, alias, tensor, signature.inputs[alias])
+        try:
+            inputs[alias] = proto.to_array(tensor)
+        except ValueError as error:
+            raise invalid(f"tensor parsing error: {alias}") from error
     return name, inputs, outputs
 
 
@@ -100,7 +126,7 @@ def _refuse_missing_spec(request: Any) -> None:
         raise invalid("Missing ModelSpec")
 
 
-def _inputs(request: Any, signature: Any) -> dict[str, Array]:
+def _refuse_other_names(request: Any, signature: Any) -> None:
     sent, wanted = set(request.inputs), set(signature.inputs)
     if len(sent) != len(wanted):
         raise invalid(
@@ -108,17 +134,10 @@ def _inputs(request: Any, signature: Any) -> dict[str, Array]:
             f"len({_set(sent)}) != len({_set(wanted)}). "
             f"Sent extra: {_set(sent - wanted)}. Missing but required: {_set(wanted - sent)}."
         )
-    arrays = {}
-    for alias in sorted(sent):
-        if alias not in wanted:
-            raise invalid(
-                f"input tensor alias not found in signature: {alias}. Inputs expected to be in the set {_set(wanted)}."
-            )
-        try:
-            arrays[alias] = proto.to_array(request.inputs[alias])
-        except ValueError as error:
-            raise invalid(f"tensor parsing error: {alias}") from error
-    return arrays
+    for alias in sorted(sent - wanted):
+        raise invalid(
+            f"input tensor alias not found in signature: {alias}. Inputs expected to be in the set {_set(wanted)}."
+        )
 
 
 def _outputs(request: Any, signature: Any) -> list[str]:
@@ -135,22 +154,22 @@ def _outputs(request: Any, signature: Any) -> list[str]:
     return wanted or sorted(signature.outputs)
 
 
-def _refuse_misfits(inputs: dict[str, Array], request: Any, signature: Any) -> None:
-    for position, (alias, array) in enumerate(inputs.items()):
-        declared, sent = signature.inputs[alias], request.inputs[alias]
-        if sent.dtype != declared.dtype:
-            raise invalid(
-                f"Expects arg[{position}] to be {_type_name(declared.dtype)} but {_type_name(sent.dtype)} is provided"
-            )
-        shape = proto.shape_of(declared.tensor_shape)
-        fits = shape is None or (
-            len(shape) == array.ndim
-            and all(size in (-1, given) for size, given in zip(shape, array.shape, strict=True))
+def _refuse_misfit(position: int, alias: str, sent: Any, declared: Any) -> None:
+    """Refuse a tensor by its type and shape, before anything is spent on its values."""
+    if sent.dtype != declared.dtype:
+        if sent.dtype not in proto.BY_NUMBER:
+            raise invalid(f"tensor parsing error: {alias}")
+        raise invalid(
+            f"Expects arg[{position}] to be {_type_name(declared.dtype)} but {_type_name(sent.dtype)} is provided"
         )
-        if shape is not None and not fits:
-            sizes = ",".join("?" if size < 0 else str(size) for size in shape)
-            given = ",".join(map(str, array.shape))
-            raise invalid(f"input {alias} must have the shape [{sizes}], not [{given}]")
+    if len(sent.tensor_shape.dim) > proto.MAX_RANK:
+        raise invalid(f"tensor parsing error: {alias}")
+    shape, given = proto.shape_of(declared.tensor_shape), proto.shape_of(sent.tensor_shape)
+    if shape is None or given is None:  # the model takes any; what is sent unknown is a parsing error
+        return
+    if len(shape) != len(given) or any(size not in (-1, got) for size, got in zip(shape, given, strict=True)):
+        sizes = ",".join("?" if size < 0 else str(size) for size in shape)
+        raise invalid(f"input {alias} must have the shape [{sizes}], not [{','.join(map(str, given))}]")
 
 
 def _to_tensor(array: Array, declared: int, as_values: bool) -> Any:

@@ -1,42 +1,41 @@
 """Read the flags: TensorFlow Serving's, by its names and with its defaults, and two of our own (`engine`, `address`).
 
-    flags = flags.parse(["--port=8500", "--model_name=tires", "--model_base_path=models/tires"])
+    flags = flags.parse(["--port=8500", "--model_name=tires", "--model_base_path=models/tires"], os.environ)
 
 Both `--flag=value` and `--flag value` are read; a switch is `--flag` or `--flag=true`. A flag that TensorFlow Serving
 has and this server ignores gives a warning, so that dockerfiles and manifests for it still start; an unknown one is an
-error. `--model_config_file` is an error too: without it another model than the one meant would be served. Differences:
-`--port=0` picks a free port (there it turns gRPC off); a negative polling interval is refused.
+error. If no flag says what to serve and the environment has MODEL_BASE_PATH, it is read as TensorFlow Serving's image
+reads it: MODEL_NAME (model) is the name, and the folder of that name there is the model's; REST is on port 8501.
+Differences: only this machine is listened to unless `--address=0.0.0.0` says otherwise; `--port=0` picks a free port
+(there it turns gRPC off); a negative polling interval is refused.
 """
 
 from __future__ import annotations
 
 import difflib
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from loupe.engines.choose import CHOICES
 from loupe.engines.refused import say
 from loupe.errors import UserError
+from loupe.modelserver import cpus
 
 TRUE, FALSE = ("true", "t", "1", "yes", "y"), ("false", "f", "0", "no", "n")
 # Flags of TensorFlow Serving that have no effect here: switches, and those that take a value.
 IGNORED_SWITCHES = """
-    enable_batching enable_per_model_batching_parameters allow_version_labels_for_unavailable_models
-    force_allow_any_version_labels_for_unavailable_models flush_filesystem_caches use_alts_credentials
+    enable_per_model_batching_parameters flush_filesystem_caches use_alts_credentials
     remove_unused_fields_from_bundle_metagraph prefer_tflite_model
     enable_signature_method_name_check xla_cpu_compilation_enabled xla_gpu_compilation_enabled enable_profiler
     skip_initialize_tpu rest_api_enable_cors_support
 """
 IGNORED_VALUES = """
-    rest_api_num_threads batching_parameters_file model_config_file_poll_wait_seconds num_load_threads
-    num_unload_threads tensorflow_session_config_file platform_config_file per_process_gpu_memory_fraction
-    num_request_iterations_for_warmup monitoring_config_file num_tflite_pools num_tflite_interpreters_per_pool
+    rest_api_num_threads num_load_threads num_unload_threads tensorflow_session_config_file platform_config_file
+    per_process_gpu_memory_fraction num_request_iterations_for_warmup num_tflite_pools num_tflite_interpreters_per_pool
     thread_pool_factory_config_file
 """
 # If these were ignored, another model would be served, or the same one to the wrong callers.
 REFUSED_FLAGS = {
-    "model_config_file": "give --model_name and --model_base_path instead",
     "ssl_config_file": "this server speaks plain text only; put a proxy in front of it",
     "grpc_socket_path": "give --port instead",
 }
@@ -46,11 +45,18 @@ REFUSED_FLAGS = {
 class Flags:
     port: int = 8500
     rest_api_port: int = 0  # 0: no REST
-    address: str = "0.0.0.0"
+    address: str = "127.0.0.1"  # 0.0.0.0: every interface
     rest_api_timeout_in_ms: int = 30_000
     engine: str = "auto"
     model_name: str = "default"
     model_base_path: str = ""
+    model_config_file: str = ""  # several models, their versions and labels; name and path above are not read then
+    model_config_file_poll_wait_seconds: int = 0  # 0: read once
+    allow_version_labels_for_unavailable_models: bool = False
+    force_allow_any_version_labels_for_unavailable_models: bool = False
+    enable_batching: bool = False
+    batching_parameters_file: str = ""
+    monitoring_config_file: str = ""  # says whether and where on the REST port metrics are
     saved_model_tags: str = "serve"
     file_system_poll_wait_seconds: int = 1  # 0: look once
     max_num_load_retries: int = 5
@@ -67,7 +73,7 @@ class Flags:
 
     @property
     def threads(self) -> int:
-        return self.grpc_max_threads or 4 * cpu_count()
+        return self.grpc_max_threads or 4 * cpus.count()
 
     @property
     def channel_arguments(self) -> list[tuple[str, int | str]]:
@@ -75,10 +81,11 @@ class Flags:
         return [(key, int(value) if value.lstrip("-").isdigit() else value) for key, _, value in pairs]
 
 
+BASE_PATH = "MODEL_BASE_PATH"  # in the environment
 TYPES = {field.name: str(field.type) for field in fields(Flags)}
 
 
-def parse(arguments: Sequence[str]) -> Flags:
+def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Flags:
     """Return the flags. Raises UserError with all that is wrong at once."""
     values: dict[str, int | str | bool] = {}
     errors: list[str] = []
@@ -97,11 +104,17 @@ def parse(arguments: Sequence[str]) -> Flags:
                 say(f"{name} has no effect here")
         except UserError as error:
             errors.append(str(error))
+    # What no flag says may stand in the environment, as for TensorFlow Serving's image.
+    if not values.keys() & {"model_base_path", "model_config_file"} and (base := (environment or {}).get(BASE_PATH)):
+        name = str(values.get("model_name") or (environment or {}).get("MODEL_NAME") or "model")
+        values = {"rest_api_port": 8501, **values, "model_name": name, "model_base_path": f"{base}/{name}"}
     # Check them together.
     flags = Flags(**values)  # type: ignore[arg-type]
     errors += _conflicts(flags)
     if errors:
         raise UserError("; ".join(errors))
+    if flags.monitoring_config_file and not flags.rest_api_port:
+        say("--monitoring_config_file has no effect without --rest_api_port, where the metrics are")
     return flags
 
 
@@ -137,8 +150,13 @@ def _value(name: str, type_name: str, text: str) -> int | str | bool:
 
 def _conflicts(flags: Flags) -> list[str]:
     errors = []
-    if not flags.model_base_path:
-        errors.append("--model_base_path is missing: the folder that holds the model's numbered versions")
+    if not flags.model_base_path and not flags.model_config_file:
+        errors.append(
+            "--model_base_path is missing: the folder that holds the model's numbered versions; or give several models "
+            "with --model_config_file"
+        )
+    if flags.batching_parameters_file and not flags.enable_batching:
+        errors.append("--batching_parameters_file is set without --enable_batching")
     if flags.engine not in CHOICES:
         errors.append(f"--engine is one of {', '.join(CHOICES)}, not {flags.engine!r}")
     if flags.mixed_precision not in ("", "bfloat16"):
@@ -150,13 +168,12 @@ def _conflicts(flags: Flags) -> list[str]:
         errors.append("--rest_api_port must differ from --port")
     if flags.rest_api_timeout_in_ms < 1:
         errors.append("--rest_api_timeout_in_ms must be positive")
-    for key in ("file_system_poll_wait_seconds", "max_num_load_retries", "grpc_max_threads"):
+    for key in (
+        "file_system_poll_wait_seconds",
+        "model_config_file_poll_wait_seconds",
+        "max_num_load_retries",
+        "grpc_max_threads",
+    ):
         if getattr(flags, key) < 0:
             errors.append(f"--{key} must not be negative")
     return errors
-
-
-def cpu_count() -> int:
-    """Return how many CPUs this process may run on, as TensorFlow Serving counts them; macOS only knows how many there
-    are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

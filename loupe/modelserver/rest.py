@@ -27,7 +27,7 @@ CALL_PATH = re.compile(MODEL_PATH + r":(predict|classify|regress))")
 MAX_VERSION = (1 << 63) - 1
 
 
-def start(answers: Answers, flags: Flags) -> ThreadingHTTPServer | None:
+def start(answers: Answers, flags: Flags, monitoring_path: Any = None, page: Any = None) -> Any:
     """Start the server in a thread. Return None if --rest_api_port is 0."""
     if not flags.rest_api_port:
         return None

@@ -1,20 +1,25 @@
-"""Answer gRPC calls: Predict, GetModelMetadata and GetModelStatus, on proto.py's messages and no generated code.
+"""Answer gRPC calls on proto.py's messages and no generated code: TensorFlow Serving's two services, reflection, and
+with --enable_grpc_healthcheck_service the standard health service.
 
-    server, port = service.start(Answers(versions), flags)
-    server.stop(grace=10).wait()
+    service = Service(Answers(models, metrics), flags)
+    service.port
+    service.stop(grace=10)
 
-Other methods are UNIMPLEMENTED. More calls at once than `--grpc_max_threads` are RESOURCE_EXHAUSTED. gRPC itself counts
-a call until its thread has returned from sending the answer, when the caller may have asked again long since: on a busy
-machine it would refuse as many callers as there are threads. Here a call counts until its answer is computed, and
-threads that only return are allowed in addition.
+More calls at once than `--grpc_max_threads` are RESOURCE_EXHAUSTED. gRPC itself counts a call until its thread has
+returned from sending the answer, when the caller may have asked again long since: on a busy machine it would refuse as
+many callers as there are threads. Here a call counts until its answer is computed, and threads that only return are
+allowed in addition. Differences from TensorFlow Serving: a request of more than 256 MiB is refused, unless
+`--grpc_channel_arguments=grpc.max_receive_message_length=…` says otherwise; health follows the models' state (there it
+is always SERVING), and there is reflection, for grpcurl and the like.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import BoundedSemaphore
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -24,65 +29,103 @@ from loupe.errors import UserError
 from loupe.modelserver.answers import Answers
 from loupe.modelserver.flags import Flags
 
-HEALTH, SERVING = "grpc.health.v1.Health", b"\x08\x01"  # HealthCheckResponse with status SERVING
+if TYPE_CHECKING:
+    from loupe.modelserver.health import Health
+
+MAX_REQUEST_BYTES = 256 << 20
+MAX_STREAMS = 64  # of callers that watch the health or use reflection, beside the calls
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 
 
-def start(answers: Answers, flags: Flags) -> tuple[grpc.Server, int]:
-    """Start the server. Return it and its port."""
-    options = [
-        ("grpc.so_reuseport", 0),  # else a second server on the same port would silently share the calls
-        ("grpc.max_receive_message_length", -1),
-        ("grpc.max_send_message_length", -1),
-        *flags.channel_arguments,
-    ]
-    max_calls = 4 * flags.threads  # with threads that only return
-    pool = ThreadPoolExecutor(max_calls, thread_name_prefix="grpc")
-    server = grpc.server(pool, handlers(answers, flags), options=options, maximum_concurrent_rpcs=max_calls)
-    try:
-        port = server.add_insecure_port(f"{flags.address}:{flags.port}")
-    except RuntimeError as error:
-        raise UserError(f"port {flags.port} cannot be listened on; choose another with --port") from error
-    server.start()
-    return server, port
+class Service:
+    """The gRPC server, listening."""
+
+    def __init__(self, answers: Answers, flags: Flags) -> None:
+        options = [
+            ("grpc.so_reuseport", 0),  # else a second server on the same port would silently share the calls
+            ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+            ("grpc.max_send_message_length", -1),
+            *flags.channel_arguments,
+        ]
+        max_calls = 4 * flags.threads  # with threads that only return
+        pool = ThreadPoolExecutor(max_calls, thread_name_prefix="grpc")
+        self._server = grpc.server(
+            pool,
+            [*_handlers(answers, flags), _Reflection()],
+            options=options,
+            maximum_concurrent_rpcs=max_calls + MAX_STREAMS,
+        )
+        self.health: Health | None = None
+        if flags.enable_grpc_healthcheck_service:
+            from loupe.modelserver.health import Health
+
+            self.health = Health(self._server)
+        try:
+            self.port = self._server.add_insecure_port(f"{flags.address}:{flags.port}")
+        except RuntimeError as error:
+            raise UserError(f"port {flags.port} cannot be listened on; choose another with --port") from error
+        self._server.start()
+
+    def stop(self, grace: float) -> None:
+        """Take no more calls, and wait until those in flight have ended."""
+        if self.health:
+            self.health.stop()
+        self._server.stop(grace).wait()
 
 
-def handlers(answers: Answers, flags: Flags) -> list[grpc.GenericRpcHandler]:
+class _Reflection(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Reflection of the services, imported when somebody asks for it: a server should start quickly."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        if handler_call_details.method != REFLECTION:
+            return None
+        from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+        names = {method.service for method in proto.METHODS.values()}
+        servicer = reflection.ReflectionServicer([*names, reflection.SERVICE_NAME], pool=proto.POOL)
+        return grpc.stream_stream_rpc_method_handler(
+            servicer.ServerReflectionInfo,
+            reflection_pb2.ServerReflectionRequest.FromString,
+            reflection_pb2.ServerReflectionResponse.SerializeToString,
+        )
+
+
+def _handlers(answers: Answers, flags: Flags) -> list[grpc.GenericRpcHandler]:
     slots = BoundedSemaphore(flags.threads)
+    functions = {
+        "Predict": answers.predict,
+        "Classify": answers.classify,
+        "Regress": answers.regress,
+        "MultiInference": answers.multi_inference,
+        "GetModelMetadata": answers.metadata,
+        "GetModelStatus": answers.status,
+        "HandleReloadConfigRequest": answers.reload,
+    }
     services: dict[str, dict[str, grpc.RpcMethodHandler]] = {}
-    for method, function in (
-        (proto.PREDICT, answers.predict),
-        (proto.GET_MODEL_METADATA, answers.metadata),
-        (proto.GET_MODEL_STATUS, answers.status),
-    ):
-        services.setdefault(method.service, {})[method.name] = _handler(method, function, slots)
-    if flags.enable_grpc_healthcheck_service:
-        services[HEALTH] = {"Check": grpc.unary_unary_rpc_method_handler(_health)}
+    for method in proto.METHODS.values():
+        services.setdefault(method.service, {})[method.name] = _handler(method, functions[method.name], slots)
     return [grpc.method_handlers_generic_handler(name, methods) for name, methods in services.items()]
 
 
-def _handler(method: proto.Method, function: Callable[[Any], Any], slots: BoundedSemaphore) -> grpc.RpcMethodHandler:
-    def handle(request: Any, context: grpc.ServicerContext) -> Any:
+def _handler(method: proto.Method, function: Callable[..., Any], slots: BoundedSemaphore) -> grpc.RpcMethodHandler:
+    def handle(data: bytes, context: grpc.ServicerContext) -> Any:
         if not slots.acquire(blocking=False):
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Server Threadpool Exhausted")
         try:
-            return function(request)
+            remaining = context.time_remaining()
+            request = method.request.FromString(data)
+            return function(request, None if remaining is None else time.monotonic() + remaining)
         except Refused as error:
             context.abort(error.code, str(error))
+        except proto.WireError:
+            context.abort(grpc.StatusCode.INTERNAL, f"the request is no {method.request.DESCRIPTOR.full_name}")
+        except MemoryError:
+            say(f"{method.name} failed: out of memory")
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the server has no memory for this request")
         except Exception as error:
             say(f"{method.name} failed: {error!r}")
             context.abort(grpc.StatusCode.INTERNAL, f"{method.name} failed inside the server; its log says why")
         finally:
             slots.release()
 
-    return grpc.unary_unary_rpc_method_handler(
-        handle,
-        request_deserializer=method.request.FromString,
-        response_serializer=method.response.SerializeToString,
-    )
-
-
-def _health(request: bytes, context: grpc.ServicerContext) -> bytes:
-    """Answer SERVING for the server as a whole, whatever its model's state, as TensorFlow Serving does."""
-    if request:
-        context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
-    return SERVING
+    return grpc.unary_unary_rpc_method_handler(handle, response_serializer=method.response.SerializeToString)

@@ -1,36 +1,39 @@
-"""Serve the newest version: poll the base path for numbered folders, load the newest, unload what it replaces.
+"""Keep one model's versions: load those that its policy chooses from its folder, and unload what they replace.
 
-    versions = Versions(flags, open_engine, settled=event.set)
-    versions.start()
-    with versions.lease(spec) as version:
+    versions = Versions(served_model, flags, open_engine, metrics, changed)
+    versions.poll()                                  # looks once; models.py does it again and again
+    with versions.lease(None) as version:            # the newest that is loaded
         version.engine.run(...)
 
 A new version is loaded completely before calls go to it; the old one is unloaded when its last call has ended. A
-version that does not load leaves the old one serving; it is tried again up to `--max_num_load_retries` times, and at
+version that does not load leaves the old ones serving; it is tried again up to `--max_num_load_retries` times, and at
 once when its folder changes. If the newest version is deleted, the one before replaces it; with no version left the
-last one stays. Differences from TensorFlow Serving: at the start an older version is tried if the newest does not load
-(there only the newest is), and a failed load shows as END between its retries as well.
+last ones stay. Differences from TensorFlow Serving: at the start an older version is tried if the newest does not load
+(there only the newest is); a failed load shows as END between its retries as well; versions stay when a folder is
+emptied, not only when it is deleted.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from grpc import StatusCode
 
 import proto
 from loupe.engines import savedmodel
 from loupe.engines.engine import Engine, Opener
-from loupe.engines.refused import Refused, invalid, say
+from loupe.engines.refused import Refused, say
+from loupe.modelserver.config import ServedModel
 from loupe.modelserver.flags import Flags
+from loupe.modelserver.metrics import Metrics
 
 REMINDER_SECONDS = 10.0  # between two log lines that say there is still nothing to serve
+MAX_ENDED = 1000  # versions that have ended and are still listed
 
 
 @dataclass
@@ -50,28 +53,36 @@ class Version:
 
 
 class Versions:
-    def __init__(self, flags: Flags, open_engine: Opener, settled: Callable[[], None]) -> None:
-        self.name = flags.model_name
-        self.base = Path(flags.model_base_path)
-        self.serving: Version | None = None
-        self.hopeless: str | None = None  # the reason, once nothing has loaded and nothing will be tried again
+    def __init__(
+        self,
+        served: ServedModel,
+        flags: Flags,
+        open_engine: Opener,
+        metrics: Metrics,
+        changed: threading.Condition,
+    ) -> None:
+        self.served = served
+        self.dropped = False  # from the configuration: nothing is loaded any more, and what is there is unloaded
+        self.hopeless: str | None = None  # the reason, while nothing is loaded and nothing will be tried again
+        self._changed = changed  # guards every Version's state and in_flight
         self._flags = flags
         self._open_engine = open_engine
-        self._settled = settled
+        self._metrics = metrics
         self._known: dict[int, Version] = {}
-        self._changed = threading.Condition()  # guards every Version's state and in_flight
+        self._available: dict[int, Version] = {}
         self._remind_at = 0.0
-
-    def start(self) -> None:
-        threading.Thread(target=self._keep_polling, name="versions", daemon=True).start()
 
     # ------------------------------------------------------------------------------------------------ for callers
 
     @contextmanager
-    def lease(self, spec: Any) -> Iterator[Version]:
-        """Yield the version that a ModelSpec asks for. It is not unloaded before the lease ends."""
+    def lease(self, number: int | None) -> Iterator[Version]:
+        """Yield the version, or the newest if there is no number. It is not unloaded before the lease ends."""
         with self._changed:
-            version = self._find(spec)
+            version = self.newest() if number is None else self._available.get(number)
+            if version is None:
+                name = self.served.name
+                asked = f"Latest({name})" if number is None else f"Specific({name}, {number})"
+                raise Refused(StatusCode.NOT_FOUND, f"Servable not found for request: {asked}")
             version.in_flight += 1
         try:
             yield version
@@ -80,16 +91,12 @@ class Versions:
                 version.in_flight -= 1
                 self._changed.notify_all()
 
-    def _find(self, spec: Any) -> Version:
-        if not spec.name:
-            raise invalid("ModelSpec has no name specified.")
-        refuse_label(spec)
-        serving = self.serving
-        number = spec.version.value if spec.HasField("version") else None
-        if spec.name == self.name and serving is not None and number in (None, serving.number):
-            return serving
-        asked = f"Latest({spec.name})" if number is None else f"Specific({spec.name}, {number})"
-        raise Refused(StatusCode.NOT_FOUND, f"Servable not found for request: {asked}")
+    def newest(self) -> Version | None:
+        """Return the newest version that is loaded."""
+        return self._available[max(self._available)] if self._available else None
+
+    def is_available(self, number: int) -> bool:
+        return number in self._available
 
     def states(self) -> list[tuple[int, int, Refused | None]]:
         """Return number, state and error of every version ever seen, newest first."""
@@ -98,54 +105,70 @@ class Versions:
 
     # ------------------------------------------------------------------------------------------------- the folder
 
-    def _keep_polling(self) -> None:
-        pause = self._flags.file_system_poll_wait_seconds
-        while True:
-            try:
-                self.poll()
-            except Exception as error:  # whatever happens to the folder, the served version stays
-                say(f"looking for versions of {self.name} failed: {error!r}")
-            if self.hopeless or (self.serving and not pause):
-                return
-            time.sleep(pause or 1)
-
     def poll(self) -> None:
-        """Look once, and load the newest version that loads."""
+        """Look once: load the chosen versions that are not loaded, then unload those that are not chosen."""
+        # Nothing is chosen of a model that the configuration no longer has.
+        if self.dropped:
+            self._unload_all_but([])
+            return
         folders = self._folders()
-        if not folders:
-            self._say_empty()
+        chosen = self.served.policy.choose(list(folders))
+        if not chosen:
+            self._say_empty(bool(folders))
             return
         self._remind_at = 0.0
-        for position, (number, folder) in enumerate(folders):
-            if self.serving and self.serving.number == number:
-                return
-            version = self._version(number, folder)
-            if self._is_due(version) and self._load(version, folders[position + 1 :]):
-                return
-        self._give_up_if_hopeless([number for number, _ in folders])
+        # Load, the newest first.
+        for number in chosen:
+            self._load_if_due(number, folders)
+        # At the start an older version is better than none.
+        if not self._available and self.served.policy.takes_newest:
+            for number in sorted(set(folders) - set(chosen), reverse=True):
+                if self._load_if_due(number, folders):
+                    break
+        # Unload what was replaced; if nothing of what is chosen has loaded, all stays.
+        if any(number in self._available for number in chosen):
+            self._unload_all_but(chosen)
+        self._note_if_hopeless(list(folders))
 
-    def _folders(self) -> list[tuple[int, Path]]:
+    def _folders(self) -> dict[int, Path]:
         try:
-            entries = list(self.base.iterdir())
+            entries = list(self.served.base.iterdir())
         except OSError:
-            return []
+            return {}
         numbered = [(int(e.name), e) for e in entries if e.name.isascii() and e.name.isdigit() and e.is_dir()]
-        folders = dict(sorted(pair for pair in numbered if pair[0] < 1 << 63))  # of 007 and 7, the latter
-        return sorted(folders.items(), reverse=True)
+        return dict(sorted(pair for pair in numbered if pair[0] < 1 << 63))  # of 007 and 7, the latter
 
-    def _say_empty(self) -> None:
+    def _say_empty(self, has_others: bool) -> None:
         if time.monotonic() < self._remind_at:
             return
         first, self._remind_at = self._remind_at == 0.0, time.monotonic() + REMINDER_SECONDS
-        problem = "holds no version, a folder named by a number" if self.base.is_dir() else "is no folder"
-        if self.serving:
+        base, name = self.served.base, self.served.name
+        if has_others:
+            problem = "holds none of the versions that its policy names"
+        elif base.is_dir():
+            problem = "holds no version, a folder named by a number"
+        else:
+            problem = "is no folder"
+        if self._available:
             if first:
-                say(f"{self.base} {problem}; version {self.serving.number} of {self.name} stays")
+                numbers = " and ".join(map(str, sorted(self._available)))
+                say(f"{base} {problem}; version {numbers} of {name} stays")
         else:
             hint = "train or convert a model into it, or point --model_base_path elsewhere; " if first else ""
-            say(f"{self.base} {problem}: {hint}waiting" if first else f"still waiting: {self.base} {problem}")
+            say(f"{base} {problem}: {hint}waiting" if first else f"still waiting: {base} {problem}")
 
     # -------------------------------------------------------------------------------------------------- one version
+
+    def _load_if_due(self, number: int, folders: dict[int, Path]) -> bool:
+        """Load the version unless it is loaded, or has failed and is not yet to be tried again. Return True if it is
+        loaded afterwards."""
+        if number in self._available:
+            return True
+        version = self._version(number, folders[number])
+        if not self._is_due(version):
+            return False
+        older = [other for other in folders if other < number]
+        return self._load(version, max(older, default=None))
 
     def _version(self, number: int, folder: Path) -> Version:
         version = self._known.get(number)
@@ -154,7 +177,13 @@ class Versions:
             version = Version(number, folder)
             with self._changed:
                 self._known[number] = version
+                self._forget_oldest()
         return version
+
+    def _forget_oldest(self) -> None:
+        ended = sorted(number for number, version in self._known.items() if version.state == proto.END)
+        for number in ended[: max(0, len(ended) - MAX_ENDED)]:
+            del self._known[number]
 
     def _is_due(self, version: Version) -> bool:
         fingerprint = _fingerprint(version.folder)
@@ -163,7 +192,7 @@ class Versions:
             return True
         return version.attempts <= self._flags.max_num_load_retries and time.monotonic() >= version.retry_at
 
-    def _load(self, version: Version, older: list[tuple[int, Path]]) -> bool:
+    def _load(self, version: Version, older: int | None) -> bool:
         # Load it.
         started = time.monotonic()
         version.attempts += 1
@@ -174,34 +203,44 @@ class Versions:
             engine = self._open_engine(model)
         except Exception as error:
             refused = error if isinstance(error, Refused) else Refused(StatusCode.INTERNAL, repr(error))
+            self._metrics.load_ended(version.folder, loaded=False, seconds=time.monotonic() - started)
             self._failed(version, refused, older)
             return False
-        # Serve it, and unload the version before.
+        # Serve it.
         with self._changed:
             version.model, version.engine, version.state = model, engine, proto.AVAILABLE
-            old, self.serving = self.serving, version
-            if old:
-                old.state = proto.UNLOADING
-        say(f"version {version.number} of {self.name} loaded in {time.monotonic() - started:.1f} s by {engine.name}")
-        if old:
-            threading.Thread(target=self._unload, args=[old], daemon=True).start()
-        self._settled()
+            self._available[version.number] = version
+            self.hopeless = None
+            self._changed.notify_all()
+        seconds = time.monotonic() - started
+        self._metrics.load_ended(version.folder, loaded=True, seconds=seconds)
+        say(f"version {version.number} of {self.served.name} loaded in {seconds:.1f} s by {engine.name}")
         return True
 
-    def _failed(self, version: Version, error: Refused, older: list[tuple[int, Path]]) -> None:
+    def _failed(self, version: Version, error: Refused, older: int | None) -> None:
         interval = max(0.0, self._flags.load_retry_interval_micros / 1e6)
         version.retry_at = time.monotonic() + interval
         with self._changed:
             version.state, version.error = proto.END, error
-        if self.serving:
-            next_step = f"version {self.serving.number} stays"
-        elif older:
-            next_step = f"trying version {older[0][0]}"
+            self._changed.notify_all()
+        if serving := self.newest():
+            next_step = f"version {serving.number} stays"
+        elif older is not None and self.served.policy.takes_newest:
+            next_step = f"trying version {older}"
         elif version.attempts <= self._flags.max_num_load_retries:
             next_step = f"trying again in {interval:.0f} s"
         else:
             next_step = "giving up"
-        say(f"version {version.number} of {self.name} does not load: {error}; {next_step}")
+        say(f"version {version.number} of {self.served.name} does not load: {error}; {next_step}")
+
+    def _unload_all_but(self, chosen: list[int]) -> None:
+        with self._changed:
+            replaced = [version for number, version in self._available.items() if number not in chosen]
+            for version in replaced:
+                version.state = proto.UNLOADING
+                del self._available[version.number]
+        for version in replaced:
+            threading.Thread(target=self._unload, args=[version], name="unload", daemon=True).start()
 
     def _unload(self, version: Version) -> None:
         with self._changed:
@@ -209,24 +248,23 @@ class Versions:
             engine, version.engine, version.model = version.engine, None, None
         if engine:
             engine.close()
+            del engine
         with self._changed:
             version.state = proto.END
-        say(f"version {version.number} of {self.name} is unloaded")
+            self._changed.notify_all()
+        say(f"version {version.number} of {self.served.name} is unloaded")
 
-    def _give_up_if_hopeless(self, numbers: list[int]) -> None:
-        if self.serving or any(self._known[n].attempts <= self._flags.max_num_load_retries for n in numbers):
+    def _note_if_hopeless(self, numbers: list[int]) -> None:
+        tried = [self._known[number] for number in numbers if number in self._known]
+        if self._available or any(v.attempts <= self._flags.max_num_load_retries for v in tried):
             return
-        newest = self._known[numbers[0]]
-        self.hopeless = (
-            f"no version of {self.name} under {self.base} loads; version {newest.number}: {newest.error}. "
-            "Publish it again, or delete it"
-        )
-        self._settled()
-
-
-def refuse_label(spec: Any) -> None:
-    if spec.version_label:  # only --model_config_file defines labels
-        raise invalid(f"Unrecognized servable version label: {spec.version_label}")
+        newest = max(tried, key=lambda version: version.number)
+        with self._changed:
+            self.hopeless = (
+                f"no version of {self.served.name} under {self.served.base} loads; "
+                f"version {newest.number}: {newest.error}. Publish it again, or delete it"
+            )
+            self._changed.notify_all()
 
 
 def _fingerprint(folder: Path) -> object:

@@ -3,30 +3,36 @@
     open_engine = warmup.replaying(chooser("auto", options))
     engine = open_engine(model)         # has answered every request in assets.extra/tf_serving_warmup_requests
 
-Without the file nothing is done. A request that fails fails the load, and so do a damaged file and one of more than
-1,000 records. Differences: records that this server does not answer (Classify, Regress, MultiInference, and with
-openvino any signature but `serving_default`) are skipped with a log line; TensorFlow Serving runs them. A record of
-more than 32 MiB is refused. Warming up ends after 30 seconds, and a batch of more than 256 is skipped as well, since a
-file of a few kilobytes may ask for hours.
+If a record holds the answer as well, as Loupe's exports do, the engine's is compared with it, and a difference is said
+in the log: the model computes otherwise here than where it was exported. Without the file nothing is done. A request
+that fails fails the load, and so do a damaged file and one of more than 1,000 records. Differences: records that this
+server does not answer (Classify, Regress, MultiInference, and with openvino any signature but `serving_default`) are
+skipped with a log line; TensorFlow Serving runs them. A record of more than 32 MiB is refused. Warming up ends after 30
+seconds, and a batch of more than 256 is skipped as well, since a file of a few kilobytes may ask for hours.
 """
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from grpc import StatusCode
 
 import proto
 from loupe import tfrecord
 from loupe.engines.engine import Engine, Opener
 from loupe.engines.refused import Refused, invalid, say
-from loupe.engines.savedmodel import WARMUP, SavedModel
+from loupe.engines.savedmodel import WARMUP, Array, SavedModel
 from loupe.modelserver.answers import check_request
 
 MAX_RECORDS = 1000
 SECONDS = 30.0  # after this no further record is begun
 MAX_BATCH = 256
+# By how much of 1, or of its own size, an answer may differ. int8 was judged by its labels when it was made.
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1, "int8": 0.5}
 MAX_REASON = 500  # characters of a reason, which may quote names from the file
 
 
@@ -55,7 +61,7 @@ def _replay(model: SavedModel, engine: Engine) -> None:
             if count > MAX_RECORDS:
                 raise invalid(f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}")
             if log := _predict_log(record, f"{path}, record {count}"):
-                _run(log.request, model, engine, f"{path}, record {count}")
+                _run(log, model, engine, f"{path}, record {count}")
     except FileNotFoundError:
         return
     except tfrecord.Damaged as error:
@@ -76,15 +82,36 @@ def _predict_log(record: bytes, where: str) -> Any:
     return None
 
 
-def _run(request: Any, model: SavedModel, engine: Engine, where: str) -> None:
+def _run(log: Any, model: SavedModel, engine: Engine, where: str) -> None:
     try:
-        name, inputs, outputs = check_request(request, model)
+        name, inputs, outputs = check_request(log.request, model)
         batch = max((len(array) for array in inputs.values() if array.ndim), default=1)
         if batch > MAX_BATCH:
             say(f"{where}, is a batch of {batch}, more than {MAX_BATCH}: passed over")
             return
-        engine.run(name, inputs, outputs)
+        answer = engine.run(name, inputs, outputs)
     except Refused as error:
         if error.code != StatusCode.UNIMPLEMENTED:
             raise Refused(error.code, f"{where}: {str(error)[:MAX_REASON]}") from error
         say(f"{where}: {str(error)[:MAX_REASON]}; passed over")
+        return
+    for alias, difference in _differences(log.response, answer, TOLERANCES.get(engine.precision, 1.0)):
+        say(f"{where}: {alias} differs by {difference:.2g} from what was recorded; is the version as it was exported?")
+
+
+def _differences(recorded: Any, answer: dict[str, Array], tolerance: float) -> Iterator[tuple[str, float]]:
+    """Yield the outputs that differ from those recorded by more than the tolerance, and by how much."""
+    for alias in sorted(set(recorded.outputs) & set(answer)):
+        try:
+            expected = proto.to_array(recorded.outputs[alias])
+        except ValueError:
+            continue  # of a type that is not compared
+        got = answer[alias]
+        if expected.dtype.kind != "f" or got.dtype.kind != "f":
+            continue
+        if expected.shape != got.shape:
+            yield alias, math.inf
+        elif got.size:
+            difference = float((np.abs(got - expected) / np.maximum(1, np.abs(expected))).max())
+            if not difference <= tolerance:  # written so that NaN counts
+                yield alias, difference

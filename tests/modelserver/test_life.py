@@ -265,28 +265,28 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("flag", ["port", "rest_api_port"])
 def test_a_taken_port_is_one_line_and_status_2(tmp_path: Path, flag: str) -> None:
-    with socket.create_server(("0.0.0.0", 0)) as taken:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = run("--port=0", f"--{flag}={port}", f"--model_base_path={tmp_path}")
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"loupe.modelserver: port {port} of 0.0.0.0 is taken: ")
+    assert line.startswith(f"loupe.modelserver: port {port} of 127.0.0.1 is taken: ")
     assert line.endswith(f"choose another with --{flag}")
 
 
 def test_a_wrong_command_line_is_one_line_and_status_2() -> None:
-    done = run("--prot=1", "--port=x", "--model_config_file=models.config", "--engine=torch")
+    done = run("--prot=1", "--port=x", "--ssl_config_file=ssl", "--engine=torch", "--batching_parameters_file=b")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     for words in (
         "unknown flag --prot; the nearest is --port", "--port is a whole number, not 'x'",
-        "--model_config_file is not read here", "--model_base_path is missing", "--engine is one of auto,",
+        "--ssl_config_file is not read here", "--model_base_path is missing", "without --enable_batching", "--engine is one of auto,",
     ):  # fmt: skip
         assert words in done.stderr
 
 
 def test_flags_are_read_in_every_form_that_tensorflow_serving_takes(capsys: pytest.CaptureFixture[str]) -> None:
     parsed = flags.parse([
-        "--port=1", "--rest_api_port", "2", "--enable_batching", "--monitoring_config_file=m",
+        "--port=1", "--rest_api_port", "2", "--prefer_tflite_model", "--num_tflite_pools=2",
         "--num_load_threads", "3", "--enable_grpc_healthcheck_service", "--enable_profiler=false",
         "--enable_serialization_as_tensor_content=false",
         "--grpc_channel_arguments=grpc.max_connection_age_ms=20000,grpc.x=y", "--model_base_path=m",
@@ -297,13 +297,30 @@ def test_flags_are_read_in_every_form_that_tensorflow_serving_takes(capsys: pyte
     assert parsed.channel_arguments == [("grpc.max_connection_age_ms", 20000), ("grpc.x", "y")]
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[1] for line in lines] == [
-        "--enable_batching",
-        "--monitoring_config_file",
+        "--prefer_tflite_model",
+        "--num_tflite_pools",
         "--num_load_threads",
     ]
     assert all(line.endswith("has no effect here") for line in lines)
     with pytest.raises(UserError, match="--model_name needs a value"):
         flags.parse(["--model_base_path=m", "--model_name"])
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments", "expected"),
+    [
+        ({}, [], ("tires", "/models/tires", 8501)),
+        ({"MODEL_NAME": ""}, [], ("model", "/models/model", 8501)),
+        ({}, ["--model_name=cars", "--rest_api_port=80"], ("cars", "/models/cars", 80)),
+        ({}, ["--model_base_path=here"], ("default", "here", 0)),
+    ],
+)
+def test_the_environment_of_tensorflow_servings_image_says_what_no_flag_says(
+    environment: dict[str, str], arguments: list[str], expected: tuple[str, str, int]
+) -> None:
+    image = {"MODEL_NAME": "tires", "MODEL_BASE_PATH": "/models", **environment}
+    parsed = flags.parse(arguments, image)
+    assert (parsed.model_name, parsed.model_base_path, parsed.rest_api_port) == expected
 
 
 def test_old_connections_are_closed_where_the_flag_says_so(shelf: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ examples = settings(deadline=None, max_examples=60, derandomize=True)
 
 OFFICIAL_POOL = descriptor_pool.Default()  # holds the messages of every module that is imported above
 NOT_PUBLISHED = {"BatchingParameters", "MonitoringConfig", "PrometheusConfig"}  # read from files, never sent
-MESSAGES = [name.split(":")[1] for name, _ in proto._lines(proto.SCHEMA)]
+MESSAGES = [name for _, name, _ in proto._entries(proto.SCHEMA)]
 NUMERIC = [name for name in proto.BY_NAME if name not in ("string", "bfloat16")]
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 

@@ -2,6 +2,7 @@
 
     frozen = freeze(network_of(model), card, familiarity)
     save(frozen, card, folder)
+    write_checksum(folder)
     with loaded(folder) as ask:
         ask("serving_default", {"image": pixels})["probabilities"]
 
@@ -16,6 +17,7 @@ its variables in a plain tf.Module loads in Python and fails there.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from loupe.card import Card
+from loupe.engines.savedmodel import SUMS
 from loupe.familiarity import FAINTEST, LEAST, Familiarity
 from loupe.gradcam import forward, grad_cam, split
 
@@ -118,6 +121,13 @@ def save(frozen: Frozen, card: Card, folder: Path) -> None:
     extra = folder / "assets.extra"
     extra.mkdir()
     (extra / "card.json").write_text(card.to_json(), encoding="utf-8")
+
+
+def write_checksum(folder: Path) -> None:
+    """Write the graph's checksum beside the card, as `sha256sum --check` reads it. By it a server detects a damaged
+    copy: a SavedModel with other bytes in its weights loads as well."""
+    data = (folder / "saved_model.pb").read_bytes()
+    (folder / SUMS).write_text(f"{hashlib.sha256(data).hexdigest()}  ../saved_model.pb\n")
 
 
 @contextmanager
