@@ -24,7 +24,7 @@ from types import FrameType
 
 from loupe.engines.choose import chooser
 from loupe.engines.engine import Opener, Options
-from loupe.engines.refused import say
+from loupe.engines.refused import Refused, say
 from loupe.errors import UserError
 from loupe.modelserver import config, cpus, flags, rest, warmup
 from loupe.modelserver.answers import Answers
@@ -35,6 +35,7 @@ from loupe.modelserver.models import Models
 from loupe.modelserver.service import Service
 
 STOP_DELAY = 10.0  # seconds
+LABELS_FLAG = "--allow_version_labels_for_unavailable_models"
 
 
 class Stop:
@@ -67,7 +68,10 @@ def serve(settings: flags.Flags) -> None:
     # Choose the engine, and load the first versions.
     metrics, page = _metrics(monitoring_path)
     models = Models(settings, _opener(settings, batching), metrics)
-    models.start(served)
+    try:
+        models.start(served)
+    except Refused as error:  # a label of a version that cannot be loaded yet
+        raise UserError(f"{error}; at the start a label needs {LABELS_FLAG}") from error
     hopeless = models.wait_until_settled(stop.asked.is_set)
     if stop.asked.is_set():
         return

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-READY = re.compile(r"serving \S+ version (\d+) with (\w+) on port (\d+)(?: \(REST (\d+)\))?")
+READY = re.compile(r"serving \S+ version (\d+) with (\w+)(?:, .*)? on port (\d+)(?: \(REST (\d+)\))?")
 PATIENCE = 60  # seconds; TensorFlow starts slowly on a busy machine
 
 
