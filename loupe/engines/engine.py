@@ -1,6 +1,7 @@
 """The interface of an engine: it computes the signatures of one SavedModel.
 
 engine.run("serving_default", {"image": pixels}, ["probabilities"])
+engine.run_examples(examples, {"classify": ["classes", "scores"], "regress": ["outputs"]})
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ class Engine(Protocol):
 
     def run(self, signature: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """Return the outputs by name, or raise Refused. Many threads may call it at once."""
+
+    def run_examples(self, examples: Array, outputs: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Array]]:
+        """Return the outputs of several signatures, by signature and name, computed in one run. Each has one input, a
+        vector of serialized tf.Examples, and all get the same."""
 
     def close(self) -> None: ...
 

@@ -79,6 +79,9 @@ class OpenVinoEngine:
         finally:
             self._idle.put(request)
 
+    def run_examples(self, examples: Array, outputs: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Array]]:
+        raise Refused(StatusCode.UNIMPLEMENTED, "tf.Examples need the tensorflow engine: --engine=tensorflow")
+
     def close(self) -> None:
         """Do nothing: the memory is freed with the object."""
 

@@ -5,7 +5,7 @@
 
 Statuses and messages are TensorFlow Serving's. One difference is on purpose: an input whose shape does not fit the
 signature is refused. TensorFlow Serving passes it to the graph unchecked, which may answer anything or abort the whole
-server. Not covered: Classify, Regress and MultiInference, default values of inputs in a signature.
+server. Not covered: default values of inputs in a signature.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import proto
 from loupe.engines.engine import Engine
 from loupe.engines.refused import Refused, invalid
 from loupe.engines.savedmodel import Array, SavedModel
-from loupe.modelserver.versions import Versions, refuse_label
+from loupe.modelserver import examples
+from loupe.modelserver.versions import Version, Versions, refuse_label
 
 TF_NAMES = {"float32": "float", "float64": "double", "float16": "half"}  # where TensorFlow's names are not numpy's
 METADATA_FIELD = "signature_def"
@@ -40,6 +41,32 @@ class Answers:
             tensor = _to_tensor(array, signature.outputs[alias].dtype, self._as_values)
             response.outputs[alias].CopyFrom(tensor)
         return response
+
+    def classify(self, request: Any, deadline: float | None = None) -> Any:
+        _refuse_missing_spec(request)
+        with self.versions.lease(request.model_spec) as version:
+            assert version.model and version.engine
+            result = examples.classify(request, version.model, version.engine)
+            return proto.ClassificationResponse(result=result, model_spec=self._spec(request.model_spec, version))
+
+    def regress(self, request: Any, deadline: float | None = None) -> Any:
+        _refuse_missing_spec(request)
+        with self.versions.lease(request.model_spec) as version:
+            assert version.model and version.engine
+            result = examples.regress(request, version.model, version.engine)
+            return proto.RegressionResponse(result=result, model_spec=self._spec(request.model_spec, version))
+
+    def multi_inference(self, request: Any, deadline: float | None = None) -> Any:
+        """Answer all tasks with the version that the first one asks for, as TensorFlow Serving does."""
+        with self.versions.lease(request.tasks[0].model_spec if request.tasks else proto.ModelSpec()) as version:
+            assert version.model and version.engine
+            response = examples.multi_inference(request, version.model, version.engine)
+            for task, result in zip(request.tasks, response.results, strict=True):
+                result.model_spec.CopyFrom(self._spec(task.model_spec, version))
+        return response
+
+    def _spec(self, asked: Any, version: Version) -> Any:
+        return proto.model_spec(asked.name, version.number, asked.signature_name or proto.PREDICT_SIGNATURE)
 
     def metadata(self, request: Any) -> Any:
         _refuse_missing_spec(request)

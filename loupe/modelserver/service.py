@@ -1,4 +1,4 @@
-"""Answer gRPC calls: Predict, GetModelMetadata and GetModelStatus, on proto.py's messages and no generated code.
+"""Answer gRPC calls, all of PredictionService and GetModelStatus, on proto.py's messages and no generated code.
 
     server, port = service.start(Answers(versions), flags)
     server.stop(grace=10).wait()
@@ -24,6 +24,7 @@ from loupe.errors import UserError
 from loupe.modelserver.answers import Answers
 from loupe.modelserver.flags import Flags
 
+MAX_MESSAGE = 1024  # characters; a longer one is cut, as by TensorFlow Serving: gRPC itself ends at about 8 KiB
 HEALTH, SERVING = "grpc.health.v1.Health", b"\x08\x01"  # HealthCheckResponse with status SERVING
 
 
@@ -51,6 +52,9 @@ def handlers(answers: Answers, flags: Flags) -> list[grpc.GenericRpcHandler]:
     services: dict[str, dict[str, grpc.RpcMethodHandler]] = {}
     for method, function in (
         (proto.PREDICT, answers.predict),
+        (proto.METHODS["Classify"], answers.classify),
+        (proto.METHODS["Regress"], answers.regress),
+        (proto.METHODS["MultiInference"], answers.multi_inference),
         (proto.GET_MODEL_METADATA, answers.metadata),
         (proto.GET_MODEL_STATUS, answers.status),
     ):
@@ -67,7 +71,8 @@ def _handler(method: proto.Method, function: Callable[[Any], Any], slots: Bounde
         try:
             return function(request)
         except Refused as error:
-            context.abort(error.code, str(error))
+            text = str(error)
+            context.abort(error.code, text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}...TRUNCATED")
         except Exception as error:
             say(f"{method.name} failed: {error!r}")
             context.abort(grpc.StatusCode.INTERNAL, f"{method.name} failed inside the server; its log says why")

@@ -4,15 +4,16 @@
     engine = open_engine(model)         # has answered every request in assets.extra/tf_serving_warmup_requests
 
 Without the file nothing is done. A request that fails fails the load, and so do a damaged file and one of more than
-1,000 records. Differences: records that this server does not answer (Classify, Regress, MultiInference, and with
-openvino any signature but `serving_default`) are skipped with a log line; TensorFlow Serving runs them. A record of
-more than 32 MiB is refused. Warming up ends after 30 seconds, and a batch of more than 256 is skipped as well, since a
+1,000 records. Differences: what openvino does not compute (Classify, Regress, MultiInference, and Predict with another
+signature than `serving_default`) is skipped with a log line; TensorFlow Serving runs it. A record of more than 32 MiB
+is refused. Warming up ends after 30 seconds, and a batch of more than 256 is skipped as well, since a
 file of a few kilobytes may ask for hours.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from grpc import StatusCode
@@ -22,12 +23,18 @@ from loupe import tfrecord
 from loupe.engines.engine import Engine, Opener
 from loupe.engines.refused import Refused, invalid, say
 from loupe.engines.savedmodel import WARMUP, SavedModel
+from loupe.modelserver import examples
 from loupe.modelserver.answers import check_request
 
 MAX_RECORDS = 1000
 SECONDS = 30.0  # after this no further record is begun
 MAX_BATCH = 256
 MAX_REASON = 500  # characters of a reason, which may quote names from the file
+WITH_EXAMPLES: dict[str, Callable[[Any, SavedModel, Engine], Any]] = {
+    "classify_log": examples.classify,
+    "regress_log": examples.regress,
+    "multi_inference_log": examples.multi_inference,
+}
 
 
 def replaying(open_engine: Opener) -> Opener:
@@ -54,8 +61,7 @@ def _replay(model: SavedModel, engine: Engine) -> None:
                 return
             if count > MAX_RECORDS:
                 raise invalid(f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}")
-            if log := _predict_log(record, f"{path}, record {count}"):
-                _run(log.request, model, engine, f"{path}, record {count}")
+            _run(record, model, engine, f"{path}, record {count}")
     except FileNotFoundError:
         return
     except tfrecord.Damaged as error:
@@ -65,26 +71,36 @@ def _replay(model: SavedModel, engine: Engine) -> None:
         raise Refused(StatusCode.UNAVAILABLE, f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _predict_log(record: bytes, where: str) -> Any:
+def _run(record: bytes, model: SavedModel, engine: Engine, where: str) -> None:
     try:
         log = proto.PredictionLog.FromString(record)
     except proto.WireError as error:
         raise invalid(f"Failed to parse warmup record: {where}") from error
-    if log.HasField("predict_log"):
-        return log.predict_log
-    say(f"{where}, is no Predict request: passed over")
-    return None
-
-
-def _run(request: Any, model: SavedModel, engine: Engine, where: str) -> None:
+    kind = next((name for name in ("predict_log", *WITH_EXAMPLES) if log.HasField(name)), None)
+    if kind != "predict_log" and (kind is None or engine.name != "tensorflow"):
+        hint = "; --engine=tensorflow runs it" if kind else ""
+        say(f"{where}, is no Predict request: passed over{hint}")
+        return
+    request = getattr(log, kind).request
     try:
-        name, inputs, outputs = check_request(request, model)
-        batch = max((len(array) for array in inputs.values() if array.ndim), default=1)
-        if batch > MAX_BATCH:
-            say(f"{where}, is a batch of {batch}, more than {MAX_BATCH}: passed over")
-            return
-        engine.run(name, inputs, outputs)
+        if kind == "predict_log":
+            _predict(request, model, engine, where)
+        elif not _is_large(examples.count(request.input), where):
+            WITH_EXAMPLES[kind](request, model, engine)
     except Refused as error:
         if error.code != StatusCode.UNIMPLEMENTED:
             raise Refused(error.code, f"{where}: {str(error)[:MAX_REASON]}") from error
         say(f"{where}: {str(error)[:MAX_REASON]}; passed over")
+
+
+def _predict(request: Any, model: SavedModel, engine: Engine, where: str) -> None:
+    name, inputs, outputs = check_request(request, model)
+    batch = max((len(array) for array in inputs.values() if array.ndim), default=1)
+    if not _is_large(batch, where):
+        engine.run(name, inputs, outputs)
+
+
+def _is_large(batch: int, where: str) -> bool:
+    if batch > MAX_BATCH:
+        say(f"{where}, is a batch of {batch}, more than {MAX_BATCH}: passed over")
+    return batch > MAX_BATCH
