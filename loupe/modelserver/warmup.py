@@ -6,8 +6,8 @@
 Without the file nothing is done. A request that fails fails the load, and so do a damaged file and one of more than
 1,000 records. Differences: what openvino does not compute (Classify, Regress, MultiInference, and Predict with another
 signature than `serving_default`) is skipped with a log line; TensorFlow Serving runs it. A record of more than 32 MiB
-is refused. Warming up ends after 30 seconds, and a batch of more than 256 is skipped as well, since a
-file of a few kilobytes may ask for hours.
+is refused. Warming up ends after 30 seconds, and a batch of more than 256 is skipped as well, since a file of a few
+kilobytes may ask for hours.
 """
 
 from __future__ import annotations
@@ -72,16 +72,11 @@ def _replay(model: SavedModel, engine: Engine) -> None:
 
 
 def _run(record: bytes, model: SavedModel, engine: Engine, where: str) -> None:
-    try:
-        log = proto.PredictionLog.FromString(record)
-    except proto.WireError as error:
-        raise invalid(f"Failed to parse warmup record: {where}") from error
-    kind = next((name for name in ("predict_log", *WITH_EXAMPLES) if log.HasField(name)), None)
-    if kind != "predict_log" and (kind is None or engine.name != "tensorflow"):
+    kind, request = _read(record, where)
+    if kind != "predict_log" and (not kind or engine.name != "tensorflow"):
         hint = "; --engine=tensorflow runs it" if kind else ""
         say(f"{where}, is no Predict request: passed over{hint}")
         return
-    request = getattr(log, kind).request
     try:
         if kind == "predict_log":
             _predict(request, model, engine, where)
@@ -91,6 +86,18 @@ def _run(record: bytes, model: SavedModel, engine: Engine, where: str) -> None:
         if error.code != StatusCode.UNIMPLEMENTED:
             raise Refused(error.code, f"{where}: {str(error)[:MAX_REASON]}") from error
         say(f"{where}: {str(error)[:MAX_REASON]}; passed over")
+
+
+def _read(record: bytes, where: str) -> tuple[str, Any]:
+    """Return a record's kind, by the name of its field, and its request; "" for a kind that is never run."""
+    try:
+        log = proto.PredictionLog.FromString(record)
+    except proto.WireError as error:
+        raise invalid(f"Failed to parse warmup record: {where}") from error
+    for kind in ("predict_log", *WITH_EXAMPLES):
+        if log.HasField(kind):
+            return kind, getattr(log, kind).request
+    return "", None
 
 
 def _predict(request: Any, model: SavedModel, engine: Engine, where: str) -> None:
