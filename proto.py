@@ -217,6 +217,8 @@ ClassificationRequest = _classes["ClassificationRequest"]
 ClassificationResponse = _classes["ClassificationResponse"]
 RegressionRequest = _classes["RegressionRequest"]
 RegressionResponse = _classes["RegressionResponse"]
+ClassificationResult = _classes["ClassificationResult"]
+RegressionResult = _classes["RegressionResult"]
 MultiInferenceRequest = _classes["MultiInferenceRequest"]
 MultiInferenceResponse = _classes["MultiInferenceResponse"]
 PredictionLog = _classes["PredictionLog"]
@@ -243,6 +245,11 @@ class DType:
     number: int
     numpy: np.dtype[Any]  # the type of the bytes in tensor_content
     values: str
+
+    @property
+    def tensorflow_name(self) -> str:
+        """Return the name in TensorFlow's messages, which is not numpy's for three types."""
+        return {"float32": "float", "float64": "double", "float16": "half"}.get(self.name, self.name)
 
 
 BFLOAT16, HALF, STRING = 14, 19, 7

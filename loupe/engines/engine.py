@@ -1,6 +1,7 @@
 """The interface of an engine: it computes the signatures of one SavedModel.
 
 engine.run("serving_default", {"image": pixels}, ["probabilities"], deadline=time.monotonic() + 5)
+engine.run_examples(examples, {"classify": ["classes", "scores"], "regress": ["outputs"]})
 """
 
 from __future__ import annotations
@@ -25,6 +26,12 @@ class Engine(Protocol):
     ) -> dict[str, Array]:
         """Return the outputs by name, or raise Refused: also where the deadline, a time of time.monotonic(), comes
         first. Many threads may call it at once."""
+
+    def run_examples(
+        self, examples: Array, outputs: Mapping[str, Sequence[str]], deadline: float | None = None
+    ) -> dict[str, dict[str, Array]]:
+        """Return the outputs of several signatures, by signature and name, computed in one run. Each has one input, a
+        vector of serialized tf.Examples, and all get the same."""
 
     def close(self) -> None: ...
 

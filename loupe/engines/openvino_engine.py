@@ -94,6 +94,11 @@ class OpenVinoEngine:
             raise invalid("an input is empty, and openvino would fail for every later caller, too")
         return empty
 
+    def run_examples(
+        self, examples: Array, outputs: Mapping[str, Sequence[str]], deadline: float | None = None
+    ) -> dict[str, dict[str, Array]]:
+        raise Refused(StatusCode.UNIMPLEMENTED, "tf.Examples need the tensorflow engine: --engine=tensorflow")
+
     def close(self) -> None:
         """Do nothing: the memory is freed with the object."""
 

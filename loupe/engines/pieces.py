@@ -37,5 +37,10 @@ class PiecewiseEngine:
             pieces.append(self._engine.run(signature, piece, outputs, deadline))
         return {alias: np.concatenate([piece[alias] for piece in pieces]) for alias in outputs}
 
+    def run_examples(
+        self, examples: Array, outputs: Mapping[str, Sequence[str]], deadline: float | None = None
+    ) -> dict[str, dict[str, Array]]:
+        return self._engine.run_examples(examples, outputs, deadline)
+
     def close(self) -> None:
         self._engine.close()

@@ -55,11 +55,27 @@ class TensorFlowEngine:
     ) -> dict[str, Array]:
         declared = self._signatures[signature]
         feed = {declared.inputs[alias].name: array for alias, array in inputs.items()}
+        results: dict[str, Array] = self._compute(
+            {alias: declared.outputs[alias].name for alias in outputs}, feed, deadline
+        )
+        return results
+
+    def run_examples(
+        self, examples: Array, outputs: Mapping[str, Sequence[str]], deadline: float | None = None
+    ) -> dict[str, dict[str, Array]]:
+        feed: dict[str, Array] = {}
+        fetched: dict[str, dict[str, str]] = {}
+        for name, aliases in outputs.items():
+            declared = self._signatures[name]
+            feed |= {info.name: examples for info in declared.inputs.values()}
+            fetched[name] = {alias: declared.outputs[alias].name for alias in aliases}
+        results: dict[str, dict[str, Array]] = self._compute(fetched, feed, deadline)
+        return results
+
+    def _compute(self, fetched: Any, feed: Mapping[str, Array], deadline: float | None) -> Any:
+        """Return the arrays of the tensors in `fetched`, in the place of their names."""
         try:
-            results: dict[str, Array] = self._session.run(
-                {alias: declared.outputs[alias].name for alias in outputs}, feed, options=_until(deadline)
-            )
-            return results
+            return self._session.run(fetched, feed, options=_until(deadline))
         except tf.errors.OpError as error:
             raise _refused(error) from error
         except (ValueError, TypeError, RuntimeError) as error:  # the signature names tensors that the graph lacks
@@ -97,4 +113,7 @@ def _settings(options: Options) -> Any:
 
 
 def _refused(error: Any) -> Refused:
+    """Return the error in the words of the graph, which are TensorFlow Serving's; Python's session adds its own."""
+    if isinstance(error.__context__, tf.errors.OpError):
+        error = error.__context__
     return Refused(BY_NUMBER.get(error.error_code, StatusCode.UNKNOWN), str(error.message))

@@ -10,7 +10,8 @@ anything or abort the whole server. Not covered: default values of inputs in a s
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from grpc import StatusCode
@@ -18,11 +19,12 @@ from grpc import StatusCode
 import proto
 from loupe.engines.refused import Refused, invalid
 from loupe.engines.savedmodel import Array, SavedModel
+from loupe.modelserver import examples
 from loupe.modelserver.config import served_models
 from loupe.modelserver.metrics import Metrics
 from loupe.modelserver.models import Models
+from loupe.modelserver.versions import Version
 
-TF_NAMES = {"float32": "float", "float64": "double", "float16": "half"}  # where TensorFlow's names are not numpy's
 METADATA_FIELD = "signature_def"
 GRPC = "GRPC"  # the way a call came, as the metrics name it
 
@@ -92,9 +94,37 @@ class Answers:
         return response
 
     def classify(self, request: Any, deadline: float | None = None, entrypoint: str = GRPC) -> Any:
-        raise Refused(StatusCode.UNIMPLEMENTED, "Classify")
+        _refuse_missing_spec(request)
+        with self._counted(request.model_spec, "Classify", entrypoint, examples.count(request.input)) as version:
+            assert version.model and version.engine
+            result = examples.classify(request, version.model, version.engine, deadline)
+            return proto.ClassificationResponse(result=result, model_spec=_answered(request.model_spec, version))
 
-    regress = multi_inference = classify
+    def regress(self, request: Any, deadline: float | None = None, entrypoint: str = GRPC) -> Any:
+        _refuse_missing_spec(request)
+        with self._counted(request.model_spec, "Regress", entrypoint, examples.count(request.input)) as version:
+            assert version.model and version.engine
+            result = examples.regress(request, version.model, version.engine, deadline)
+            return proto.RegressionResponse(result=result, model_spec=_answered(request.model_spec, version))
+
+    def multi_inference(self, request: Any, deadline: float | None = None, entrypoint: str = GRPC) -> Any:
+        """Answer all tasks with the version that the first one asks for, as TensorFlow Serving does."""
+        spec = request.tasks[0].model_spec if request.tasks else proto.ModelSpec()
+        with self._counted(spec, "MultiInference", entrypoint, examples.count(request.input)) as version:
+            assert version.model and version.engine
+            response = examples.multi_inference(request, version.model, version.engine, deadline)
+            for task, result in zip(request.tasks, response.results, strict=True):
+                result.model_spec.CopyFrom(_answered(task.model_spec, version))
+        return response
+
+    @contextmanager
+    def _counted(self, spec: Any, api: str, entrypoint: str, count: int) -> Iterator[Version]:
+        """Lease the version, and count and time the call with its examples."""
+        with self._models.lease(spec) as version, self._metrics.call(spec.name, api, entrypoint):
+            assert version.engine
+            with self._metrics.computing(spec.name, api, version.engine.name):
+                yield version
+            self._metrics.examples(spec.name, count)
 
     def reload(self, request: Any, deadline: float | None = None) -> Any:
         """Serve other models: HandleReloadConfigRequest."""
@@ -119,6 +149,11 @@ def check_request(request: Any, model: SavedModel) -> tuple[str, dict[str, Array
         except ValueError as error:
             raise invalid(f"tensor parsing error: {alias}") from error
     return name, inputs, outputs
+
+
+def _answered(asked: Any, version: Version) -> Any:
+    """Return the ModelSpec of an answer."""
+    return proto.model_spec(asked.name, version.number, asked.signature_name or proto.PREDICT_SIGNATURE)
 
 
 def _refuse_missing_spec(request: Any) -> None:
@@ -181,7 +216,7 @@ def _to_tensor(array: Array, declared: int, as_values: bool) -> Any:
 
 def _type_name(number: int) -> str:
     dtype = proto.BY_NUMBER.get(number)
-    return TF_NAMES.get(dtype.name, dtype.name) if dtype else f"dtype {number}"
+    return dtype.tensorflow_name if dtype else f"dtype {number}"
 
 
 def _set(names: Collection[str]) -> str:

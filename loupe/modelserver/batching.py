@@ -89,6 +89,11 @@ class BatchedEngine:
         assert call.result is not None
         return call.result
 
+    def run_examples(
+        self, examples: Array, outputs: Mapping[str, Sequence[str]], deadline: float | None = None
+    ) -> dict[str, dict[str, Array]]:
+        return self._engine.run_examples(examples, outputs, deadline)
+
     def close(self) -> None:
         with self._changed:
             self._closed = True

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import proto
 from loupe.engines.refused import BY_NUMBER, HTTP_STATUS, Refused, invalid
 from loupe.errors import UserError
-from loupe.modelserver.answers import METADATA_FIELD, TF_NAMES, Answers
+from loupe.modelserver.answers import METADATA_FIELD, Answers
 from loupe.modelserver.flags import Flags
 
 MODEL_PATH = r"(?i:/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?"
@@ -139,7 +139,7 @@ def _metadata(answers: Answers, spec: Any) -> dict[str, Any]:
 def _info(info: Any) -> dict[str, Any]:
     dtype, shape = proto.BY_NUMBER.get(info.dtype), info.tensor_shape
     return {
-        "dtype": f"DT_{TF_NAMES.get(dtype.name, dtype.name).upper()}" if dtype else info.dtype,
+        "dtype": f"DT_{dtype.tensorflow_name.upper()}" if dtype else info.dtype,
         "tensor_shape": {
             "dim": [{"size": str(dim.size), "name": dim.name} for dim in shape.dim],
             "unknown_rank": shape.unknown_rank,

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from loupe.modelserver.health import Health
 
 MAX_REQUEST_BYTES = 256 << 20
+MAX_MESSAGE = 1024  # characters; a longer one is cut, as by TensorFlow Serving: gRPC itself ends at about 8 KiB
 MAX_STREAMS = 64  # of callers that watch the health or use reflection, beside the calls
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 
@@ -116,7 +117,8 @@ def _handler(method: proto.Method, function: Callable[..., Any], slots: BoundedS
             request = method.request.FromString(data)
             return function(request, None if remaining is None else time.monotonic() + remaining)
         except Refused as error:
-            context.abort(error.code, str(error))
+            text = str(error)
+            context.abort(error.code, text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}...TRUNCATED")
         except proto.WireError:
             context.abort(grpc.StatusCode.INTERNAL, f"the request is no {method.request.DESCRIPTOR.full_name}")
         except MemoryError:

@@ -5,17 +5,17 @@
 
 If a record holds the answer as well, as Loupe's exports do, the engine's is compared with it, and a difference is said
 in the log: the model computes otherwise here than where it was exported. Without the file nothing is done. A request
-that fails fails the load, and so do a damaged file and one of more than 1,000 records. Differences: records that this
-server does not answer (Classify, Regress, MultiInference, and with openvino any signature but `serving_default`) are
-skipped with a log line; TensorFlow Serving runs them. A record of more than 32 MiB is refused. Warming up ends after 30
-seconds, and a batch of more than 256 is skipped as well, since a file of a few kilobytes may ask for hours.
+that fails fails the load, and so do a damaged file and one of more than 1,000 records. Differences: what openvino does
+not compute (Classify, Regress, MultiInference, and Predict with another signature than `serving_default`) is skipped
+with a log line; TensorFlow Serving runs it. A record of more than 32 MiB is refused. Warming up ends after 30 seconds,
+and a batch of more than 256 is skipped as well, since a file of a few kilobytes may ask for hours.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from loupe import tfrecord
 from loupe.engines.engine import Engine, Opener
 from loupe.engines.refused import Refused, invalid, say
 from loupe.engines.savedmodel import WARMUP, Array, SavedModel
+from loupe.modelserver import examples
 from loupe.modelserver.answers import check_request
 
 MAX_RECORDS = 1000
@@ -34,6 +35,11 @@ MAX_BATCH = 256
 # By how much of 1, or of its own size, an answer may differ. int8 was judged by its labels when it was made.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1, "int8": 0.5}
 MAX_REASON = 500  # characters of a reason, which may quote names from the file
+WITH_EXAMPLES: dict[str, Callable[..., Any]] = {
+    "classify_log": examples.classify,
+    "regress_log": examples.regress,
+    "multi_inference_log": examples.multi_inference,
+}
 
 
 def replaying(open_engine: Opener) -> Opener:
@@ -60,8 +66,7 @@ def _replay(model: SavedModel, engine: Engine) -> None:
                 return
             if count > MAX_RECORDS:
                 raise invalid(f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}")
-            if log := _predict_log(record, f"{path}, record {count}"):
-                _run(log, model, engine, f"{path}, record {count}")
+            _run(record, model, engine, f"{path}, record {count}")
     except FileNotFoundError:
         return
     except tfrecord.Damaged as error:
@@ -71,32 +76,49 @@ def _replay(model: SavedModel, engine: Engine) -> None:
         raise Refused(StatusCode.UNAVAILABLE, f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _predict_log(record: bytes, where: str) -> Any:
+def _run(record: bytes, model: SavedModel, engine: Engine, where: str) -> None:
+    kind, log = _read(record, where)
+    if kind != "predict_log" and (not kind or engine.name != "tensorflow"):
+        hint = "; --engine=tensorflow runs it" if kind else ""
+        say(f"{where}, is no Predict request: passed over{hint}")
+        return
     try:
-        log = proto.PredictionLog.FromString(record)
-    except proto.WireError as error:
-        raise invalid(f"Failed to parse warmup record: {where}") from error
-    if log.HasField("predict_log"):
-        return log.predict_log
-    say(f"{where}, is no Predict request: passed over")
-    return None
-
-
-def _run(log: Any, model: SavedModel, engine: Engine, where: str) -> None:
-    try:
-        name, inputs, outputs = check_request(log.request, model)
-        batch = max((len(array) for array in inputs.values() if array.ndim), default=1)
-        if batch > MAX_BATCH:
-            say(f"{where}, is a batch of {batch}, more than {MAX_BATCH}: passed over")
-            return
-        answer = engine.run(name, inputs, outputs)
+        if kind == "predict_log":
+            _predict(log, model, engine, where)
+        elif not _is_large(examples.count(log.request.input), where):
+            WITH_EXAMPLES[kind](log.request, model, engine)
     except Refused as error:
         if error.code != StatusCode.UNIMPLEMENTED:
             raise Refused(error.code, f"{where}: {str(error)[:MAX_REASON]}") from error
         say(f"{where}: {str(error)[:MAX_REASON]}; passed over")
+
+
+def _read(record: bytes, where: str) -> tuple[str, Any]:
+    """Return a record's kind, by the name of its field, and that field; "" for a kind that is never run."""
+    try:
+        log = proto.PredictionLog.FromString(record)
+    except proto.WireError as error:
+        raise invalid(f"Failed to parse warmup record: {where}") from error
+    for kind in ("predict_log", *WITH_EXAMPLES):
+        if log.HasField(kind):
+            return kind, getattr(log, kind)
+    return "", None
+
+
+def _predict(log: Any, model: SavedModel, engine: Engine, where: str) -> None:
+    name, inputs, outputs = check_request(log.request, model)
+    batch = max((len(array) for array in inputs.values() if array.ndim), default=1)
+    if _is_large(batch, where):
         return
+    answer = engine.run(name, inputs, outputs)
     for alias, difference in _differences(log.response, answer, TOLERANCES.get(engine.precision, 1.0)):
         say(f"{where}: {alias} differs by {difference:.2g} from what was recorded; is the version as it was exported?")
+
+
+def _is_large(batch: int, where: str) -> bool:
+    if batch > MAX_BATCH:
+        say(f"{where}, is a batch of {batch}, more than {MAX_BATCH}: passed over")
+    return batch > MAX_BATCH
 
 
 def _differences(recorded: Any, answer: dict[str, Array], tolerance: float) -> Iterator[tuple[str, float]]:

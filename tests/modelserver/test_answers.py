@@ -256,8 +256,8 @@ def test_a_shape_that_declares_gigabytes_is_refused_and_the_server_lives(client:
 def test_what_is_no_message_and_what_is_no_method_are_refused(client: Client) -> None:
     raw = client.channel.unary_unary(proto.PREDICT.path)
     assert refusal(raw, b"\xff\xff", timeout=60)[0] is grpc.StatusCode.INTERNAL
-    classify = client.channel.unary_unary("/tensorflow.serving.PredictionService/Classify")
-    assert refusal(classify, b"", timeout=60)[0] is grpc.StatusCode.UNIMPLEMENTED
+    nope = client.channel.unary_unary("/tensorflow.serving.PredictionService/Nope")
+    assert refusal(nope, b"", timeout=60)[0] is grpc.StatusCode.UNIMPLEMENTED
 
 
 # -------------------------------------------------------------------------------------------- metadata and status

@@ -279,7 +279,8 @@ def test_a_wrong_command_line_is_one_line_and_status_2() -> None:
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     for words in (
         "unknown flag --prot; the nearest is --port", "--port is a whole number, not 'x'",
-        "--ssl_config_file is not read here", "--model_base_path is missing", "without --enable_batching", "--engine is one of auto,",
+        "--ssl_config_file is not read here", "--model_base_path is missing", "without --enable_batching",
+        "--engine is one of auto,",
     ):  # fmt: skip
         assert words in done.stderr
 

@@ -72,8 +72,9 @@ MODELSERVER = """
     __main__        answers flags rest service versions warmup
     rest            answers flags
     service         answers flags
-    warmup          answers
-    answers         versions
+    warmup          answers examples
+    answers         examples versions
+    examples
     versions        flags
     flags
 """

@@ -13,14 +13,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow.core.protobuf.saved_model_pb2  # noqa: F401  its messages are looked up
+import tensorflow_serving.apis.prediction_log_pb2  # noqa: F401
 from google.protobuf import descriptor, descriptor_pool
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tensorflow.core.framework import tensor_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
-import tensorflow.core.protobuf.saved_model_pb2  # noqa: F401  its messages are looked up
-import tensorflow_serving.apis.prediction_log_pb2  # noqa: F401
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
