@@ -1,7 +1,13 @@
 """A model server with TensorFlow Serving's flags and answers: `python -m loupe.modelserver --help`.
 
-In: calls over gRPC and HTTP, and a folder of versions that is polled. Out: TensorFlow Serving's answers, in its words.
+In: calls over gRPC and HTTP, and folders of versions that are polled. Out: TensorFlow Serving's answers, in its words.
 
-flags → versions (polls the folder, loads and unloads) → warmup (replays a version's own requests) → loupe/engines;
-service (gRPC) and rest (HTTP) both ask answers; examples answers the calls that bring tf.Examples.
+flags, config (what the files say that flags name), cpus
+    → models (which are served, by name and label) → versions (one model's: polls the folder, loads and unloads)
+    → warmup (replays a version's own requests) → batching (where it is wanted) → loupe/engines
+
+service (gRPC, with health) and rest (HTTP) → json_tensors (REST's JSON)
+    → answers → examples (those whose inputs are tf.Examples)
+
+metrics says what is counted; prometheus keeps it where that is wanted.
 """

@@ -69,14 +69,22 @@ EXPORT = """
     quiet
 """
 MODELSERVER = """
-    __main__        answers flags rest service versions warmup
-    rest            answers flags
-    service         answers flags
+    __main__        answers batching config cpus flags metrics models prometheus rest service warmup
+    rest            answers flags json_tensors
+    json_tensors
+    service         answers flags health
+    health
     warmup          answers examples
-    answers         examples versions
+    answers         config examples metrics models versions
     examples
-    versions        flags
-    flags
+    models          config flags metrics versions
+    versions        config flags metrics
+    batching        config
+    config
+    prometheus      metrics
+    metrics
+    flags           cpus
+    cpus
 """
 WINGS = {"gateway": GATEWAY, "training": TRAINING, "export": EXPORT, "modelserver": MODELSERVER}
 HEAVY = {"tensorflow", "keras"}
