@@ -24,6 +24,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what 
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--grpc", help="host:port of the server that test_conformance.py asks, instead of our own")
+    parser.addoption("--rest", default="localhost:8501", help="its REST address")
+
+
 LONG = ("training", "export", "modelserver")  # folders whose files take longest
 
 

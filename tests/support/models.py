@@ -6,6 +6,7 @@
 `write_plain` one that knows nothing of Loupe: `serving_default` alone, float32 in, logits out, no card;
 `write_foreign` another such one, of any signature, that takes each pixel's exact value into account;
 `write_slow` one whose answer takes as long as its input says; `write_text_length` one that needs TensorFlow;
+`write_conformance` what test_conformance.py asks about, `python -m tests.support.models FOLDER` too;
 `write_half_plus_two` the model of TensorFlow's own guides, with signatures for predict, classify and regress.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +168,23 @@ def write_half_plus_two(folder: Path) -> Path:
     return folder
 
 
+def write_conformance(folder: Path) -> Path:
+    """Write the models that test_conformance.py asks about, and return the configuration file that serves them."""
+    for number in ("1", "2"):
+        write_half_plus_two(folder / "half" / number)
+    write(folder / "tires" / "3")
+    file = folder / "models.config"
+    file.write_text(
+        "model_config_list {\n"
+        f'  config {{ name: "half" base_path: "{folder}/half" model_platform: "tensorflow"\n'
+        "    model_version_policy { all {} }\n"
+        '    version_labels { key: "stable" value: 1 } }\n'
+        f'  config {{ name: "tires" base_path: "{folder}/tires" model_platform: "tensorflow" }}\n'
+        "}\n"
+    )
+    return file
+
+
 def _network(seed: int) -> tf.Module:
     rng = np.random.default_rng(seed)
 
@@ -206,3 +225,7 @@ def _save(folder: Path, signatures: dict[str, Any]) -> None:
         builder = tf.compat.v1.saved_model.Builder(str(folder))
         builder.add_meta_graph_and_variables(session, ["serve"], signature_def_map=signatures)
         builder.save()
+
+
+if __name__ == "__main__":
+    print(write_conformance(Path(sys.argv[1]).resolve()))
