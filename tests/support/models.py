@@ -5,7 +5,8 @@
 `write` makes one with `image` (uint8 unless told otherwise), `probabilities`, `heatmap` and the signature `describe`;
 `write_plain` one that knows nothing of Loupe: `serving_default` alone, float32 in, logits out, no card;
 `write_foreign` another such one, of any signature, that takes each pixel's exact value into account;
-`write_slow` one whose answer takes as long as its input says; `write_text_length` one that needs TensorFlow.
+`write_slow` one whose answer takes as long as its input says; `write_text_length` one that needs TensorFlow;
+`write_half_plus_two` the model of TensorFlow's own guides, with signatures for predict, classify and regress.
 """
 
 from __future__ import annotations
@@ -135,6 +136,33 @@ def write_text_length(folder: Path) -> Path:
     with tf.Graph().as_default():
         text = tf.compat.v1.placeholder(tf.string, [None], name="text")
         _save(folder, {"serving_default": _signature({"text": text}, {"length": tf.strings.length(text)})})
+    return folder
+
+
+def write_half_plus_two(folder: Path) -> Path:
+    """Write a model whose every answer is half of x, plus two. `serving_default` takes `x` float32 [None], gives `y`;
+    `classify_x_to_y` and `regress_x_to_y` take serialized tf.Examples with a float feature "x" (input `inputs`), and
+    give `scores` and `outputs`, [N, 1]."""
+    saved_model = tf.compat.v1.saved_model
+    methods = saved_model.signature_constants
+    with tf.Graph().as_default():
+        # Predict.
+        x = tf.compat.v1.placeholder(tf.float32, [None], name="x")
+        signatures = {"serving_default": _signature({"x": x}, {"y": tf.add(x * 0.5, 2.0, name="y")})}
+        # Classify and Regress.
+        examples = tf.compat.v1.placeholder(tf.string, [None], name="tf_example")
+        features = tf.io.parse_example(examples, {"x": tf.io.FixedLenFeature([1], tf.float32)})
+        y = tf.add(features["x"] * 0.5, 2.0, name="y_of_examples")
+        for name, output, method in (
+            ("classify_x_to_y", methods.CLASSIFY_OUTPUT_SCORES, methods.CLASSIFY_METHOD_NAME),
+            ("regress_x_to_y", methods.REGRESS_OUTPUTS, methods.REGRESS_METHOD_NAME),
+        ):
+            signatures[name] = saved_model.signature_def_utils.build_signature_def(
+                {"inputs": saved_model.utils.build_tensor_info(examples)},
+                {output: saved_model.utils.build_tensor_info(y)},
+                method,
+            )
+        _save(folder, signatures)
     return folder
 
 
