@@ -10,7 +10,7 @@ server. Not covered: Classify, Regress and MultiInference, default values of inp
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from grpc import StatusCode
@@ -30,7 +30,17 @@ class Answers:
         self.versions = versions
         self._as_values = not as_content
 
-    def predict(self, request: Any) -> Any:
+    def signature_inputs(self, spec: Any) -> Mapping[str, Any]:
+        """Return the TensorInfo of each input of the signature that a ModelSpec names. REST reads JSON by them."""
+        with self.versions.lease(spec) as version:
+            assert version.model
+            name = spec.signature_name or proto.PREDICT_SIGNATURE
+            signature = version.model.signatures.get(name)
+            if signature is None:
+                raise invalid(f'Serving signature name: "{name}" not found in signature def')
+            return dict(signature.inputs)
+
+    def predict(self, request: Any, deadline: float | None = None) -> Any:
         _refuse_missing_spec(request)
         with self.versions.lease(request.model_spec) as version:
             assert version.model and version.engine

@@ -26,10 +26,10 @@ IGNORED_SWITCHES = """
     force_allow_any_version_labels_for_unavailable_models flush_filesystem_caches use_alts_credentials
     remove_unused_fields_from_bundle_metagraph prefer_tflite_model
     enable_signature_method_name_check xla_cpu_compilation_enabled xla_gpu_compilation_enabled enable_profiler
-    skip_initialize_tpu rest_api_enable_cors_support
+    skip_initialize_tpu
 """
 IGNORED_VALUES = """
-    rest_api_num_threads batching_parameters_file model_config_file_poll_wait_seconds num_load_threads
+    batching_parameters_file model_config_file_poll_wait_seconds num_load_threads
     num_unload_threads tensorflow_session_config_file platform_config_file per_process_gpu_memory_fraction
     num_request_iterations_for_warmup monitoring_config_file num_tflite_pools num_tflite_interpreters_per_pool
     thread_pool_factory_config_file
@@ -48,6 +48,8 @@ class Flags:
     rest_api_port: int = 0  # 0: no REST
     address: str = "0.0.0.0"
     rest_api_timeout_in_ms: int = 30_000
+    rest_api_num_threads: int = 0  # 0: four for each CPU
+    rest_api_enable_cors_support: bool = False
     engine: str = "auto"
     model_name: str = "default"
     model_base_path: str = ""
@@ -68,6 +70,10 @@ class Flags:
     @property
     def threads(self) -> int:
         return self.grpc_max_threads or 4 * cpu_count()
+
+    @property
+    def rest_threads(self) -> int:
+        return self.rest_api_num_threads or 4 * cpu_count()
 
     @property
     def channel_arguments(self) -> list[tuple[str, int | str]]:
@@ -150,7 +156,7 @@ def _conflicts(flags: Flags) -> list[str]:
         errors.append("--rest_api_port must differ from --port")
     if flags.rest_api_timeout_in_ms < 1:
         errors.append("--rest_api_timeout_in_ms must be positive")
-    for key in ("file_system_poll_wait_seconds", "max_num_load_retries", "grpc_max_threads"):
+    for key in ("file_system_poll_wait_seconds", "max_num_load_retries", "grpc_max_threads", "rest_api_num_threads"):
         if getattr(flags, key) < 0:
             errors.append(f"--{key} must not be negative")
     return errors
