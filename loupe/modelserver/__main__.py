@@ -86,7 +86,7 @@ def serve(settings: flags.Flags) -> None:
     say("stopping; calls in flight end first")
     server.stop(STOP_DELAY).wait()
     if http:
-        http.server_close()
+        http.stop(STOP_DELAY)
 
 
 def check_port(address: str, port: int, flag: str) -> None:

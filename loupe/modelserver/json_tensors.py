@@ -3,11 +3,11 @@
     request, by_row = json_tensors.read_predict(body, spec, answers.signature_inputs)
     json_tensors.write_predict(answers.predict(request).outputs, by_row)
 
-What cannot be read is Refused. Big regular lists of numbers are converted at once by numpy; what does not fit goes value
-by value, which finds TensorFlow Serving's error. Differences on purpose: half, bfloat16 and uint16 are read and written
-as well; float64 is read exactly, not just to the last digit but one; a message quotes 1,000 characters of a JSON value
-at most; JSON nested more than about a thousand levels deep, and text that is not UTF-8, are refused. Of a name given
-twice in one object the last value counts, there the first.
+What cannot be read is Refused. Big regular lists of numbers are converted at once by numpy; what does not fit goes
+value by value, which finds TensorFlow Serving's error. Differences on purpose: half, bfloat16 and uint16 are read and
+written as well; float64 is read exactly, not just to the last digit but one; a message quotes 1,000 characters of a
+JSON value at most; JSON nested more than about a thousand levels deep, and text that is not UTF-8, are refused. Of a
+name given twice in one object the last value counts, there the first.
 """
 
 from __future__ import annotations
@@ -422,10 +422,13 @@ def _value(value: Any, number: int) -> Any:
         low, high = INT_RANGES[name]
         if type(value) is not int or not low <= value <= high:
             raise _mistyped(value, name)
-    elif name in ("bool", "string"):
-        if type(value) is not {"bool": bool, "string": str}[name]:
+    elif name == "string":
+        if type(value) is not str:
             raise _mistyped(value, name)
-        return value if name == "bool" else value.encode()
+        return value.encode()
+    elif name == "bool":
+        if type(value) is not bool:
+            raise _mistyped(value, name)
     else:
         raise Refused(StatusCode.UNIMPLEMENTED, f"Conversion of JSON Value: {_quoted(value)} to type: {_tf_name(name)}")
     return value

@@ -70,11 +70,13 @@ EXPORT = """
 """
 MODELSERVER = """
     __main__        answers flags rest service versions warmup
-    rest            answers flags
+    rest            answers connections flags json_tensors
+    json_tensors    answers
     service         answers flags
     warmup          answers
     answers         versions
     versions        flags
+    connections
     flags
 """
 WINGS = {"gateway": GATEWAY, "training": TRAINING, "export": EXPORT, "modelserver": MODELSERVER}
