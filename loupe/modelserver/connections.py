@@ -28,6 +28,12 @@ TOO_MANY = (
     b"Connection: close\r\n\r\n%s"
 )
 TOO_MANY_TEXT = b'{\n    "error": "Too many connections"\n}'
+BAD_REQUEST = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/html\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s"
+)
+BAD_REQUEST_PAGE = (
+    b"<HTML><HEAD>\n<TITLE>400 Bad Request</TITLE>\n</HEAD><BODY>\n<H1>Bad Request</H1>\n</BODY></HTML>\n"
+)
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,12 @@ def _connection_class(limits: Limits) -> type[asyncio.Protocol]:
                 self.transport.abort()
             else:
                 self.watch = self.loop.call_later(limits.idle / 4, self.look)
+
+        def send_400_response(self, msg: str) -> None:
+            """Refuse what is no HTTP, with libevent's page, unless an answer is half sent."""
+            if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+                self.transport.write(BAD_REQUEST % (len(BAD_REQUEST_PAGE), BAD_REQUEST_PAGE))
+            self.transport.close()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self.watch.cancel()

@@ -48,9 +48,10 @@ INT_RANGES = {
     "int32": INT32, "int16": INT32, "int8": INT32, "uint8": INT32, "uint16": INT32,
     "int64": INT64, "uint32": UINT32, "uint64": UINT64,
 }  # fmt: skip
-# Bits of the significand, and the largest number.
+# Bits of the significand, and the largest number that is not infinite in the type. TensorFlow Serving refuses what only
+# rounds to float32's largest, which it writes so itself.
 FLOATS = {
-    "float32": (24, float(np.finfo(np.float32).max)),
+    "float32": (24, float.fromhex("0x1.fffffefffffffp127")),
     "float64": (53, float(np.finfo(np.float64).max)),
     "float16": (11, float(np.finfo(np.float16).max)),
     "bfloat16": (8, float.fromhex("0x1.fep127")),
@@ -474,7 +475,8 @@ def _status(error: Refused) -> str:
 def _quoted(value: Any) -> str:
     """Return the JSON of a value for a message, its first 1,000 characters."""
     if type(value) is float:
-        return _decimals(np.array([value], np.float32 if abs(value) <= FLOATS["float32"][1] else np.float64))[0]
+        is_narrow = abs(value) <= float(np.finfo(np.float32).max)
+        return _decimals(np.array([value], np.float32 if is_narrow else np.float64))[0]
     pieces, length = [], 0
     for piece in _pretty(value, ""):
         pieces.append(piece)

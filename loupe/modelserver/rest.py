@@ -238,13 +238,15 @@ class App:
         # Send it. From a caller that does not read, uvicorn takes the connection when this returns.
         *slices, last = [reply.body[start : start + SLICE] for start in range(0, len(reply.body), SLICE)] or [b""]
         lingers = reply.closes and request.has_body and not request.waits_to_continue
+        messages = [
+            {"type": "http.response.start", "status": reply.status, "headers": encoded},
+            *({"type": "http.response.body", "body": body, "more_body": True} for body in slices),
+            {"type": "http.response.body", "body": last, "more_body": lingers},
+        ]
         try:
-            await send({"type": "http.response.start", "status": reply.status, "headers": encoded})
-            for body in slices:
+            for message in messages:
                 async with asyncio.timeout(self.limits.idle):
-                    await send({"type": "http.response.body", "body": body, "more_body": True})
-            async with asyncio.timeout(self.limits.idle):
-                await send({"type": "http.response.body", "body": last, "more_body": lingers})
+                    await send(message)
         except TimeoutError:
             return
         # If the connection closed with the body unread, the caller would see a reset and not the answer.
