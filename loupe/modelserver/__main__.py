@@ -84,9 +84,10 @@ def serve(settings: flags.Flags) -> None:
     # Serve until a signal comes, then let calls in flight end.
     stop.asked.wait()
     say("stopping; calls in flight end first")
-    server.stop(STOP_DELAY).wait()
+    stopped = server.stop(STOP_DELAY)
     if http:
         http.stop(STOP_DELAY)
+    stopped.wait()
 
 
 def check_port(address: str, port: int, flag: str) -> None:

@@ -102,6 +102,7 @@ def _connection_class(limits: Limits) -> type[asyncio.Protocol]:
             super().connection_made(transport)
             # asyncio does this only for sockets that name their protocol, and these do not.
             transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # Watch it from now on, or send it away.
             self.idle_since, self.last_cycle = self.loop.time(), self.cycle
             self.watch = self.loop.call_later(limits.idle / 4, self.look)
             if len(self.connections) > limits.open_connections:
@@ -109,6 +110,7 @@ def _connection_class(limits: Limits) -> type[asyncio.Protocol]:
                 transport.close()
 
         def look(self) -> None:
+            """Cut the connection off if no request has been under way for so long."""
             is_busy = self.cycle is not None and not self.cycle.response_complete and not self.transport.is_closing()
             if is_busy or self.cycle is not self.last_cycle:
                 self.idle_since, self.last_cycle = self.loop.time(), self.cycle

@@ -286,6 +286,7 @@ class _Reader:
     def _named_rows(self, rows: list[Any]) -> dict[str, Array]:
         columns = {name: _Column() for name in self.types}
         for position, row in enumerate(rows):
+            # Read what the row names, then check that it names all.
             if not _is_named(row):
                 raise invalid(f"Expecting object but got list at item {position} of input list")
             for name, value in row.items():
@@ -369,8 +370,9 @@ def _shape(value: Any) -> tuple[int, ...]:
 def _at_once(value: Any, number: int) -> Array | None:
     """Return the array of a regular nested list of plain values, or None where values must be looked at one by one."""
     # Flatten.
-    shape, flat = _shape(value), [value]
-    for size in shape:
+    shape = _shape(value)
+    flat = value if shape else [value]
+    for size in shape[1:]:
         if not set(map(type, flat)) <= {list} or not set(map(len, flat)) <= {size}:
             return None
         flat = list(chain.from_iterable(flat))
@@ -411,10 +413,12 @@ def _array(values: list[Any], number: int) -> Array:
 def _value(value: Any, number: int) -> Any:
     """Return one value as _array takes it. Raises Refused if it is not of the type."""
     name = _name(number)
+    # Objects are base64, or wrong.
     if type(value) is dict:
         if name == "string":
             return _decode_base64(value)
         raise _mistyped(value, name)
+    # Other values have their own type in JSON.
     if name in FLOATS:
         if type(value) not in (int, float):
             raise _mistyped(value, name)
@@ -577,13 +581,19 @@ def _object(members: Sequence[tuple[str, str]], level: int) -> str:
 
 
 def _row_texts(name: str, tensor: Any, level: int) -> list[str]:
-    array = proto.to_array(tensor)
+    array = _array_of(tensor)
     return _nested(_texts(name, tensor.dtype, array, level + array.ndim - 1), array.shape, keep=1)
 
 
 def _whole_text(name: str, tensor: Any, level: int) -> str:
-    array = proto.to_array(tensor)
+    array = _array_of(tensor)
     return _nested(_texts(name, tensor.dtype, array, level + array.ndim), array.shape, level)[0]
+
+
+def _array_of(tensor: Any) -> Array:
+    if tensor.dtype not in proto.BY_NUMBER:
+        raise invalid(f"Failed to write JSON value for tensor type: {_name(tensor.dtype)}")
+    return proto.to_array(tensor)
 
 
 def _nested(texts: list[str], shape: Sequence[int], level: int | None = None, *, keep: int = 0) -> list[str]:

@@ -8,7 +8,7 @@
 A request has --rest_api_timeout_in_ms for everything: its body must have come by then (else 408), its answer must be
 computed (else 504). Reading JSON and computing happen in --rest_api_num_threads threads; more requests wait.
 Differences on purpose: a body of more than 256 MiB is refused (413), and so is one while 512 MiB of them are held
-(503); parsed JSON takes up to twenty times its bytes for a while. A GET with a body is refused (400) and its connection
+(503); parsed JSON takes up to thirty times its bytes for a while. A GET with a body is refused (400) and its connection
 closed: there the body is read as the next request.
 """
 

@@ -206,6 +206,12 @@ def test_what_has_no_rows_is_refused() -> None:
         write(True)
 
 
+def test_an_output_of_another_type_is_refused() -> None:
+    tensor = proto.Tensor(dtype=COMPLEX64, tensor_shape={"dim": [{"size": 1}]})
+    with pytest.raises(Refused, match="Failed to write JSON value for tensor type: complex64"):
+        json_tensors.write_predict({"y": tensor}, True)
+
+
 @pytest.mark.parametrize(
     ("kind", "value", "text"),
     [
