@@ -13,11 +13,17 @@ from grpc import StatusCode
 
 from loupe.errors import LoupeError
 
-HTTP_STATUS = {
+HTTP_STATUS = {  # of any other code: 500
     StatusCode.INVALID_ARGUMENT: 400,
+    StatusCode.FAILED_PRECONDITION: 400,
+    StatusCode.OUT_OF_RANGE: 400,
+    StatusCode.UNAUTHENTICATED: 401,
+    StatusCode.PERMISSION_DENIED: 403,
     StatusCode.NOT_FOUND: 404,
-    StatusCode.FAILED_PRECONDITION: 412,
+    StatusCode.ALREADY_EXISTS: 409,
+    StatusCode.ABORTED: 409,
     StatusCode.RESOURCE_EXHAUSTED: 429,
+    StatusCode.CANCELLED: 499,
     StatusCode.UNIMPLEMENTED: 501,
     StatusCode.UNAVAILABLE: 503,
     StatusCode.DEADLINE_EXCEEDED: 504,

@@ -88,9 +88,10 @@ def serve(settings: flags.Flags) -> None:
     # Serve until a signal comes, then let calls in flight end.
     stop.asked.wait()
     say("stopping; calls in flight end first")
-    service.stop(STOP_DELAY)
+    stopped = service.stop(STOP_DELAY)
     if http:
         http.stop(STOP_DELAY)
+    stopped.wait()
 
 
 def _configuration(settings: flags.Flags) -> tuple[list[ServedModel], Batching | None, str | None]:

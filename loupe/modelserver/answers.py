@@ -26,7 +26,7 @@ from loupe.modelserver.models import Models
 from loupe.modelserver.versions import Version
 
 METADATA_FIELD = "signature_def"
-GRPC = "GRPC"  # the way a call came, as the metrics name it
+GRPC, REST = "GRPC", "REST"  # the way a call came, as the metrics name it
 
 
 class Answers:

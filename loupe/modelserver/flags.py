@@ -27,10 +27,10 @@ IGNORED_SWITCHES = """
     enable_per_model_batching_parameters flush_filesystem_caches use_alts_credentials
     remove_unused_fields_from_bundle_metagraph prefer_tflite_model
     enable_signature_method_name_check xla_cpu_compilation_enabled xla_gpu_compilation_enabled enable_profiler
-    skip_initialize_tpu rest_api_enable_cors_support
+    skip_initialize_tpu
 """
 IGNORED_VALUES = """
-    rest_api_num_threads num_load_threads num_unload_threads tensorflow_session_config_file platform_config_file
+    num_load_threads num_unload_threads tensorflow_session_config_file platform_config_file
     per_process_gpu_memory_fraction num_request_iterations_for_warmup num_tflite_pools num_tflite_interpreters_per_pool
     thread_pool_factory_config_file
 """
@@ -47,6 +47,8 @@ class Flags:
     rest_api_port: int = 0  # 0: no REST
     address: str = "127.0.0.1"  # 0.0.0.0: every interface
     rest_api_timeout_in_ms: int = 30_000
+    rest_api_num_threads: int = 0  # 0: four for each CPU
+    rest_api_enable_cors_support: bool = False
     engine: str = "auto"
     model_name: str = "default"
     model_base_path: str = ""
@@ -74,6 +76,10 @@ class Flags:
     @property
     def threads(self) -> int:
         return self.grpc_max_threads or 4 * cpus.count()
+
+    @property
+    def rest_threads(self) -> int:
+        return self.rest_api_num_threads or 4 * cpus.count()
 
     @property
     def channel_arguments(self) -> list[tuple[str, int | str]]:
@@ -173,6 +179,7 @@ def _conflicts(flags: Flags) -> list[str]:
         "model_config_file_poll_wait_seconds",
         "max_num_load_retries",
         "grpc_max_threads",
+        "rest_api_num_threads",
     ):
         if getattr(flags, key) < 0:
             errors.append(f"--{key} must not be negative")

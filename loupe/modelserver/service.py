@@ -3,7 +3,7 @@ with --enable_grpc_healthcheck_service the standard health service.
 
     service = Service(Answers(models, metrics), flags)
     service.port
-    service.stop(grace=10)
+    service.stop(grace=10).wait()
 
 More calls at once than `--grpc_max_threads` are RESOURCE_EXHAUSTED. gRPC itself counts a call until its thread has
 returned from sending the answer, when the caller may have asked again long since: on a busy machine it would refuse as
@@ -15,10 +15,10 @@ is always SERVING), and there is reflection, for grpcurl and the like.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -67,11 +67,12 @@ class Service:
             raise UserError(f"port {flags.port} cannot be listened on; choose another with --port") from error
         self._server.start()
 
-    def stop(self, grace: float) -> None:
-        """Take no more calls, and wait until those in flight have ended."""
+    def stop(self, grace: float) -> threading.Event:
+        """Take no more calls. Return what is set when those in flight have ended, or the grace has."""
         if self.health:
             self.health.stop()
-        self._server.stop(grace).wait()
+        stopped: threading.Event = self._server.stop(grace)
+        return stopped
 
 
 class _Reflection(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -92,7 +93,7 @@ class _Reflection(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 
 def _handlers(answers: Answers, flags: Flags) -> list[grpc.GenericRpcHandler]:
-    slots = BoundedSemaphore(flags.threads)
+    slots = threading.BoundedSemaphore(flags.threads)
     functions = {
         "Predict": answers.predict,
         "Classify": answers.classify,
@@ -108,7 +109,9 @@ def _handlers(answers: Answers, flags: Flags) -> list[grpc.GenericRpcHandler]:
     return [grpc.method_handlers_generic_handler(name, methods) for name, methods in services.items()]
 
 
-def _handler(method: proto.Method, function: Callable[..., Any], slots: BoundedSemaphore) -> grpc.RpcMethodHandler:
+def _handler(
+    method: proto.Method, function: Callable[..., Any], slots: threading.BoundedSemaphore
+) -> grpc.RpcMethodHandler:
     def handle(data: bytes, context: grpc.ServicerContext) -> Any:
         if not slots.acquire(blocking=False):
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Server Threadpool Exhausted")

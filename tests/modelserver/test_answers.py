@@ -1,10 +1,8 @@
-"""The model server's answers, over real sockets, to the official client and to proto.py's: both engines alike."""
+"""The model server's answers over gRPC, to the official client and to proto.py's: both engines alike."""
 
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -306,44 +304,3 @@ def test_the_health_service_is_there_where_it_is_asked_for(client: Client) -> No
 
 def test_the_health_service_is_not_there_by_default(plain: Client) -> None:
     assert refusal(plain.channel.unary_unary(HEALTH), b"", timeout=60)[0] is grpc.StatusCode.UNIMPLEMENTED
-
-
-# ----------------------------------------------------------------------------------------------------------- REST
-
-
-def rest(server: ModelServer, path: str, method: str = "GET") -> tuple[int, Any]:
-    connection = http.client.HTTPConnection("localhost", server.rest_port, timeout=60)
-    connection.request(method, path, body=b"{}" if method == "POST" else None)
-    response = connection.getresponse()
-    assert response.headers["Content-Type"] == "application/json"
-    return response.status, json.loads(response.read())
-
-
-@pytest.mark.parametrize("path", ["/v1/models/tires", "/v1/models/tires/versions/3", "/V1/Models/tires"])
-def test_rest_tells_the_status(server: ModelServer, path: str) -> None:
-    entry = {"version": "3", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
-    assert rest(server, path) == (200, {"model_version_status": [entry]})
-
-
-def test_rest_tells_the_metadata(server: ModelServer) -> None:
-    status, answer = rest(server, "/v1/models/tires/metadata")
-    assert (status, answer["model_spec"]) == (200, {"name": "tires", "signature_name": "", "version": "3"})
-    image = answer["metadata"]["signature_def"]["signature_def"]["serving_default"]["inputs"]["image"]
-    sizes = [dim["size"] for dim in image["tensor_shape"]["dim"]]
-    assert (image["dtype"], sizes, image["name"]) == ("DT_UINT8", ["-1", "32", "32", "3"], "image:0")
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "status", "text"),
-    [
-        ("GET", "/v1/models/nope", 404, "Could not find any versions of model nope"),
-        ("GET", "/v1/models/tires/versions/9", 404, "Could not find version 9 of model tires"),
-        ("GET", f"/v1/models/tires/versions/{1 << 64}", 400, f"Failed to convert version: {1 << 64} to numeric."),
-        ("GET", "/v1/models/tires/labels/stable", 400, "Unrecognized servable version label: stable"),
-        ("GET", "/v1/models", 400, "Missing model name in request."),
-        ("GET", "/v1/models/tires:predict", 400, "Malformed request: GET /v1/models/tires:predict"),
-        ("POST", "/v1/models/tires:predict", 501, "Predictions over REST are not answered by this server; use gRPC"),
-    ],
-)
-def test_rest_refuses_in_json(server: ModelServer, method: str, path: str, status: int, text: str) -> None:
-    assert rest(server, path, method) == (status, {"error": text})

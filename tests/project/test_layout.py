@@ -70,7 +70,8 @@ EXPORT = """
 """
 MODELSERVER = """
     __main__        answers batching config cpus flags metrics models prometheus rest service warmup
-    rest            answers flags json_tensors
+    rest            answers connections flags json_tensors
+    connections
     json_tensors
     service         answers flags health
     health
