@@ -181,7 +181,7 @@ class StandIn:
     def signature_inputs(self, spec: Any) -> Any:
         return self.inputs
 
-    def predict(self, request: Any, deadline: float | None = None) -> Any:
+    def predict(self, request: Any, deadline: float | None = None, entrypoint: str = "") -> Any:
         self.deadlines.append(deadline)
         self.begun.release()
         assert self.gate.wait(PATIENCE)
@@ -189,12 +189,12 @@ class StandIn:
             raise self.error
         return proto.PredictResponse(outputs={"y": request.inputs["x"]})
 
-    def classify(self, request: Any) -> Any:
+    def classify(self, request: Any, deadline: float | None = None, entrypoint: str = "") -> Any:
         self.requests.append(request)
         classes = [{"label": "a", "score": 0.1}, {"label": 'b"', "score": 12}]
         return proto.ClassificationResponse(result={"classifications": [{"classes": classes}, {"classes": []}]})
 
-    def regress(self, request: Any) -> Any:
+    def regress(self, request: Any, deadline: float | None = None, entrypoint: str = "") -> Any:
         self.requests.append(request)
         return proto.RegressionResponse(result={"regressions": [{"value": 42}, {"value": 1 / 3}]})
 
