@@ -259,6 +259,7 @@ def test_pipelined_requests_are_answered_in_order(start: Start) -> None:
     "message", ["Content-Length: 24\r\n\r\n%s", "Transfer-Encoding: chunked\r\n\r\n18\r\n%s\r\n0\r\n\r\n"]
 )
 def test_a_get_with_a_body_is_refused_and_its_body_is_no_request(start: Start, message: str) -> None:
+    """Hostile input 50: the body was read as a second request."""
     _, port = start()
     smuggled = "GET /foo HTTP/1.1\r\n\r\n   "
     answer = raw(port, f"GET /v1/models/half HTTP/1.1\r\nHost: x\r\n{message % smuggled}".encode())
@@ -488,6 +489,19 @@ def test_the_loop_is_free_while_every_thread_computes(start: Start) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ connections
+
+
+def test_two_hundred_connections_at_once_are_all_accepted(half: ModelServer) -> None:
+    """Hostile input 50: the hundredth waited twelve seconds."""
+    began = time.monotonic()
+    with contextlib.ExitStack() as opened:
+        sockets = [
+            opened.enter_context(socket.create_connection(("127.0.0.1", half.rest_port), PATIENCE)) for _ in range(200)
+        ]
+        for connection in sockets:
+            connection.sendall(b"GET /v1/models/half HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert all(read_all(connection).startswith(b"HTTP/1.1 200") for connection in sockets)
+    assert time.monotonic() - began < 10
 
 
 def test_one_connection_too_many_gets_503(start: Start) -> None:
