@@ -6,18 +6,22 @@ Where the export left an int8 variant in `assets.extra/openvino-int8/`, that var
 `--mixed_precision` asks for bfloat16. If it is damaged, half copied or of another version, the log names it and the
 SavedModel computes.
 
-The engine has one stream over all CPUs and a few infer requests: a single caller gets the whole machine, concurrent
-ones take turns (`--tensorflow_inter_op_parallelism` makes more streams of fewer threads). It computes in float32 unless
-the card says bfloat16. Not covered: any other signature; those need the tensorflow engine.
+A single caller gets every processor for one picture. Where callers come together, the model is compiled a second time,
+with as many streams as OpenVINO finds best for throughput, and those that are not alone go there: on two processors
+each of two streams has one, and nobody waits at the end of each layer for the other. That takes the memory of the
+weights once more, so it is done when two callers have met some times, in the background, and only where the memory is
+there. `--tensorflow_inter_op_parallelism` fixes the number of streams instead. Calls wait in the order in which they
+came. It computes in float32 unless the card says bfloat16. Not covered: any other signature; those need the tensorflow
+engine.
 """
 
 from __future__ import annotations
 
 import hashlib
-import queue
 import sys
-import time
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +30,11 @@ from grpc import StatusCode
 
 import proto
 from loupe import files
+from loupe.engines import machine
 from loupe.engines.engine import Engine, Options, out_of_time
 from loupe.engines.refused import Refused, invalid, say
 from loupe.engines.savedmodel import CARD, DESCRIBE, MAX_SUMS_BYTES, Array, SavedModel, sample_batch
+from loupe.engines.turns import OutOfTurns, Turns
 
 # `import openvino` alone reports the import to Google Analytics, unless its telemetry package cannot be imported.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
@@ -37,6 +43,18 @@ import openvino  # noqa: E402
 INT8 = Path("assets.extra", "openvino-int8")
 CHECKED_FILES = ("model.bin", "model.xml", "../../saved_model.pb")  # relative to the variant's folder, as in SHA256SUMS
 MAX_CARDS = 1024  # a request of a few bytes may ask for any number
+MEETINGS = 8  # calls that came while another was computed, before the model is compiled for several at once
+WEIGHT_COPIES, SPARE_BYTES = 4, 200 << 20  # of memory that must be left for that; two copies of the weights were seen
+
+
+class Streams:
+    """The model, compiled for some number of calls at the same time, and the infer requests that compute them."""
+
+    def __init__(self, network: Any, precision: str, options: Options, hint: str) -> None:
+        self.compiled = _compile(network, precision, options, hint)
+        self.count: int = self.compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        # One request more than run at once, so that a caller's arrays are copied while another's are computed.
+        self.turns = Turns([self.compiled.create_infer_request() for _ in range(self.count + 1)])
 
 
 class OpenVinoEngine:
@@ -46,16 +64,24 @@ class OpenVinoEngine:
         """Compile `source`: the SavedModel's folder, or another file with the same outputs."""
         self.precision = precision
         self._card = model.card
+        self._options = options
         signature = model.signatures[proto.PREDICT_SIGNATURE]
-        compiled = compile_model(source, precision, options)  # int8 is float32 that the file says is rounded
-        self._inputs = _ports(compiled.inputs, signature.inputs)
-        self._outputs = _ports(compiled.outputs, signature.outputs)
+        # Compile it for one caller.
+        self._network = _read(source)
+        self._alone = Streams(self._network, precision, options, "LATENCY")
+        self._together: Streams | None = None  # for several; made when they have met
+        self._inputs = _ports(self._alone.compiled.inputs, signature.inputs)
+        self._outputs = _ports(self._alone.compiled.outputs, signature.outputs)
         self._empty = {alias: _no_rows(info) for alias, info in signature.outputs.items()}
-        self.at_once = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        # One request more than run at once, so that a caller's arrays are copied while another's are computed.
-        for _ in range(self.at_once + 1):
-            self._idle.put(compiled.create_infer_request())
+        # How many are inside, and how often they have met.
+        self._lock = threading.Lock()
+        self._inside = self._meetings = 0
+        processors = options.threads or machine.processors()
+        self._may_stream = not options.streams and processors > 1
+        self.at_once = processors if self._may_stream else self._alone.count
+        weights = source.with_suffix(".bin") if source.is_file() else source / "saved_model.pb"
+        self._weight_bytes = weights.stat().st_size
+        # The first run sets the engine up.
         if batch := sample_batch(signature):
             self.run(proto.PREDICT_SIGNATURE, batch, list(signature.outputs))
 
@@ -76,16 +102,43 @@ class OpenVinoEngine:
             return self._nothing(inputs, outputs)
         # Compute, with an infer request that nobody else uses.
         try:
-            request = self._idle.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
-        except queue.Empty as error:
+            with self._streams() as streams, streams.turns.take(deadline) as request:
+                given = {self._inputs[alias]: array for alias, array in inputs.items()}
+                results = request.infer(given, share_inputs=True)
+                return {alias: results[self._outputs[alias]] for alias in outputs}
+        except OutOfTurns as error:
             raise out_of_time() from error
-        try:
-            results = request.infer({self._inputs[alias]: array for alias, array in inputs.items()})
-            return {alias: results[self._outputs[alias]] for alias in outputs}
         except RuntimeError as error:
             raise invalid(f"the model cannot compute this: {_reason(error)}") from error
+
+    @contextmanager
+    def _streams(self) -> Iterator[Streams]:
+        """Yield where a call is computed: by whether it is alone."""
+        with self._lock:
+            self._inside += 1
+            is_alone = self._inside == 1
+            self._meetings += not is_alone
+            if self._meetings == MEETINGS and self._may_stream:
+                threading.Thread(target=self._make_streams, name="streams", daemon=True).start()
+        try:
+            yield self._alone if is_alone or not self._together else self._together
         finally:
-            self._idle.put(request)
+            with self._lock:
+                self._inside -= 1
+
+    def _make_streams(self) -> None:
+        """Compile the model for several callers, if there is memory for it."""
+        left = machine.memory_left()
+        if left is not None and left < SPARE_BYTES + WEIGHT_COPIES * self._weight_bytes:
+            say(f"callers take turns: {left >> 20} MB of memory are left, too little to compute for several at once")
+            return
+        try:
+            together = Streams(self._network, self.precision, self._options, "THROUGHPUT")
+        except RuntimeError as error:
+            say(f"callers take turns: openvino cannot compile for several at once: {_reason(error)}")
+            return
+        if together.count > 1:
+            self._together = together
 
     def _nothing(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """Answer a batch of no rows. OpenVINO would fail at it, and for every later caller, too."""
@@ -104,16 +157,25 @@ class OpenVinoEngine:
 
 
 def compile_model(path: Path, precision: str = "float32", options: Options | None = None) -> Any:
-    """Compile a SavedModel's folder, or a file that OpenVINO reads, as it is served. RuntimeError if that fails."""
-    options = options or Options()
-    settings = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32", "PERFORMANCE_HINT": "LATENCY"}
+    """Compile a SavedModel's folder, or a file that OpenVINO reads, as it is served to a single caller. RuntimeError if
+    that fails."""
+    return _compile(_read(path), precision, options or Options(), "LATENCY")
+
+
+def _read(path: Path) -> Any:
+    core = openvino.Core()
+    core.set_property({"ENABLE_MMAP": False})  # if a memory-mapped file is cut short, the process is killed
+    return core.read_model(str(path))
+
+
+def _compile(network: Any, precision: str, options: Options, hint: str) -> Any:
+    """Compile for one caller (hint LATENCY) or for several (THROUGHPUT). In a file of int8 the rounding is written."""
+    settings = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32", "PERFORMANCE_HINT": hint}
     if options.threads:
         settings["INFERENCE_NUM_THREADS"] = str(options.threads)
     if options.streams:
         settings["NUM_STREAMS"] = str(options.streams)
-    core = openvino.Core()
-    core.set_property({"ENABLE_MMAP": False})  # if a memory-mapped file is cut short, the process is killed
-    return core.compile_model(core.read_model(str(path)), "CPU", settings)
+    return openvino.Core().compile_model(network, "CPU", settings)
 
 
 def open_model(model: SavedModel, options: Options) -> Engine:

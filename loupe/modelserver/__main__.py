@@ -22,11 +22,12 @@ from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 
+from loupe.engines import machine
 from loupe.engines.choose import chooser
 from loupe.engines.engine import Opener, Options
 from loupe.engines.refused import Refused, say
 from loupe.errors import UserError
-from loupe.modelserver import config, cpus, flags, rest, warmup
+from loupe.modelserver import config, flags, rest, warmup
 from loupe.modelserver.answers import Answers
 from loupe.modelserver.batching import batched
 from loupe.modelserver.config import Batching, ServedModel
@@ -112,8 +113,8 @@ def _opener(settings: flags.Flags, batching: Batching | None) -> Opener:
     streams = settings.tensorflow_inter_op_parallelism or settings.tensorflow_session_parallelism
     threads = settings.tensorflow_intra_op_parallelism or settings.tensorflow_session_parallelism
     # Left alone, the engines count the processors, and not the share of them that a container has.
-    quota = cpus.quota()
-    if not threads and quota and quota < cpus.count():
+    quota = machine.quota()
+    if not threads and quota and quota < machine.processors():
         threads = quota
     open_engine = chooser(settings.engine, Options(threads, streams, settings.mixed_precision))
     if batching:

@@ -16,10 +16,10 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
+from loupe.engines import machine
 from loupe.engines.choose import CHOICES
 from loupe.engines.refused import say
 from loupe.errors import UserError
-from loupe.modelserver import cpus
 
 TRUE, FALSE = ("true", "t", "1", "yes", "y"), ("false", "f", "0", "no", "n")
 # Flags of TensorFlow Serving that have no effect here: switches, and those that take a value.
@@ -75,11 +75,11 @@ class Flags:
 
     @property
     def threads(self) -> int:
-        return self.grpc_max_threads or 4 * cpus.count()
+        return self.grpc_max_threads or 4 * machine.processors()
 
     @property
     def rest_threads(self) -> int:
-        return self.rest_api_num_threads or 4 * cpus.count()
+        return self.rest_api_num_threads or 4 * machine.processors()
 
     @property
     def channel_arguments(self) -> list[tuple[str, int | str]]:

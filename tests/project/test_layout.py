@@ -69,7 +69,7 @@ EXPORT = """
     quiet
 """
 MODELSERVER = """
-    __main__        answers batching config cpus flags metrics models prometheus rest service warmup
+    __main__        answers batching config flags metrics models prometheus rest service warmup
     rest            answers connections flags json_tensors
     connections
     json_tensors
@@ -84,8 +84,7 @@ MODELSERVER = """
     config
     prometheus      metrics
     metrics
-    flags           cpus
-    cpus
+    flags
 """
 WINGS = {"gateway": GATEWAY, "training": TRAINING, "export": EXPORT, "modelserver": MODELSERVER}
 HEAVY = {"tensorflow", "keras"}
