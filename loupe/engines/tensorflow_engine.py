@@ -17,7 +17,7 @@ from grpc import StatusCode
 
 import proto
 from loupe.engines.engine import Engine, Options, out_of_time
-from loupe.engines.refused import BY_NUMBER, Refused
+from loupe.engines.refused import BY_NUMBER, Refused, invalid
 from loupe.engines.savedmodel import Array, SavedModel, sample_batch
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's own log lines are kept out of the server's log
@@ -78,6 +78,8 @@ class TensorFlowEngine:
             return self._session.run(fetched, feed, options=_until(deadline))
         except tf.errors.OpError as error:
             raise _refused(error) from error
+        except UnicodeDecodeError as error:  # in the message of an error, which quotes what was sent
+            raise invalid("the model cannot compute this, and its reason is no UTF-8") from error
         except (ValueError, TypeError, RuntimeError) as error:  # the signature names tensors that the graph lacks
             raise Refused(StatusCode.INTERNAL, f"the model cannot compute this: {error}") from error
 
