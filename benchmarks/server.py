@@ -54,7 +54,7 @@ import grpc
 import numpy as np
 
 import proto
-from benchmarks.gateway import FORM, draw_photograph, form, jpeg, memory, processor_seconds
+from benchmarks.gateway import FORM, TICKS, draw_photograph, form, jpeg, memory, processor_seconds
 from loupe.cli import Parser, run_script
 from loupe.errors import UserError
 from loupe.images.api import decode
@@ -210,7 +210,7 @@ def compare(bench: Bench, precision: str) -> None:
             contenders += served(bench, stack, MANY, precision, bench.server_flags())
         results = in_turns(bench, f"xception 299 {precision}", contenders, bench.callers)
     bare = [contender.name for contender in contenders if contender.bare]
-    print(f"\nXception 299, {precision}: {bench.rounds} rounds\n{'':31}pictures/s   ratio   middle half", end="")
+    print(f"Xception 299, {precision}: {bench.rounds} rounds\n{'':31}pictures/s   ratio   middle half", end="")
     print(f"{'p50 ms':>11}{'p99 ms':>9}{'p99 / turn':>12}")
     for callers, by_name in results.items():
         best = max(bare, key=lambda name: by_name[name].rate(), default="")
@@ -238,7 +238,7 @@ def alone(bench: Bench, pictures: list[bytes]) -> None:
         names = list(results[callers[0]])
         # Print.
         if part == "processor":
-            print(f"\nMobileNetV2 224: processor ms a picture, {bench.rounds} rounds\n{'':48}all   engine's   rest")
+            print(f"MobileNetV2 224: processor ms a picture, {bench.rounds} rounds\n{'':48}all   engine's   rest")
             for count, by_name in results.items():
                 bare, server, behind = (by_name[name] for name in names)
                 show_rest(count, "server", server.processor(), bare.processor())
@@ -247,7 +247,7 @@ def alone(bench: Bench, pictures: list[bytes]) -> None:
         else:
             bare, server, behind = (results[1][name] for name in names)
             decoding = decoding_seconds(pictures, side)
-            print("\nMobileNetV2 224, one caller: p50 in ms, and beyond the bare loop's in the same round")
+            print("MobileNetV2 224, one caller: p50 in ms, and beyond the bare loop's in the same round")
             for name, rounds in (("bare", bare), ("server", server), ("gateway", behind)):
                 beyond = [
                     (statistics.median(mine.waited) - statistics.median(other.waited)) * 1e3
@@ -327,15 +327,42 @@ def decoding_seconds(pictures: list[bytes], side: int) -> list[float]:
 
 def in_turns(bench: Bench, title: str, contenders: list[Contender], numbers: list[int]) -> Results:
     results: Results = {callers: {contender.name: Rounds() for contender in contenders} for callers in numbers}
+    foreign: list[float] = []  # cores that other processes had meanwhile
     for number in range(bench.rounds + 1):  # the first is to warm up
         print(f"{title}: round {number} of {bench.rounds}", file=sys.stderr, flush=True)
         start = number % len(contenders)  # nobody always follows the same one
         for callers in numbers:
             for contender in contenders[start:] + contenders[:start]:
+                before, began = foreign_seconds(), time.monotonic()
                 measured = contender.measure(callers, bench.seconds if number else min(0.3, bench.seconds))
                 if number:
                     results[callers][contender.name].slices.append(measured)
+                    foreign.append((foreign_seconds() - before) / (time.monotonic() - began))
+    middle, most = np.percentile(foreign, [50, 90])
+    print(f"\nOther processes took {middle:.2f} of {CORES} cores in the middle, {most:.2f} in a tenth of the time")
     return results
+
+
+def foreign_seconds() -> float:
+    """Return the processor seconds that others have had: the machine's without this process's and its children's."""
+    if not Path("/proc/stat").exists():
+        return 0.0
+    # Everybody's.
+    user, nice, system, _, _, interrupts, soft, stolen = map(int, Path("/proc/stat").read_text().split()[1:9])
+    seconds = (user + nice + system + interrupts + soft + stolen) / TICKS
+    # Ours.
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(int(entry.name))
+    waiting = [os.getpid()]
+    while waiting:
+        with suppress(OSError):
+            seconds -= processor_seconds(waiting[-1])
+        waiting += children.get(waiting.pop(), [])
+    return seconds
 
 
 def drive(caller: Caller, callers: int, seconds: float) -> Slice:
