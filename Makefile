@@ -21,7 +21,7 @@ SET_UP = $(PYTHON) -c '' 2>/dev/null || { echo "set-up: $(PYTHON) does not run; 
 RUN = .venv/bin/python
 
 .DEFAULT_GOAL = help
-.PHONY: help up test test-slow test-containers check train bench-export lock clean
+.PHONY: help up test test-slow test-containers check train bench-export bench-server lock clean
 
 help:
 	@sed -n '3,12p' Makefile | cut -c3-
@@ -63,6 +63,10 @@ train:
 bench-export:
 	@$(SET_UP) packages modelserver training export
 	@$(RUN) benchmarks/export.py
+
+bench-server:
+	@$(SET_UP) packages modelserver training export
+	@$(RUN) benchmarks/server.py
 
 lock:
 	@$(SET_UP) --lock
