@@ -18,8 +18,10 @@ engine.
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +45,7 @@ import openvino  # noqa: E402
 INT8 = Path("assets.extra", "openvino-int8")
 CHECKED_FILES = ("model.bin", "model.xml", "../../saved_model.pb")  # relative to the variant's folder, as in SHA256SUMS
 MAX_CARDS = 1024  # a request of a few bytes may ask for any number
+MEETING_SECONDS = 0.5  # after which callers count as alone again: between two calls each does something else
 MEETINGS = 8  # calls that came while another was computed, before the model is compiled for several at once
 WEIGHT_COPIES, SPARE_BYTES = 4, 200 << 20  # of memory that must be left for that; two copies of the weights were seen
 
@@ -76,6 +79,7 @@ class OpenVinoEngine:
         # How many are inside, and how often they have met.
         self._lock = threading.Lock()
         self._inside = self._meetings = 0
+        self._last_meeting = -math.inf
         processors = options.threads or machine.processors()
         self._may_stream = not options.streams and processors > 1
         self.at_once = processors if self._may_stream else self._alone.count
@@ -113,13 +117,16 @@ class OpenVinoEngine:
 
     @contextmanager
     def _streams(self) -> Iterator[Streams]:
-        """Yield where a call is computed: by whether it is alone."""
+        """Yield where a call is computed: by whether it is alone, or was until just now."""
         with self._lock:
             self._inside += 1
-            is_alone = self._inside == 1
-            self._meetings += not is_alone
-            if self._meetings == MEETINGS and self._may_stream:
-                threading.Thread(target=self._make_streams, name="streams", daemon=True).start()
+            now = time.monotonic()
+            if self._inside > 1:
+                self._last_meeting = now
+                self._meetings += 1
+                if self._meetings == MEETINGS and self._may_stream:
+                    threading.Thread(target=self._make_streams, name="streams", daemon=True).start()
+            is_alone = now - self._last_meeting > MEETING_SECONDS
         try:
             yield self._alone if is_alone or not self._together else self._together
         finally:
