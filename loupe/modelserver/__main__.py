@@ -68,12 +68,15 @@ def serve(settings: flags.Flags) -> None:
     served, batching, monitoring_path = _configuration(settings)
     # Choose the engine, and load the first versions.
     metrics, page = _metrics(monitoring_path)
-    models = Models(settings, _opener(settings, batching), metrics)
+    is_starting = threading.Event()
+    is_starting.set()
+    models = Models(settings, _opener(settings, batching, is_starting.is_set), metrics)
     try:
         models.start(served)
     except Refused as error:  # a label of a version that cannot be loaded yet
         raise UserError(f"{error}; at the start a label needs {LABELS_FLAG}") from error
     hopeless = models.wait_until_settled(stop.asked.is_set)
+    is_starting.clear()
     if stop.asked.is_set():
         return
     if hopeless:
@@ -109,7 +112,7 @@ def _configuration(settings: flags.Flags) -> tuple[list[ServedModel], Batching |
     return served, batching, config.read_monitoring(Path(file)) if file else None
 
 
-def _opener(settings: flags.Flags, batching: Batching | None) -> Opener:
+def _opener(settings: flags.Flags, batching: Batching | None, is_urgent: Callable[[], bool]) -> Opener:
     streams = settings.tensorflow_inter_op_parallelism or settings.tensorflow_session_parallelism
     threads = settings.tensorflow_intra_op_parallelism or settings.tensorflow_session_parallelism
     # Left alone, the engines count the processors, and not the share of them that a container has.
@@ -119,7 +122,7 @@ def _opener(settings: flags.Flags, batching: Batching | None) -> Opener:
     open_engine = chooser(settings.engine, Options(threads, streams, settings.mixed_precision))
     if batching:
         open_engine = batched(open_engine, batching)
-    return warmup.replaying(open_engine) if settings.enable_model_warmup else open_engine
+    return warmup.replaying(open_engine, is_urgent) if settings.enable_model_warmup else open_engine
 
 
 def _metrics(path: str | None) -> tuple[Metrics, Callable[[], bytes] | None]:

@@ -1,6 +1,6 @@
 """Replay a model's own warm-up requests before it is served, with TensorFlow Serving's file, rules and messages.
 
-    open_engine = warmup.replaying(chooser("auto", options))
+    open_engine = warmup.replaying(chooser("auto", options), is_urgent)
     engine = open_engine(model)         # has answered every request in assets.extra/tf_serving_warmup_requests
 
 If a record holds the answer as well, as Loupe's exports do, the engine's is compared with it, and a difference is said
@@ -8,7 +8,9 @@ in the log: the model computes otherwise here than where it was exported. Withou
 that fails fails the load, and so do a damaged file and one of more than 1,000 records. Differences: what openvino does
 not compute (Classify, Regress, MultiInference, and Predict with another signature than `serving_default`) is skipped
 with a log line; TensorFlow Serving runs it. A record of more than 32 MiB is refused. Warming up ends after 30 seconds,
-and a batch of more than 256 is skipped as well, since a file of a few kilobytes may ask for hours.
+and a batch of more than 256 is skipped as well, since a file of a few kilobytes may ask for hours. At the start of the
+server no further record is run after 0.3 seconds, only read: nobody is served meanwhile, and the first use of a batch
+size costs little more than its second.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from loupe.modelserver.answers import check_request
 
 MAX_RECORDS = 1000
 SECONDS = 30.0  # after this no further record is begun
+URGENT_SECONDS = 0.3  # after this no further record is run where callers wait for the first version of a model
 MAX_BATCH = 256
 # By how much of 1, or of its own size, an answer may differ. int8 was judged by its labels when it was made.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1, "int8": 0.5}
@@ -42,13 +45,14 @@ WITH_EXAMPLES: dict[str, Callable[..., Any]] = {
 }
 
 
-def replaying(open_engine: Opener) -> Opener:
-    """Return an opener that replays the model's requests before it returns the engine."""
+def replaying(open_engine: Opener, is_urgent: Callable[[], bool] = lambda: False) -> Opener:
+    """Return an opener that replays the model's requests before it returns the engine; few of them where it is
+    urgent."""
 
     def open_and_replay(model: SavedModel) -> Engine:
         engine = open_engine(model)
         try:
-            _replay(model, engine)
+            _replay(model, engine, is_urgent())
         except BaseException:
             engine.close()
             raise
@@ -57,16 +61,20 @@ def replaying(open_engine: Opener) -> Opener:
     return open_and_replay
 
 
-def _replay(model: SavedModel, engine: Engine) -> None:
-    path, end = model.folder / WARMUP, time.monotonic() + SECONDS
+def _replay(model: SavedModel, engine: Engine, is_urgent: bool) -> None:
+    path, began = model.folder / WARMUP, time.monotonic()
     try:
         for count, record in enumerate(tfrecord.read(path), 1):
-            if time.monotonic() > end:
+            where, passed = f"{path}, record {count}", time.monotonic() - began
+            if passed > SECONDS:
                 say(f"{path}: warming up has taken {SECONDS:.0f} s; record {count} and what follows is passed over")
                 return
             if count > MAX_RECORDS:
                 raise invalid(f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}")
-            _run(record, model, engine, f"{path}, record {count}")
+            if is_urgent and passed > URGENT_SECONDS:
+                _read(record, where)  # a damaged one is still found
+            else:
+                _run(record, model, engine, where)
     except FileNotFoundError:
         return
     except tfrecord.Damaged as error:

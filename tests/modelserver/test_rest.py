@@ -9,11 +9,18 @@ import gzip
 import http.client
 import io
 import json
+import os
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -27,7 +34,7 @@ from loupe.modelserver import rest
 from loupe.modelserver.connections import Limits, Server
 from loupe.modelserver.flags import Flags
 from tests.support import models
-from tests.support.servers import ModelServer, free_port, model_server, until
+from tests.support.servers import ROOT, ModelServer, free_port, model_server, until
 
 PREDICT = "/v1/models/half:predict"
 ONE = '{"instances": [1.0]}'
@@ -633,3 +640,44 @@ def test_the_pixels_of_a_picture_are_read_and_answered_quickly(start: Start) -> 
     status, answer = tell(port, "POST", PREDICT, body)
     assert time.monotonic() - begun < 2
     assert status == 200 and np.array_equal(answer["predictions"], pixels)
+
+
+# --------------------------------------------------------------------------------------- as others are used to it
+
+
+def test_the_curl_calls_of_tensorflow_servings_tutorials_are_answered(tmp_path: Path) -> None:
+    """The server is started as TensorFlow Serving's image is: by its environment."""
+    models.write_half_plus_two(tmp_path / "half_plus_two" / "123")
+    environment = {**os.environ, "MODEL_BASE_PATH": str(tmp_path), "MODEL_NAME": "half_plus_two"}
+    port, rest_port = free_port(), free_port()
+    command = [sys.executable, "-m", "loupe.modelserver", f"--port={port}", f"--rest_api_port={rest_port}"]
+    with subprocess.Popen([*command, "--engine=tensorflow"], cwd=ROOT, env=environment) as server:
+        try:
+            address = f"http://localhost:{rest_port}/v1/models/half_plus_two"
+            until(lambda: _curl(address), "the server")
+            entry = {"version": "123", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
+            assert json.loads(_curl(address)) == {"model_version_status": [entry]}
+            body = '{"instances": [1.0, 2.0, 5.0]}'
+            assert json.loads(_curl("-d", body, "-X", "POST", f"{address}:predict")) == {"predictions": [2.5, 3.0, 4.5]}
+            body = '{"signature_name": "regress_x_to_y", "examples": [{"x": 1.0}, {"x": 2.0}]}'
+            assert json.loads(_curl("-d", body, "-X", "POST", f"{address}:regress")) == {"results": [2.5, 3.0]}
+            assert (
+                "serving_default"
+                in json.loads(_curl(f"{address}/metadata"))["metadata"]["signature_def"]["signature_def"]
+            )
+        finally:
+            server.terminate()
+            assert server.wait(PATIENCE) == 0
+
+
+def _curl(*arguments: str) -> str:
+    """Return what curl prints; where it is not installed, what Python gets that sends the same bytes."""
+    if not shutil.which("curl"):
+        *_, address = arguments
+        data = arguments[1].encode() if arguments[0] == "-d" else None  # with curl's own type of content
+        try:
+            with urllib.request.urlopen(address, data, PATIENCE) as response:
+                return str(response.read().decode())
+        except urllib.error.URLError:
+            return ""
+    return subprocess.run(["curl", "--silent", *arguments], capture_output=True, text=True, timeout=PATIENCE).stdout
