@@ -281,8 +281,9 @@ def dtype_of(array: np.ndarray[Any, Any]) -> DType:
     return BY_NAME[name]
 
 
-def to_tensor(value: Any, dtype: str | None = None, *, as_values: bool = False) -> Any:
-    """Return a tensor message for an array (or what numpy makes of `value`), as `dtype` if given.
+def to_tensor(value: Any, dtype: str | None = None, *, as_values: bool = False, into: Any = None) -> Any:
+    """Return a tensor message for an array (or what numpy makes of `value`), as `dtype` if given. It is a new one, or
+    `into`, an empty one.
 
     `as_values` fills the typed field (`float_val` …), as TensorFlow Serving's answers do, instead of
     `tensor_content`."""
@@ -293,10 +294,11 @@ def to_tensor(value: Any, dtype: str | None = None, *, as_values: bool = False) 
     if dtype == "bfloat16" and array.dtype.name != "bfloat16":
         array, element_type = _to_bfloat16(array.astype(np.float32)), BY_NAME["bfloat16"]
     else:
-        array = array if dtype in (None, "string") else array.astype(dtype)
+        array = array if dtype in (None, "string") else array.astype(dtype, copy=False)
         element_type = dtype_of(array)
     # Write type, shape and values.
-    tensor = Tensor(dtype=element_type.number)
+    tensor = Tensor() if into is None else into
+    tensor.dtype = element_type.number
     for size in array.shape:
         tensor.tensor_shape.dim.add(size=size)
     if element_type.number == STRING:

@@ -40,7 +40,15 @@ from loupe.engines.turns import OutOfTurns, Turns
 
 # `import openvino` alone reports the import to Google Analytics, unless its telemetry package cannot be imported.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+# It also imports its converter if it can: half of the time that it takes, for what is not used here.
+CONVERTER = "openvino.tools.ovc"
+is_left_out = CONVERTER not in sys.modules
+if is_left_out:
+    sys.modules[CONVERTER] = None  # type: ignore[assignment]
 import openvino  # noqa: E402
+
+if is_left_out:
+    del sys.modules[CONVERTER]
 
 INT8 = Path("assets.extra", "openvino-int8")
 CHECKED_FILES = ("model.bin", "model.xml", "../../saved_model.pb")  # relative to the variant's folder, as in SHA256SUMS

@@ -46,8 +46,7 @@ class Answers:
             signature = version.model.signatures[signature_name]
         response = proto.PredictResponse(model_spec=proto.model_spec(name, version.number, signature_name))
         for alias in outputs:
-            tensor = _to_tensor(arrays[alias], signature.outputs[alias].dtype, self._as_values)
-            response.outputs[alias].CopyFrom(tensor)
+            _fill(response.outputs[alias], arrays[alias], signature.outputs[alias].dtype, self._as_values)
         return response
 
     def signature_inputs(self, spec: Any) -> Mapping[str, Any]:
@@ -207,11 +206,11 @@ def _refuse_misfit(position: int, alias: str, sent: Any, declared: Any) -> None:
         raise invalid(f"input {alias} must have the shape [{sizes}], not [{','.join(map(str, given))}]")
 
 
-def _to_tensor(array: Array, declared: int, as_values: bool) -> Any:
+def _fill(tensor: Any, array: Array, declared: int, as_values: bool) -> None:
     dtype = proto.BY_NUMBER.get(declared)
     if dtype is None:
         raise Refused(StatusCode.UNIMPLEMENTED, f"an output of dtype {declared} is not one that this server sends")
-    return proto.to_tensor(array, dtype.name, as_values=as_values)
+    proto.to_tensor(array, dtype.name, as_values=as_values, into=tensor)
 
 
 def _type_name(number: int) -> str:

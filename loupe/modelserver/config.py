@@ -23,8 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import text_format
-
 import proto
 from loupe import files
 from loupe.engines.refused import invalid
@@ -155,6 +153,8 @@ def _version_policy(entry: Any) -> VersionPolicy:
 
 
 def _read(path: Path, message: Any) -> Any:
+    from google.protobuf import text_format  # only where there is a file: a server should start quickly
+
     try:
         return text_format.Parse(files.read(path, MAX_BYTES).decode(), message)
     except OSError as error:

@@ -7,7 +7,7 @@ with --enable_grpc_healthcheck_service the standard health service.
 
 More calls at once than `--grpc_max_threads` are RESOURCE_EXHAUSTED. gRPC itself counts a call until its thread has
 returned from sending the answer, when the caller may have asked again long since: on a busy machine it would refuse as
-many callers as there are threads. Here a call counts until its answer is computed, and threads that only return are
+many callers as there are threads. Here a call counts until its answer is computed, and calls that only return are
 allowed in addition. Differences from TensorFlow Serving: a request of more than 256 MiB is refused, unless
 `--grpc_channel_arguments=grpc.max_receive_message_length=…` says otherwise; health follows the models' state (there it
 is always SERVING), and there is reflection, for grpcurl and the like.
@@ -48,8 +48,8 @@ class Service:
             ("grpc.max_send_message_length", -1),
             *flags.channel_arguments,
         ]
-        max_calls = 4 * flags.threads  # with threads that only return
-        pool = ThreadPoolExecutor(max_calls, thread_name_prefix="grpc")
+        max_calls = 4 * flags.threads  # with calls that only return
+        pool = ThreadPoolExecutor(2 * flags.threads, thread_name_prefix="grpc")  # each more makes switching dearer
         self._server = grpc.server(
             pool,
             [*_handlers(answers, flags), _Reflection()],
