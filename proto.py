@@ -27,6 +27,7 @@ SCHEMA = """
 google.protobuf:
 Int64Value                  1 value int64
 StringValue                 1 value string
+BoolValue                   1 value bool
 Any                         1 type_url string; 2 value bytes
 
 tensorflow:
@@ -104,7 +105,8 @@ FileSystemStoragePathSourceConfig.ServableVersionPolicy.Specific    1 versions *
 BatchingParameters          1 max_batch_size Int64Value; 2 batch_timeout_micros Int64Value;
                             3 max_enqueued_batches Int64Value; 4 num_batch_threads Int64Value;
                             5 thread_pool_name StringValue; 6 allowed_batch_sizes *int64;
-                            7 pad_variable_length_inputs bool
+                            7 pad_variable_length_inputs bool; 8 enable_large_batch_splitting BoolValue;
+                            9 max_execution_batch_size Int64Value
 MonitoringConfig            1 prometheus_config PrometheusConfig
 PrometheusConfig            1 enable bool; 2 path string
 """

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 
 from loupe.engines.engine import Engine, Opener, Options
 from loupe.engines.pieces import PiecewiseEngine
-from loupe.engines.refused import Refused, say
+from loupe.engines.refused import say
 from loupe.engines.savedmodel import SavedModel
 from loupe.errors import UserError
 
@@ -40,12 +40,12 @@ def _open_first(names: Sequence[str], model: SavedModel, options: Options) -> En
     for name in names[:-1]:
         try:
             return _open(name, model, options)
-        except Refused as error:
+        except Exception as error:  # whatever it is, the other engine may do
             say(f"{name} does not take {model.folder}: {error}; trying {names[-1]}")
     return _open(names[-1], model, options)
 
 
 def _open(name: str, model: SavedModel, options: Options) -> Engine:
-    """Open the model with one engine. The engine is imported here, so that a process never holds both."""
+    """Open the model with one engine. The engine is imported here: most processes never need the other."""
     engine: Engine = import_module(f"loupe.engines.{name}_engine").open_model(model, options)
     return PiecewiseEngine(engine) if model.card else engine

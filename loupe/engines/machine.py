@@ -2,6 +2,7 @@
 
 machine.processors()     # 16, those that this process may run on
 machine.quota()          # 2, in a container started with --cpus=1.5; None without a limit
+machine.share()          # 2, the smaller of the two
 machine.memory_left()    # bytes that can still be taken; None where that is not known
 """
 
@@ -31,6 +32,11 @@ def quota(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> int | None:
     A limit may stand in any of the groups above as well: the smallest counts."""
     smallest = _smallest(_cpu_share, ("cpu", "cpu,cpuacct"), root, membership)
     return None if smallest is None else max(1, math.ceil(smallest))
+
+
+def share() -> int:
+    """Return how many processors' time this process may use."""
+    return min(processors(), quota() or processors())
 
 
 def memory_left(root: Path = CGROUPS, membership: Path = MEMBERSHIP, memory: Path = MEMORY) -> int | None:

@@ -52,8 +52,10 @@ if is_left_out:
 
 INT8 = Path("assets.extra", "openvino-int8")
 CHECKED_FILES = ("model.bin", "model.xml", "../../saved_model.pb")  # relative to the variant's folder, as in SHA256SUMS
-MAX_CARDS = 1024  # a request of a few bytes may ask for any number
+COMPILING = threading.Lock()  # one model at a time is compiled for several, so that memory is judged rightly
+LOOK_SECONDS = 60.0  # between two looks at the memory that is left
 MEETING_SECONDS = 0.5  # after which callers count as alone again: between two calls each does something else
+MAX_SHARED_BYTES = 16 << 20  # of inputs that are not copied: an infer request keeps them until its next
 MEETINGS = 8  # calls that came while another was computed, before the model is compiled for several at once
 WEIGHT_COPIES, SPARE_BYTES = 4, 200 << 20  # of memory that must be left for that; two copies of the weights were seen
 
@@ -88,11 +90,14 @@ class OpenVinoEngine:
         self._lock = threading.Lock()
         self._inside = self._meetings = 0
         self._last_meeting = -math.inf
-        processors = options.threads or machine.processors()
+        processors = options.threads or machine.share()
         self._may_stream = not options.streams and processors > 1
         self.at_once = processors if self._may_stream else self._alone.count
-        weights = source.with_suffix(".bin") if source.is_file() else source / "saved_model.pb"
-        self._weight_bytes = weights.stat().st_size
+        if not self._may_stream:
+            self._network = None
+        self._weight_bytes = _weight_bytes(source)
+        self._is_closed = self._has_complained = False
+        self._look_at = 0.0  # when memory is looked at again
         # The first run sets the engine up.
         if batch := sample_batch(signature):
             self.run(proto.PREDICT_SIGNATURE, batch, list(signature.outputs))
@@ -102,8 +107,6 @@ class OpenVinoEngine:
     ) -> dict[str, Array]:
         # The card.
         if signature == DESCRIBE and self._card is not None:
-            if len(inputs["request"]) > MAX_CARDS:
-                raise invalid(f"at most {MAX_CARDS} cards are given at once")
             return {alias: np.full(len(inputs["request"]), self._card, object) for alias in outputs}
         # Refuse what openvino cannot compute.
         if signature != proto.PREDICT_SIGNATURE:
@@ -116,12 +119,15 @@ class OpenVinoEngine:
         try:
             with self._streams() as streams, streams.turns.take(deadline) as request:
                 given = {self._inputs[alias]: array for alias, array in inputs.items()}
-                results = request.infer(given, share_inputs=True)
+                is_small = sum(array.nbytes for array in inputs.values()) <= MAX_SHARED_BYTES
+                results = request.infer(given, share_inputs=is_small)
                 return {alias: results[self._outputs[alias]] for alias in outputs}
         except OutOfTurns as error:
             raise out_of_time() from error
         except RuntimeError as error:
             raise invalid(f"the model cannot compute this: {_reason(error)}") from error
+        except (TypeError, ValueError) as error:  # of arrays that openvino does not take
+            raise invalid(f"openvino does not take this input: {error}") from error
 
     @contextmanager
     def _streams(self) -> Iterator[Streams]:
@@ -132,7 +138,8 @@ class OpenVinoEngine:
             if self._inside > 1:
                 self._last_meeting = now
                 self._meetings += 1
-                if self._meetings == MEETINGS and self._may_stream:
+                if self._meetings >= MEETINGS and self._may_stream and now >= self._look_at:
+                    self._look_at = math.inf
                     threading.Thread(target=self._make_streams, name="streams", daemon=True).start()
             is_alone = now - self._last_meeting > MEETING_SECONDS
         try:
@@ -142,18 +149,29 @@ class OpenVinoEngine:
                 self._inside -= 1
 
     def _make_streams(self) -> None:
-        """Compile the model for several callers, if there is memory for it."""
-        left = machine.memory_left()
-        if left is not None and left < SPARE_BYTES + WEIGHT_COPIES * self._weight_bytes:
-            say(f"callers take turns: {left >> 20} MB of memory are left, too little to compute for several at once")
-            return
-        try:
-            together = Streams(self._network, self.precision, self._options, "THROUGHPUT")
-        except RuntimeError as error:
-            say(f"callers take turns: openvino cannot compile for several at once: {_reason(error)}")
-            return
-        if together.count > 1:
+        """Compile the model for several callers, if there is memory for it; otherwise look again in a minute."""
+        with COMPILING:
+            left = machine.memory_left()
+            if left is not None and left < SPARE_BYTES + WEIGHT_COPIES * self._weight_bytes:
+                self._complain(f"{left >> 20} MB of memory are left, too little to compute for several at once")
+                self._look_at = time.monotonic() + LOOK_SECONDS
+                return
+            try:
+                together = None
+                if not self._is_closed:
+                    together = Streams(self._network, self.precision, self._options, "THROUGHPUT")
+            except Exception as error:  # what cannot be had is done without
+                reason = _reason(error) if isinstance(error, RuntimeError) else repr(error)
+                self._complain(f"openvino cannot compile for several at once: {reason}")
+                return
+        if together and together.count > 1 and not self._is_closed:
             self._together = together
+        self._network = None
+
+    def _complain(self, reason: str) -> None:
+        if not self._has_complained:
+            say(f"callers take turns: {reason}")
+        self._has_complained = True
 
     def _nothing(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """Answer a batch of no rows. OpenVINO would fail at it, and for every later caller, too."""
@@ -168,7 +186,8 @@ class OpenVinoEngine:
         raise Refused(StatusCode.UNIMPLEMENTED, "tf.Examples need the tensorflow engine: --engine=tensorflow")
 
     def close(self) -> None:
-        """Do nothing: the memory is freed with the object."""
+        """Compile nothing any more. The memory is freed with the object."""
+        self._is_closed = True
 
 
 def compile_model(path: Path, precision: str = "float32", options: Options | None = None) -> Any:
@@ -240,6 +259,13 @@ def _ports(ports: Sequence[Any], declared: Mapping[str, Any]) -> dict[str, int]:
     if missing:
         raise invalid(f"openvino finds no {', '.join(sorted(missing))} in it")
     return {alias: index_of[alias] for alias in declared}
+
+
+def _weight_bytes(source: Path) -> int:
+    """Return the size of the files that hold a model's weights."""
+    if source.is_file():
+        return source.with_suffix(".bin").stat().st_size
+    return sum(path.stat().st_size for path in (source / "saved_model.pb", *(source / "variables").glob("*")))
 
 
 def _no_rows(info: Any) -> Array | None:

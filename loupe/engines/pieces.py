@@ -1,4 +1,5 @@
-"""Compute a large batch in pieces, so that its memory is bounded: an engine keeps what its largest batch needed.
+"""Bound what a call of a model of ours may cost: a large batch is computed in pieces, since an engine keeps the memory
+that its largest batch needed, and few cards are given at once.
 
     engine = PiecewiseEngine(engine)     # the same answers
 
@@ -12,9 +13,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from loupe.engines.engine import Engine
-from loupe.engines.savedmodel import Array
+from loupe.engines.refused import invalid
+from loupe.engines.savedmodel import DESCRIBE, Array
 
 MAX_ROWS = 8  # at once; larger batches are hardly faster
+MAX_CARDS = 1024  # a request of a few bytes may ask for any number
 
 
 class PiecewiseEngine:
@@ -29,11 +32,14 @@ class PiecewiseEngine:
     ) -> dict[str, Array]:
         lengths = {len(array) for array in inputs.values() if array.ndim}
         rows = lengths.pop() if len(lengths) == 1 else 0
-        if rows <= MAX_ROWS:
+        if signature == DESCRIBE and rows > MAX_CARDS:
+            raise invalid(f"at most {MAX_CARDS} cards are given at once")
+        if rows <= MAX_ROWS or signature == DESCRIBE:
             return self._engine.run(signature, inputs, outputs, deadline)
         pieces = []
         for start in range(0, rows, MAX_ROWS):
-            piece = {alias: array[start : start + MAX_ROWS] for alias, array in inputs.items()}
+            # Copies: an engine may keep its last input, and with a part of an array the whole of it.
+            piece = {alias: array[start : start + MAX_ROWS].copy() for alias, array in inputs.items()}
             pieces.append(self._engine.run(signature, piece, outputs, deadline))
         return {alias: np.concatenate([piece[alias] for piece in pieces]) for alias in outputs}
 

@@ -16,6 +16,7 @@ from typing import Any
 from grpc import StatusCode
 
 import proto
+from loupe.engines import machine
 from loupe.engines.engine import Engine, Options, out_of_time
 from loupe.engines.refused import BY_NUMBER, Refused, invalid
 from loupe.engines.savedmodel import Array, SavedModel, sample_batch
@@ -30,7 +31,7 @@ class TensorFlowEngine:
     name = "tensorflow"
 
     def __init__(self, model: SavedModel, options: Options) -> None:
-        self.at_once = options.streams or os.cpu_count() or 1
+        self.at_once = options.streams or options.threads or machine.share()
         self.precision = options.mixed_precision or model.precision
         self._signatures = model.signatures
         self._session = tf.compat.v1.Session(graph=tf.Graph(), config=_settings(options))
@@ -107,7 +108,7 @@ def _until(deadline: float | None) -> Any:
 
 def _settings(options: Options) -> Any:
     config = tf.compat.v1.ConfigProto(
-        intra_op_parallelism_threads=options.threads, inter_op_parallelism_threads=options.streams
+        intra_op_parallelism_threads=options.threads, inter_op_parallelism_threads=options.streams or options.threads
     )
     if options.mixed_precision == "bfloat16":
         config.graph_options.rewrite_options.auto_mixed_precision_onednn_bfloat16 = 1  # RewriterConfig.ON

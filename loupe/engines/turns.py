@@ -50,7 +50,8 @@ class Turns(Generic[T]):
                 return self._free.pop()
             waiter = _Waiter[T]()
             self._waiters.append(waiter)
-        if not waiter.woken.acquire(timeout=-1 if deadline is None else max(0.0, deadline - time.monotonic())):
+        seconds = threading.TIMEOUT_MAX if deadline is None else max(0.0, deadline - time.monotonic())
+        if not waiter.woken.acquire(timeout=min(seconds, threading.TIMEOUT_MAX)):
             with self._lock:
                 if waiter.thing is None:  # else it was handed over just now
                     self._waiters.remove(waiter)

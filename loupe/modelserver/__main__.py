@@ -117,9 +117,8 @@ def _opener(settings: flags.Flags, batching: Batching | None, is_urgent: Callabl
     streams = settings.tensorflow_inter_op_parallelism or settings.tensorflow_session_parallelism
     threads = settings.tensorflow_intra_op_parallelism or settings.tensorflow_session_parallelism
     # Left alone, the engines count the processors, and not the share of them that a container has.
-    quota = machine.quota()
-    if not threads and quota and quota < machine.processors():
-        threads = quota
+    if not threads and machine.share() < machine.processors():
+        threads = machine.share()
     open_engine = chooser(settings.engine, Options(threads, streams, settings.mixed_precision))
     if batching:
         open_engine = batched(open_engine, batching)
@@ -153,7 +152,7 @@ def _names(models: Models) -> str:
 
 def check_port(address: str, port: int, flag: str) -> None:
     """Refuse a port that is taken, before a model is loaded for nothing."""
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address, port))

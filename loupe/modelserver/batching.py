@@ -30,7 +30,7 @@ from loupe.modelserver.config import Batching
 Key = tuple[object, ...]
 
 
-@dataclass
+@dataclass(eq=False)  # a call is only ever itself: arrays cannot be compared as a whole
 class _Call:
     """A call that waits to be computed, and then its outputs or its error."""
 
@@ -79,7 +79,8 @@ class BatchedEngine:
     ) -> dict[str, Array]:
         call = _Call(_key(signature, inputs, outputs), _rows(inputs), signature, inputs, outputs, deadline)
         self._enqueue(call)
-        if not call.done.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
+        seconds = threading.TIMEOUT_MAX if deadline is None else max(0.0, deadline - time.monotonic())
+        if not call.done.wait(min(seconds, threading.TIMEOUT_MAX)):
             with self._changed:
                 if call in self._waiting:  # else it is being computed: nobody reads its result
                     self._waiting.remove(call)
@@ -126,6 +127,7 @@ class BatchedEngine:
     def _work(self) -> None:
         while batch := self._next_batch():
             self._compute(batch)
+            del batch  # its arrays, which are large, while this thread waits
 
     def _next_batch(self) -> list[_Call]:
         """Wait for calls, and take those that are computed next. Return none once the engine is closed."""
@@ -176,9 +178,9 @@ class BatchedEngine:
                 for call in batch:
                     self._compute([call])
             return
-        except BaseException as error:
+        except Exception as error:
             for call in batch:
-                call.finish(error=error)
+                call.finish(error=Refused(StatusCode.INTERNAL, f"the batch could not be computed: {error!r}"))
             return
         for call, result in zip(batch, results, strict=True):
             call.finish(result)

@@ -25,11 +25,12 @@ from typing import Any
 
 import proto
 from loupe import files
-from loupe.engines.refused import invalid
+from loupe.engines.refused import invalid, say
 from loupe.errors import LoupeError, UserError
 
 MAX_BYTES = 1 << 20  # of a configuration file
 PLATFORM = "tensorflow"
+NO_EFFECT = ("pad_variable_length_inputs", "enable_large_batch_splitting", "max_execution_batch_size")
 DEFAULT_MONITORING_PATH = "/monitoring/prometheus/metrics"
 
 
@@ -92,15 +93,18 @@ def served_models(message: Any) -> list[ServedModel]:
             "ServerModelConfig type not supported by HandleReloadConfigRequest. Only ModelConfigList is currently "
             "supported"
         )
-    models: dict[str, ServedModel] = {}
-    for entry in message.model_config_list.config:
-        if entry.name in models:
+    entries = message.model_config_list.config
+    names: set[str] = set()
+    for entry in entries:
+        if entry.name in names:
             raise invalid(f"Illegal to list model {entry.name} multiple times in config list")
-        _check_platform(entry)
-        models[entry.name] = ServedModel(
-            entry.name, Path(entry.base_path), _version_policy(entry), dict(entry.version_labels)
-        )
-    return list(models.values())
+        names.add(entry.name)
+    for entry in entries:
+        _check(entry)
+    return [
+        ServedModel(entry.name, Path(entry.base_path), _version_policy(entry), dict(entry.version_labels))
+        for entry in entries
+    ]
 
 
 def read_batching(path: Path) -> Batching:
@@ -111,6 +115,9 @@ def read_batching(path: Path) -> Batching:
         for name in ("max_batch_size", "batch_timeout_micros", "max_enqueued_batches", "num_batch_threads")
         if message.HasField(name)
     }
+    for entry, _ in message.ListFields():
+        if entry.name in NO_EFFECT:
+            say(f"{path}: {entry.name} has no effect here")
     batching = Batching(**values, allowed_batch_sizes=tuple(message.allowed_batch_sizes))
     # TensorFlow Serving ends at these as well, later and in other words.
     for name in ("max_batch_size", "max_enqueued_batches", "num_batch_threads"):
@@ -132,7 +139,9 @@ def read_monitoring(path: Path) -> str | None:
     return (prometheus.path or DEFAULT_MONITORING_PATH) if prometheus.enable else None
 
 
-def _check_platform(entry: Any) -> None:
+def _check(entry: Any) -> None:
+    if not Path(entry.base_path).is_absolute():
+        raise invalid(f"Expected model {entry.name} to have an absolute path or URI; got base_path()={entry.base_path}")
     if not entry.model_platform and not entry.model_type:
         raise invalid(
             "Illegal setting neither ModelServerConfig::model_type (deprecated) nor ModelServerConfig::model_platform."

@@ -24,7 +24,7 @@ from loupe.errors import UserError
 TRUE, FALSE = ("true", "t", "1", "yes", "y"), ("false", "f", "0", "no", "n")
 # Flags of TensorFlow Serving that have no effect here: switches, and those that take a value.
 IGNORED_SWITCHES = """
-    enable_per_model_batching_parameters flush_filesystem_caches use_alts_credentials
+    enable_per_model_batching_parameters flush_filesystem_caches
     remove_unused_fields_from_bundle_metagraph prefer_tflite_model
     enable_signature_method_name_check xla_cpu_compilation_enabled xla_gpu_compilation_enabled enable_profiler
     skip_initialize_tpu
@@ -38,6 +38,7 @@ IGNORED_VALUES = """
 REFUSED_FLAGS = {
     "ssl_config_file": "this server speaks plain text only; put a proxy in front of it",
     "grpc_socket_path": "give --port instead",
+    "use_alts_credentials": "this server speaks plain text only; put a proxy in front of it",
 }
 
 
@@ -60,7 +61,7 @@ class Flags:
     batching_parameters_file: str = ""
     monitoring_config_file: str = ""  # says whether and where on the REST port metrics are
     saved_model_tags: str = "serve"
-    file_system_poll_wait_seconds: int = 1  # 0: look once
+    file_system_poll_wait_seconds: int = 1  # 0: look until every model is loaded, and then no more
     max_num_load_retries: int = 5
     load_retry_interval_micros: int = 60_000_000
     grpc_max_threads: int = 0  # 0: four for each CPU

@@ -4,7 +4,7 @@
     health.update(models.serving())      # after each look at the models' folders
     health.stop()                        # from now on NOT_SERVING
 
-Names: a model's, or TensorFlow Serving's two services and "" for all models together.
+Names: a model's, or TensorFlow Serving's two services and "" for all models together that have once been loaded.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class Health:
     def __init__(self, server: Any) -> None:
         self._servicer = health.HealthServicer()
         self._last: dict[str, int] = {}
+        self._seen: set[str] = set()  # models that have been loaded once
         self._set({"": STATUS.NOT_SERVING})
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
 
@@ -31,7 +32,10 @@ class Health:
         states = dict.fromkeys(self._last, STATUS.NOT_SERVING)
         for name, version in serving.items():
             states[name] = STATUS.SERVING if version else STATUS.NOT_SERVING
-        whole = STATUS.SERVING if serving and all(serving.values()) else STATUS.NOT_SERVING
+        # A model that has never been loaded, perhaps by a slip in the configuration, takes the others' callers nothing.
+        self._seen.update(name for name, version in serving.items() if version)
+        known = [version for name, version in serving.items() if name in self._seen]
+        whole = STATUS.SERVING if known and all(known) else STATUS.NOT_SERVING
         for name in ("", *{method.service for method in proto.METHODS.values()}):
             states[name] = whole
         self._set(states)

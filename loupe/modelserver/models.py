@@ -6,13 +6,14 @@
     with models.lease(spec) as version: ...
     models.reload(served_models, deadline)           # HandleReloadConfigRequest
 
-One thread polls every model's folder. A model that a new configuration lacks is unloaded, and its versions stay listed
-as END. A label may only be given to a version that is loaded, as in TensorFlow Serving: at the start, and together with
-a new version, that needs --allow_version_labels_for_unavailable_models.
+One thread polls every model's folder, and loads one version after the other. A model that a new configuration lacks is
+unloaded, and its versions stay listed as END. A label may only be given to a version that is loaded, as in TensorFlow
+Serving: at the start, and together with a new version, that needs --allow_version_labels_for_unavailable_models.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ from loupe.modelserver.flags import Flags
 from loupe.modelserver.metrics import Metrics
 from loupe.modelserver.versions import Version, Versions
 
-RELOAD_SECONDS = 60.0  # that a reload without a deadline waits for its new models
+RELOAD_SECONDS = 60.0  # that a reload waits for its new models, at most
 TICK = 0.2  # seconds between two looks at whether new models have loaded
 
 
@@ -71,9 +72,10 @@ class Models:
         """Return the version's number that a ModelSpec asks for, directly or by a label; None for the newest."""
         if spec.version_label:
             versions = self._models.get(spec.name)
-            if versions is None or versions.dropped or spec.version_label not in versions.served.labels:
+            labels = {} if versions is None or versions.dropped else versions.served.labels
+            if spec.version_label not in labels:
                 raise invalid(f"Unrecognized servable version label: {spec.version_label}")
-            return versions.served.labels[spec.version_label]
+            return labels[spec.version_label]
         number: int | None = spec.version.value if spec.HasField("version") else None
         return number
 
@@ -106,38 +108,38 @@ class Models:
     # ---------------------------------------------------------------------------------------------- configuration
 
     def reload(self, models: list[ServedModel], deadline: float | None) -> None:
-        """Serve these models from now on. Wait until those that are new are loaded. Raises Refused if one is not."""
+        """Serve these models from now on. Wait, for a minute at most, until those that are new are loaded. Raises
+        Refused if one is not."""
         new = self._apply(models)
-        until = deadline if deadline is not None else time.monotonic() + RELOAD_SECONDS
+        until = min(deadline or math.inf, time.monotonic() + RELOAD_SECONDS)
         with self._changed:
             while time.monotonic() < until:
-                waiting = [name for name in new if not self._models[name].newest()]
-                failed = [name for name in waiting if any(error for _, _, error in self.states(name))]
-                if failed or not waiting:
+                if all(self._models[name].newest() or self._models[name].failure for name in new):
                     break
                 self._changed.wait(TICK)
         if missing := [name for name in new if not self._models[name].newest()]:
-            names = "".join(f"{name}, " for name in missing)
-            raise Refused(StatusCode.UNKNOWN, f"Some models did not become available: {{{names}}}")
+            reasons = [self._models[name].failure or f"{{{{name: {name}}} is still loading}}" for name in missing]
+            text = "".join(f"{reason}, " for reason in reasons)
+            raise Refused(StatusCode.UNKNOWN, f"{len(missing)} model(s) did not become available: {{{text}}}")
 
     def _apply(self, models: list[ServedModel]) -> list[str]:
         """Take a configuration over. Return the names of the models that were not served before."""
         with self._lock:
             self._check_labels(models)
-            new = []
+            known, new = dict(self._models), []
             for served in models:
-                versions = self._models.get(served.name)
+                versions = known.get(served.name)
                 if versions is None:
-                    versions = Versions(served, self._flags, self._open_engine, self._metrics, self._changed)
-                    self._models = {**self._models, served.name: versions}
-                elif not versions.dropped:
+                    known[served.name] = Versions(served, self._flags, self._open_engine, self._metrics, self._changed)
+                    new.append(served.name)
+                elif versions.dropped:
+                    versions.take_up(served)
+                    new.append(served.name)
+                else:
                     versions.served = served
-                    continue
-                versions.served, versions.dropped = served, False
-                new.append(served.name)
-            names = {served.name for served in models}
-            for name, versions in self._models.items():
-                versions.dropped = name not in names
+            for name in known.keys() - {served.name for served in models}:
+                known[name].drop()
+            self._models = known
         self._wake.set()
         return new
 
@@ -165,10 +167,11 @@ class Models:
             try:
                 self._apply(config.read_models(path))
                 last = ""
-            except LoupeError as error:
-                if str(error) != last:  # said once
-                    say(f"the configuration stays as it was: {error}")
-                last = str(error)
+            except Exception as error:
+                reason = str(error) if isinstance(error, LoupeError) else repr(error)
+                if reason != last:  # said once
+                    say(f"the configuration stays as it was: {reason}")
+                last = reason
 
     # ------------------------------------------------------------------------------------------------------ folders
 
@@ -183,7 +186,10 @@ class Models:
                     versions.poll()
                 except Exception as error:  # whatever happens to the folder, the served version stays
                     say(f"looking for versions of {name} failed: {error!r}")
-            self._tell(self.serving())
+            try:
+                self._tell(self.serving())
+            except Exception as error:
+                say(f"the models' state could not be told: {error!r}")
             pause = self._flags.file_system_poll_wait_seconds
             all_loaded = all(versions.newest() for versions in self._current().values())
             self._wake.wait(pause or (None if all_loaded else 1))

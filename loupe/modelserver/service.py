@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 MAX_REQUEST_BYTES = 256 << 20
 MAX_MESSAGE = 1024  # characters; a longer one is cut, as by TensorFlow Serving: gRPC itself ends at about 8 KiB
-MAX_STREAMS = 64  # of callers that watch the health or use reflection, beside the calls
+MAX_STREAMS = 64  # of callers that watch the health, beside the calls
+MAX_REFLECTIONS = 4  # at once: each holds a thread
+FOR_EVER = 1e7  # seconds
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 
 
@@ -49,7 +51,7 @@ class Service:
             *flags.channel_arguments,
         ]
         max_calls = 4 * flags.threads  # with calls that only return
-        pool = ThreadPoolExecutor(2 * flags.threads, thread_name_prefix="grpc")  # each more makes switching dearer
+        pool = ThreadPoolExecutor(max_calls, thread_name_prefix="grpc")
         self._server = grpc.server(
             pool,
             [*_handlers(answers, flags), _Reflection()],
@@ -62,7 +64,8 @@ class Service:
 
             self.health = Health(self._server)
         try:
-            self.port = self._server.add_insecure_port(f"{flags.address}:{flags.port}")
+            address = f"[{flags.address}]" if ":" in flags.address else flags.address
+            self.port = self._server.add_insecure_port(f"{address}:{flags.port}")
         except RuntimeError as error:
             raise UserError(f"port {flags.port} cannot be listened on; choose another with --port") from error
         self._server.start()
@@ -78,6 +81,9 @@ class Service:
 class _Reflection(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Reflection of the services, imported when somebody asks for it: a server should start quickly."""
 
+    def __init__(self) -> None:
+        self._slots = threading.BoundedSemaphore(MAX_REFLECTIONS)
+
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         if handler_call_details.method != REFLECTION:
             return None
@@ -85,8 +91,17 @@ class _Reflection(grpc.GenericRpcHandler):  # type: ignore[misc]
 
         names = {method.service for method in proto.METHODS.values()}
         servicer = reflection.ReflectionServicer([*names, reflection.SERVICE_NAME], pool=proto.POOL)
+
+        def reflect(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+            if not self._slots.acquire(blocking=False):
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_REFLECTIONS} callers use reflection already")
+            try:
+                yield from servicer.ServerReflectionInfo(requests, context)
+            finally:
+                self._slots.release()
+
         return grpc.stream_stream_rpc_method_handler(
-            servicer.ServerReflectionInfo,
+            reflect,
             reflection_pb2.ServerReflectionRequest.FromString,
             reflection_pb2.ServerReflectionResponse.SerializeToString,
         )
@@ -109,6 +124,12 @@ def _handlers(answers: Answers, flags: Flags) -> list[grpc.GenericRpcHandler]:
     return [grpc.method_handlers_generic_handler(name, methods) for name, methods in services.items()]
 
 
+def _deadline(context: grpc.ServicerContext) -> float | None:
+    """Return until when the caller waits. For one who waits for ever gRPC gives a number of seconds, too: 2^63."""
+    remaining = context.time_remaining()
+    return None if remaining is None or remaining > FOR_EVER else time.monotonic() + remaining
+
+
 def _handler(
     method: proto.Method, function: Callable[..., Any], slots: threading.BoundedSemaphore
 ) -> grpc.RpcMethodHandler:
@@ -116,9 +137,8 @@ def _handler(
         if not slots.acquire(blocking=False):
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Server Threadpool Exhausted")
         try:
-            remaining = context.time_remaining()
             request = method.request.FromString(data)
-            return function(request, None if remaining is None else time.monotonic() + remaining)
+            return function(request, _deadline(context))
         except Refused as error:
             text = str(error)
             context.abort(error.code, text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}...TRUNCATED")

@@ -62,7 +62,8 @@ class Versions:
         changed: threading.Condition,
     ) -> None:
         self.served = served
-        self.dropped = False  # from the configuration: nothing is loaded any more, and what is there is unloaded
+        self.dropped = False  # from the configuration: nothing is loaded any more
+        self.failure: str | None = None  # the reason, while nothing is loaded of what a look at the folder found
         self.hopeless: str | None = None  # the reason, while nothing is loaded and nothing will be tried again
         self._changed = changed  # guards every Version's state and in_flight
         self._flags = flags
@@ -93,7 +94,8 @@ class Versions:
 
     def newest(self) -> Version | None:
         """Return the newest version that is loaded."""
-        return self._available[max(self._available)] if self._available else None
+        with self._changed:
+            return self._available[max(self._available)] if self._available else None
 
     def is_available(self, number: int) -> bool:
         return number in self._available
@@ -103,16 +105,29 @@ class Versions:
         with self._changed:
             return [(v.number, v.state, v.error) for _, v in sorted(self._known.items(), reverse=True)]
 
+    # ------------------------------------------------------------------------------------------- the configuration
+
+    def drop(self) -> None:
+        """Answer no more calls, and unload what is loaded."""
+        self.dropped = True
+        self._unload_all_but([])
+
+    def take_up(self, served: ServedModel) -> None:
+        """Serve the model again after it was dropped. What failed before is forgotten."""
+        with self._changed:
+            self._known = {number: v for number, v in self._known.items() if not v.error}
+            self.failure = self.hopeless = None
+            self.served, self.dropped = served, False
+
     # ------------------------------------------------------------------------------------------------- the folder
 
     def poll(self) -> None:
         """Look once: load the chosen versions that are not loaded, then unload those that are not chosen."""
-        # Nothing is chosen of a model that the configuration no longer has.
         if self.dropped:
-            self._unload_all_but([])
             return
-        folders = self._folders()
-        chosen = self.served.policy.choose(list(folders))
+        served = self.served
+        folders = _folders(served.base)
+        chosen = served.policy.choose(list(folders))
         if not chosen:
             self._say_empty(bool(folders))
             return
@@ -121,22 +136,14 @@ class Versions:
         for number in chosen:
             self._load_if_due(number, folders)
         # At the start an older version is better than none.
-        if not self._available and self.served.policy.takes_newest:
+        if not self._available and served.policy.takes_newest:
             for number in sorted(set(folders) - set(chosen), reverse=True):
                 if self._load_if_due(number, folders):
                     break
         # Unload what was replaced; if nothing of what is chosen has loaded, all stays.
         if any(number in self._available for number in chosen):
             self._unload_all_but(chosen)
-        self._note_if_hopeless(list(folders))
-
-    def _folders(self) -> dict[int, Path]:
-        try:
-            entries = list(self.served.base.iterdir())
-        except OSError:
-            return {}
-        numbered = [(int(e.name), e) for e in entries if e.name.isascii() and e.name.isdigit() and e.is_dir()]
-        return dict(sorted(pair for pair in numbered if pair[0] < 1 << 63))  # of 007 and 7, the latter
+        self._note_failure(list(folders))
 
     def _say_empty(self, has_others: bool) -> None:
         if time.monotonic() < self._remind_at:
@@ -164,6 +171,8 @@ class Versions:
         loaded afterwards."""
         if number in self._available:
             return True
+        if self.dropped:
+            return False
         version = self._version(number, folders[number])
         if not self._is_due(version):
             return False
@@ -202,16 +211,24 @@ class Versions:
             model = savedmodel.read(version.folder, tuple(self._flags.saved_model_tags.split(",")))
             engine = self._open_engine(model)
         except Exception as error:
-            refused = error if isinstance(error, Refused) else Refused(StatusCode.INTERNAL, repr(error))
+            # A new error: this one's traceback would keep the engine and its weights in memory.
+            code = error.code if isinstance(error, Refused) else StatusCode.INTERNAL
+            refused = Refused(code, str(error) if isinstance(error, Refused) else repr(error))
             self._metrics.load_ended(version.folder, loaded=False, seconds=time.monotonic() - started)
             self._failed(version, refused, older)
             return False
-        # Serve it.
+        # Serve it, unless it is no longer wanted.
         with self._changed:
-            version.model, version.engine, version.state = model, engine, proto.AVAILABLE
-            self._available[version.number] = version
-            self.hopeless = None
+            is_wanted = not self.dropped and version.folder.parent == self.served.base
+            version.state = proto.AVAILABLE if is_wanted else proto.END
+            if is_wanted:
+                version.model, version.engine = model, engine
+                self._available[version.number] = version
+                self.failure = self.hopeless = None
             self._changed.notify_all()
+        if not is_wanted:
+            engine.close()
+            return False
         seconds = time.monotonic() - started
         self._metrics.load_ended(version.folder, loaded=True, seconds=seconds)
         say(f"version {version.number} of {self.served.name} loaded in {seconds:.1f} s by {engine.name}")
@@ -254,25 +271,38 @@ class Versions:
             self._changed.notify_all()
         say(f"version {version.number} of {self.served.name} is unloaded")
 
-    def _note_if_hopeless(self, numbers: list[int]) -> None:
+    def _note_failure(self, numbers: list[int]) -> None:
+        """Note that nothing has loaded of what was tried, and whether anything will be tried again."""
         tried = [self._known[number] for number in numbers if number in self._known]
-        if self._available or any(v.attempts <= self._flags.max_num_load_retries for v in tried):
+        if self._available or not tried:
             return
         newest = max(tried, key=lambda version: version.number)
         with self._changed:
-            self.hopeless = (
-                f"no version of {self.served.name} under {self.served.base} loads; "
-                f"version {newest.number}: {newest.error}. Publish it again, or delete it"
-            )
+            self.failure = f"{{{{name: {self.served.name} version: {newest.number}}} due to error: {newest.error}}}"
+            if all(version.attempts > self._flags.max_num_load_retries for version in tried):
+                self.hopeless = (
+                    f"no version of {self.served.name} under {self.served.base} loads; "
+                    f"version {newest.number}: {newest.error}. Publish it again, or delete it"
+                )
             self._changed.notify_all()
+
+
+def _folders(base: Path) -> dict[int, Path]:
+    try:
+        entries = list(base.iterdir())
+    except OSError:
+        return {}
+    numbered = [(int(e.name), e) for e in entries if e.name.isascii() and e.name.isdigit() and e.is_dir()]
+    return dict(sorted(pair for pair in numbered if pair[0] < 1 << 63))  # of 007 and 7, the latter
 
 
 def _fingerprint(folder: Path) -> object:
     """Return the inode, time and size of the files that are read, which change when the folder is written to."""
     files = []
-    for name in ("", "saved_model.pb", "variables", savedmodel.CARD, savedmodel.WARMUP):
+    names = ("", "saved_model.pb", "variables", savedmodel.CARD, savedmodel.WARMUP, savedmodel.SUMS)
+    for path in (*(folder / name for name in names), *sorted((folder / "variables").glob("*"))):
         try:
-            stat = (folder / name).stat()
+            stat = path.stat()
             files.append((stat.st_ino, stat.st_mtime_ns, stat.st_size))
         except OSError:
             files.append((0, 0, 0))

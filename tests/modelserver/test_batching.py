@@ -167,6 +167,24 @@ def test_a_call_whose_deadline_is_over_is_not_computed(engine: Doubling, pool: T
     assert engine.batches == [1]
 
 
+def test_a_late_call_behind_others_of_its_kind_is_refused_alone(engine: Doubling, pool: ThreadPoolExecutor) -> None:
+    """Calls were compared by their arrays, and the thread that computes batches died of it."""
+    inside, start = starter(engine, Batching(max_batch_size=1), pool)
+    first = start(1)
+    until(lambda: engine.batches == [1], "the first call to be computed")
+    second = start(2)
+    queued(inside, 1)
+    late = start(3, deadline=time.monotonic() + 0.2)
+    with pytest.raises(Refused) as caught:
+        late.result(60)
+    assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    engine.let.set()
+    assert first.result(60)["y"].tolist() == [[2]]
+    assert second.result(60)["y"].tolist() == [[4]]
+    assert start(5).result(60)["y"].tolist() == [[10]]
+    inside.close()
+
+
 def test_a_batch_waits_for_more_only_so_long_and_not_beyond_a_deadline(
     engine: Doubling, pool: ThreadPoolExecutor
 ) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import shutil
+import tempfile
+import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +17,13 @@ import numpy as np
 import pytest
 
 import proto
+from loupe.engines.refused import Refused
 from loupe.engines.savedmodel import SUMS
 from loupe.export.graph.savedmodel import write_checksum
+from loupe.modelserver import flags
+from loupe.modelserver.config import ServedModel
+from loupe.modelserver.metrics import Metrics
+from loupe.modelserver.versions import Versions
 from tests.modelserver.test_fuzz import cpu_seconds
 from tests.support import models
 from tests.support.servers import ModelServer, model_server, until
@@ -97,6 +106,74 @@ def test_a_batch_of_a_thousand_pictures_is_computed_in_bounded_memory_that_is_gi
 def _peak_mb(server: ModelServer) -> float:
     status = Path(f"/proc/{server.process.pid}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+@pytest.mark.parametrize("more", [(), ("--enable_batching",)])
+@pytest.mark.parametrize("engine", ["openvino", pytest.param("tensorflow", marks=pytest.mark.slow)])
+def test_callers_without_a_deadline_wait_for_their_turn(home: Path, engine: str, more: tuple[str, ...]) -> None:
+    """For them gRPC counts 2^63 seconds, which no lock takes."""
+    with model_server(home, "tires", "--grpc_max_threads=32", *more, engine=engine) as server:
+        predict = predictor(server)
+        calls = [predict.future(proto.predict_request("tires", {"image": PICTURE})) for _ in range(200)]
+        assert len([call.result(60) for call in calls[:32]]) == 32
+        refused = [call.exception(60) for call in calls[32:]]
+        codes = {error.code() for error in refused if error}
+        assert codes <= {grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
+def test_more_cards_than_anybody_needs_are_refused(small: ModelServer) -> None:
+    """A request of 60 bytes asked for two million, which took 2 GB."""
+    request = proto.predict_request("tires", {}, signature="describe")
+    tensor = request.inputs["request"]
+    tensor.dtype = proto.STRING
+    tensor.tensor_shape.dim.add(size=2_000_000)
+    with pytest.raises(grpc.RpcError) as caught:
+        predictor(small)(request, timeout=60)
+    assert (caught.value.code(), caught.value.details()) == (INVALID, "at most 1024 cards are given at once")
+
+
+def test_half_a_call_holds_nobody_up(small: ModelServer) -> None:
+    """Each holds a thread until its message comes, so there are more threads than calls."""
+    channel = grpc.insecure_channel(f"localhost:{small.port}")
+    ends = threading.Event()
+
+    def nothing_yet() -> Iterator[bytes]:
+        ends.wait(60)
+        yield b""
+
+    halves = [
+        channel.stream_unary(proto.PREDICT.path, request_serializer=lambda data: data).future(nothing_yet(), timeout=60)
+        for _ in range(8)
+    ]
+    answer = predictor(small)(proto.predict_request("tires", {"image": PICTURE}), timeout=10)
+    assert answer.model_spec.version.value == 1
+    ends.set()
+    assert all(half.exception(60) for half in halves)
+
+
+def test_a_version_that_failed_keeps_no_engine_in_memory() -> None:
+    """Its error had a traceback, and that every object of the failed load."""
+
+    class Engine:
+        name, precision, at_once = "weighty", "float32", 1
+
+    alive: list[Any] = []
+
+    def open_engine(model: Any) -> Any:
+        engine = Engine()
+        alive.append(weakref.ref(engine))
+        raise Refused(INVALID, "does not load")
+
+    with tempfile.TemporaryDirectory() as folder:
+        models.write(Path(folder) / "1")
+        settings = flags.Flags(model_base_path=folder)
+        served = ServedModel("tires", Path(folder))
+        versions = Versions(served, settings, open_engine, Metrics(), threading.Condition())
+        versions.poll()
+        ((_, _, error),) = versions.states()
+    assert str(error) == "does not load"
+    gc.collect()
+    assert [reference() for reference in alive] == [None]
 
 
 def test_a_request_larger_than_allowed_is_refused(small: ModelServer) -> None:

@@ -126,10 +126,16 @@ def test_what_is_not_served_is_refused_in_tensorflow_servings_words(two: ModelSe
         ("model_config_list { config { nam", "is no ModelServerConfig in protobuf's text format: 1:"),
         ("", "ServerModelConfig type not supported"),
         (configuration(entry("a", Path("x")), entry("a", Path("y"))), "Illegal to list model a multiple times"),
-        (configuration('config { name: "a" }'), "Illegal setting neither ModelServerConfig::model_type"),
-        (configuration('config { name: "a" model_platform: "caffe" }'), "Model a requests unsupported platform caffe"),
         (
-            configuration(entry("tires", Path("x"), label("stable", 2))),
+            configuration('config { name: "a" base_path: "/x" }'),
+            "Illegal setting neither ModelServerConfig::model_type",
+        ),
+        (
+            configuration('config { name: "a" base_path: "/x" model_platform: "caffe" }'),
+            "Model a requests unsupported platform caffe",
+        ),
+        (
+            configuration(entry("tires", Path("/x"), label("stable", 2))),
             "Request to assign label to version 2 of model tires, which is not currently available for inference",
         ),
     ],
@@ -230,7 +236,7 @@ def test_labels_are_moved_between_versions_that_are_loaded(server: ModelServer, 
          "currently supported"),
         (configuration(entry("a", Path("x")), entry("a", Path("y"))), INVALID,
          "Illegal to list model a multiple times in config list"),
-        (configuration('config { name: "a" base_path: "x" }'), INVALID, "Illegal setting neither "
+        (configuration('config { name: "a" base_path: "/x" }'), INVALID, "Illegal setting neither "
          "ModelServerConfig::model_type (deprecated) nor ModelServerConfig::model_platform."),
     ],
 )  # fmt: skip
@@ -249,8 +255,38 @@ def test_a_reload_with_a_model_that_does_not_load_says_so_and_keeps_the_others(
     (tmp_path / "broken" / "1").mkdir(parents=True)
     text = configuration(entry("tires", shelf / "tires"), entry("broken", tmp_path / "broken"))
     status, reason = refusal(client.reload, text)
-    assert (status, reason) == (grpc.StatusCode.UNKNOWN, "Some models did not become available: {broken, }")
+    assert status is grpc.StatusCode.UNKNOWN
+    assert reason.startswith(
+        "1 model(s) did not become available: {{{name: broken version: 1} due to error: Could not find SavedModel .pb"
+    )
     assert client.version("tires") == 3
+
+
+def test_a_model_that_comes_back_is_loaded_anew_whatever_failed_before(
+    server: ModelServer, shelf: Path, tmp_path: Path
+) -> None:
+    client = Client(server)
+    shutil.copytree(shelf / "cars" / "1", tmp_path / "cars" / "1")
+    (tmp_path / "cars" / "2").mkdir()
+    tires, cars = entry("tires", shelf / "tires"), entry("cars", tmp_path / "cars")
+    client.reload(configuration(tires, cars))
+    assert client.version("cars") == 1
+    client.reload(configuration(tires))
+    assert refusal(client.version, "cars")[0] is NOT_FOUND  # at once, not when the folder is looked at
+    (tmp_path / "cars" / "2").rmdir()
+    client.reload(configuration(tires, cars))
+    assert client.version("cars") == 1
+    # With another folder it is that folder's version, though the number is the same.
+    client.reload(configuration(tires))
+    shutil.copytree(shelf / "tires" / "2", tmp_path / "other" / "1")
+    client.reload(configuration(tires, entry("cars", tmp_path / "other")))
+    request = proto.predict_request("cars", {"image": IMAGES})
+    answers = [proto.call(client.channel, proto.PREDICT)(request, timeout=60)]
+    request = proto.predict_request("tires", {"image": IMAGES})
+    client.reload(configuration(entry("tires", shelf / "tires", "model_version_policy { specific { versions: 2 } }")))
+    until(lambda: client.states("tires")[:2] == [(3, "END"), (2, "AVAILABLE")], "version 2")
+    answers.append(proto.call(client.channel, proto.PREDICT)(request, timeout=60))
+    assert answers[0].outputs["probabilities"] == answers[1].outputs["probabilities"]
 
 
 def test_a_model_of_an_empty_name_cannot_be_asked_for(server: ModelServer, shelf: Path) -> None:
