@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 import proto
+from loupe import malloc
 from loupe.engines.refused import Refused, say
 from loupe.errors import UserError
 from loupe.modelserver.answers import Answers
@@ -136,6 +137,7 @@ def _handler(
     def handle(data: bytes, context: grpc.ServicerContext) -> Any:
         if not slots.acquire(blocking=False):
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Server Threadpool Exhausted")
+        request = None
         try:
             request = method.request.FromString(data)
             return function(request, _deadline(context))
@@ -152,5 +154,9 @@ def _handler(
             context.abort(grpc.StatusCode.INTERNAL, f"{method.name} failed inside the server; its log says why")
         finally:
             slots.release()
+            # A large request came in many small pieces, whose memory would stay.
+            if len(data) > malloc.LARGE:
+                del request
+                malloc.give_back()
 
     return grpc.unary_unary_rpc_method_handler(handle, response_serializer=method.response.SerializeToString)

@@ -25,6 +25,7 @@ from pathlib import Path
 from grpc import StatusCode
 
 import proto
+from loupe import malloc
 from loupe.engines import savedmodel
 from loupe.engines.engine import Engine, Opener
 from loupe.engines.refused import Refused, say
@@ -266,6 +267,7 @@ class Versions:
         if engine:
             engine.close()
             del engine
+            malloc.give_back()
         with self._changed:
             version.state = proto.END
             self._changed.notify_all()

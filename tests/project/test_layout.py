@@ -27,6 +27,7 @@ SHARED = """
     files
     gradcam         errors
     images          errors
+    malloc
     tfrecord        files
 """
 GATEWAY = """

@@ -5,5 +5,5 @@ In: connections, however slow or broken. Out: whole requests, each given to a th
 worker (`Worker`: deadlines, and the way from SIGTERM to the end) extends front (`Front`: receives requests, hands
 them to threads), which extends parting (`Parting`: sends answers, refuses, closes connections).
 framing tells where a request ends; connection is one client's; pool has the threads; listeners closes the sockets.
-ports checks before the start that the ports are free; malloc gives free memory back.
+ports checks before the start that the ports are free.
 """

@@ -26,8 +26,8 @@ from gunicorn import http
 from gunicorn.http.errors import InvalidResponseHeader, InvalidResponseHeaderName
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER
 
+from loupe import malloc
 from loupe.errors import BadRequest, Busy, HeadTooLarge, Problem, TooLarge
-from loupe.gateway.door import malloc
 from loupe.gateway.door.connection import ARRIVING, IN_HAND, WAITING, Connection, answer
 from loupe.gateway.door.framing import head_of
 from loupe.gateway.door.parting import AT_ONCE, Parting

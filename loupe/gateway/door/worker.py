@@ -11,8 +11,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from loupe import malloc
 from loupe.errors import Busy
-from loupe.gateway.door import malloc
 from loupe.gateway.door.connection import CLOSED, LINGERING
 from loupe.gateway.door.front import Front
 from loupe.gateway.door.listeners import listen_again, stop_accepting
