@@ -9,6 +9,7 @@ Names: a model's, or TensorFlow Serving's two services and "" for all models tog
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ STATUS = health_pb2.HealthCheckResponse
 class Health:
     def __init__(self, server: Any) -> None:
         self._servicer = health.HealthServicer()
+        self._lock = threading.Lock()
         self._last: dict[str, int] = {}
         self._seen: set[str] = set()  # models that have been loaded once
         self._set({"": STATUS.NOT_SERVING})
@@ -29,6 +31,10 @@ class Health:
 
     def update(self, serving: Mapping[str, object]) -> None:
         """Take over which models have a version; of a model that is no longer there, none serves."""
+        with self._lock:
+            self._update(serving)
+
+    def _update(self, serving: Mapping[str, object]) -> None:
         states = dict.fromkeys(self._last, STATUS.NOT_SERVING)
         for name, version in serving.items():
             states[name] = STATUS.SERVING if version else STATUS.NOT_SERVING
