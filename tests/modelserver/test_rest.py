@@ -642,6 +642,36 @@ def test_the_pixels_of_a_picture_are_read_and_answered_quickly(start: Start) -> 
     assert status == 200 and np.array_equal(answer["predictions"], pixels)
 
 
+# ----------------------------------------------------------------------------------------------------- metrics
+
+
+def test_calls_and_loads_are_told_under_tensorflow_servings_names(tmp_path: Path) -> None:
+    models.write(tmp_path / "tires" / "1")
+    (tmp_path / "monitoring").write_text('prometheus_config { enable: true path: "/metrics/here" }')
+    pixels = np.zeros((1, models.SIDE, models.SIDE, 3), np.uint8)
+    with model_server(tmp_path, "tires", f"--monitoring_config_file={tmp_path / 'monitoring'}") as server:
+        call = proto.call(grpc.insecure_channel(f"localhost:{server.port}"), proto.PREDICT)
+        for _ in range(2):
+            call(proto.predict_request("tires", {"image": pixels}), timeout=PATIENCE)
+        for name in ("wrong", "nobody"):
+            with pytest.raises(grpc.RpcError):
+                call(proto.predict_request("tires" if name == "wrong" else name, {name: pixels}), timeout=PATIENCE)
+        tell(server.rest_port, "POST", "/v1/models/tires:predict", json.dumps({"instances": pixels.tolist()}))
+        status, headers, page = ask(server.rest_port, "GET", "/metrics/here")
+    assert (status, headers["Content-Type"]) == (200, "text/plain")
+    text = page.decode()
+    for line in (
+        ':tensorflow:serving:request_count{model_name="tires",status="OK"} 3.0',
+        ':tensorflow:serving:request_count{model_name="tires",status="INVALID_ARGUMENT"} 1.0',
+        ':tensorflow:serving:request_latency_count{API="Predict",entrypoint="GRPC",model_name="tires"} 3.0',
+        ':tensorflow:serving:request_latency_count{API="Predict",entrypoint="REST",model_name="tires"} 1.0',
+        ':tensorflow:serving:runtime_latency_count{API="Predict",model_name="tires",runtime="openvino"} 3.0',
+        f':tensorflow:cc:saved_model:load_attempt_count{{model_path="{tmp_path}/tires/1",status="success"}} 1.0',
+    ):
+        assert line in text.splitlines(), text
+    assert "nobody" not in text  # a name that is not served would be a series of its own for each that callers invent
+
+
 # --------------------------------------------------------------------------------------- as others are used to it
 
 
