@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import tensorflow as tf
 from tensorflow.python.tools import saved_model_cli
 
 import convert as script
+import proto
+from loupe import tfrecord
 from loupe.card import Card
 from loupe.cli import run_script
 from loupe.errors import UserError
@@ -207,6 +210,18 @@ def test_the_heat_map_is_grad_cam_as_a_plain_gradient_gives_it(tmp_path: Path, h
     assert heatmap.shape == wanted.shape
     assert np.abs(heatmap - wanted).max() < 1e-3
     assert heatmap.max() == pytest.approx(1)
+
+
+def test_a_version_carries_the_checksum_of_its_graph_and_its_own_answers(published: Path) -> None:
+    sums = (published / "assets.extra" / "SHA256SUMS").read_text()
+    digest = hashlib.sha256((published / "saved_model.pb").read_bytes()).hexdigest()
+    assert sums == f"{digest}  ../saved_model.pb\n"
+    for record in tfrecord.read(published / "assets.extra" / "tf_serving_warmup_requests"):
+        log = proto.PredictionLog.FromString(record).predict_log
+        answer = run(published, "serving_default", {"image": proto.to_array(log.request.inputs["image"])})
+        assert set(log.response.outputs) == set(answer)
+        for name, array in answer.items():
+            np.testing.assert_allclose(proto.to_array(log.response.outputs[name]), array, atol=1e-6)
 
 
 def test_the_model_describes_itself_by_its_card(published: Path) -> None:

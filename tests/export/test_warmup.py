@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import time
 import tracemalloc
 from pathlib import Path
@@ -26,6 +28,7 @@ from loupe.engines.choose import chooser
 from loupe.engines.engine import Engine, Options
 from loupe.engines.refused import Refused
 from loupe.export.graph import warmup
+from loupe.export.graph.savedmodel import loaded
 from loupe.modelserver import warmup as replayed
 from loupe.modelserver.warmup import MAX_BATCH, MAX_RECORDS, replaying
 from tests.support import models
@@ -240,14 +243,54 @@ def test_the_old_version_keeps_serving_until_the_requests_are_mended(bare: Path)
 
 def test_a_batch_of_more_than_256_is_passed_over_with_a_line(bare: Path) -> None:
     batches = (MAX_BATCH, MAX_BATCH + 1, 5461)
-    tfrecord.write(bare / warmup.REQUESTS, [predict(shape=[batch, 32, 32, 3]) for batch in batches])
     with model_server(bare.parent.parent, "tires") as server:
+        _publish_next(bare, [predict(shape=[batch, 32, 32, 3]) for batch in batches])
+        until(lambda: states(server)[0] == (2, proto.AVAILABLE, 0), "version 2")
         lines = [line for line in server.stderr().splitlines() if "passed over" in line]
         assert [line.partition("requests, ")[2] for line in lines] == [
             "record 2, is a batch of 257, more than 256: passed over",
             "record 3, is a batch of 5461, more than 256: passed over",
         ]
-        assert states(server) == [(1, proto.AVAILABLE, 0)]
+
+
+def _publish_next(version: Path, records: list[bytes]) -> None:
+    """Publish the version again under the next number, with these warm-up requests."""
+    part = version.parent / ".2"
+    shutil.copytree(version, part)
+    (part / "assets.extra").mkdir(exist_ok=True)
+    tfrecord.write(part / warmup.REQUESTS, records)
+    part.rename(version.parent / "2")
+
+
+def test_at_the_start_few_requests_are_run_and_all_are_read(tmp_path: Path) -> None:
+    """Callers wait for the first version, and nobody is served meanwhile."""
+    folder = models.write_slow(tmp_path / "slow" / "1")
+    slow_requests(folder, 2_000)
+    with model_server(tmp_path, "slow") as server:  # a thousand requests would take minutes
+        assert server.stderr().count("\n") == 1, server.stderr()
+    with (folder / warmup.REQUESTS).open("r+b") as file:
+        file.truncate(file.seek(0, os.SEEK_END) - 5)
+    with model_server(tmp_path, "slow", "--max_num_load_retries=0", ready=False) as server:
+        assert server.process.wait(60) == 2
+        assert "Please verify your warmup data is in TFRecord format." in server.stderr()
+
+
+def test_an_answer_that_differs_from_the_recorded_one_is_said(bare: Path) -> None:
+    warmup.write(bare, CARD, [1, 2])
+    records = []
+    with loaded(bare) as ask:
+        warmup.record(bare, ask)
+    for number, data in enumerate(tfrecord.read(bare / warmup.REQUESTS)):
+        log = proto.PredictionLog.FromString(data)
+        assert sorted(log.predict_log.response.outputs) == ["heatmap", "probabilities"]
+        if number:
+            changed = 1 - proto.to_array(log.predict_log.response.outputs["probabilities"])
+            log.predict_log.response.outputs["probabilities"].CopyFrom(proto.to_tensor(changed))
+        records.append(log.SerializeToString())
+    tfrecord.write(bare / warmup.REQUESTS, records)
+    with model_server(bare.parent.parent, "tires") as server:
+        (line,) = [line for line in server.stderr().splitlines() if "differs" in line]
+    assert re.search(r"record 2: probabilities differs by 0\.\d+ from what was recorded", line)
 
 
 def slow_requests(folder: Path, turns: float) -> None:
@@ -272,9 +315,11 @@ def test_what_is_left_when_warming_up_has_taken_long_is_passed_over(
 
 @pytest.mark.slow
 def test_a_file_that_would_take_minutes_delays_a_version_by_half_a_minute(tmp_path: Path) -> None:
-    slow_requests(models.write_slow(tmp_path / "slow" / "1"), 2_000)
+    folder = models.write_slow(tmp_path / "slow" / "1")
+    slow_requests(folder, 2_000)
     with model_server(tmp_path, "slow") as server:
-        assert "warming up has taken 30 s" in server.stderr()
+        _publish_next(folder, list(tfrecord.read(folder / warmup.REQUESTS)))
+        until(lambda: "warming up has taken 30 s" in server.stderr(), "the line that says so", 90)
 
 
 @pytest.mark.parametrize(("flag", "served"), [("--enable_model_warmup=false", True), ("--enable_model_warmup", False)])
