@@ -6,7 +6,7 @@ flags, config (what the files say that flags name)
     → models (which are served, by name and label) → versions (one model's: polls the folder, loads and unloads)
     → warmup (replays a version's own requests) → batching (where it is wanted) → loupe/engines
 
-service (gRPC, with health) and rest (HTTP, on connections; its JSON in json_tensors)
+service (gRPC, with health) and rest (HTTP)
     → answers → examples (those whose inputs are tf.Examples)
 
 metrics says what is counted; prometheus keeps it where that is wanted.

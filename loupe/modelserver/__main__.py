@@ -126,9 +126,9 @@ def _opener(settings: flags.Flags, batching: Batching | None, is_urgent: Callabl
 
 
 def _start_rest(*arguments: Any) -> Any:
-    from loupe.modelserver import rest  # imported where it is wanted: a server should start quickly
+    from loupe.modelserver.rest import app  # imported where it is wanted: a server should start quickly
 
-    return rest.start(*arguments)
+    return app.start(*arguments)
 
 
 def _metrics(path: str | None) -> tuple[Metrics, Callable[[], bytes] | None]:

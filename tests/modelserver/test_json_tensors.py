@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as arrays_of
 
 import proto
 from loupe.engines.refused import Refused
-from loupe.modelserver import json_tensors
+from loupe.modelserver.rest import json_tensors
 
 COMPLEX64 = 8
 

@@ -30,9 +30,9 @@ import pytest
 import proto
 from loupe.engines.refused import Refused
 from loupe.errors import UserError
-from loupe.modelserver import rest
-from loupe.modelserver.connections import Limits, Server
 from loupe.modelserver.flags import Flags
+from loupe.modelserver.rest import app as rest
+from loupe.modelserver.rest.connections import Limits, Server
 from tests.support import models
 from tests.support.servers import ROOT, ModelServer, free_port, model_server, until
 

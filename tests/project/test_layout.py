@@ -71,9 +71,7 @@ EXPORT = """
 """
 MODELSERVER = """
     __main__        answers batching config flags metrics models prometheus rest service warmup
-    rest            answers connections flags json_tensors
-    connections
-    json_tensors
+    rest            answers flags
     service         answers flags health
     health
     warmup          answers examples

@@ -1,6 +1,6 @@
 """Answer REST calls as TensorFlow Serving does: predict, classify and regress, status and metadata.
 
-    server = rest.start(Answers(versions), flags)      # None where --rest_api_port is 0
+    server = app.start(answers, flags)      # None where --rest_api_port is 0
     curl localhost:8501/v1/models/tires
     curl localhost:8501/v1/models/half:predict -d '{"instances": [1.0, 2.0]}'
     server.stop(10)
@@ -33,12 +33,12 @@ from grpc import StatusCode
 
 import proto
 from loupe.engines.refused import BY_NUMBER, HTTP_STATUS, Refused, invalid, say
-from loupe.modelserver import json_tensors
 from loupe.modelserver.answers import METADATA_FIELD, REST, Answers
 from loupe.modelserver.flags import Flags
+from loupe.modelserver.rest import json_tensors
 
 if TYPE_CHECKING:
-    from loupe.modelserver.connections import Limits, Server
+    from loupe.modelserver.rest.connections import Limits, Server
 
 MODEL_PATH = r"(?i:/v1/models/([^/:]+)(?:/versions/([0-9]+)|/labels/([^/:]+))?"
 READ_PATH = re.compile(MODEL_PATH.replace("models/([^/:]+)", "models(?:/([^/:]+))?") + r"(/metadata)?)")
@@ -68,7 +68,7 @@ def start(
     `monitoring_path`."""
     if not flags.rest_api_port:
         return None
-    from loupe.modelserver import connections  # uvicorn: not for those who have no REST
+    from loupe.modelserver.rest import connections  # uvicorn: not for those who have no REST
 
     limits = limits or connections.Limits()
     listener = connections.listen(flags.address, flags.rest_api_port, "rest_api_port")
