@@ -14,11 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import proto
 from loupe import tfrecord
 from loupe.card import Card
-from loupe.export.graph.savedmodel import Ask
+
+if TYPE_CHECKING:  # it loads TensorFlow
+    from loupe.export.graph.savedmodel import Ask
 
 REQUESTS = Path("assets.extra", "tf_serving_warmup_requests")
 BATCHES = (1, 2, 4, 8)  # the batch sizes that TensorFlow Serving rounds up to
