@@ -56,6 +56,7 @@ COMPILING = threading.Lock()  # one model at a time is compiled for several, so 
 LOOK_SECONDS = 60.0  # between two looks at the memory that is left
 MEETING_SECONDS = 0.5  # after which callers count as alone again: between two calls each does something else
 MAX_SHARED_BYTES = 16 << 20  # of inputs that are not copied: an infer request keeps them until its next
+WIDE = ("int64", "uint64", "float64")
 MEETINGS = 8  # calls that came while another was computed, before the model is compiled for several at once
 WEIGHT_COPIES, SPARE_BYTES = 4, 200 << 20  # of memory that must be left for that; two copies of the weights were seen
 
@@ -119,8 +120,10 @@ class OpenVinoEngine:
         try:
             with self._streams() as streams, streams.turns.take(deadline) as request:
                 given = {self._inputs[alias]: array for alias, array in inputs.items()}
-                is_small = sum(array.nbytes for array in inputs.values()) <= MAX_SHARED_BYTES
-                results = request.infer(given, share_inputs=is_small)
+                # Arrays that may be kept, and that OpenVINO does not want to write to, as it does to scalars.
+                are_shared = sum(array.nbytes for array in inputs.values()) <= MAX_SHARED_BYTES
+                are_shared = are_shared and all(array.ndim for array in inputs.values())
+                results = request.infer(given, share_inputs=are_shared)
                 return {alias: results[self._outputs[alias]] for alias in outputs}
         except OutOfTurns as error:
             raise out_of_time() from error
@@ -177,7 +180,7 @@ class OpenVinoEngine:
         """Answer a batch of no rows. OpenVINO would fail at it, and for every later caller, too."""
         empty = {alias: array for alias, array in self._empty.items() if array is not None and alias in outputs}
         if len(empty) < len(outputs) or any(0 in array.shape[1:] or len(array) for array in inputs.values()):
-            raise invalid("an input is empty, and openvino would fail for every later caller, too")
+            raise invalid("an input is empty, which openvino cannot compute for this model; --engine=tensorflow can")
         return empty
 
     def run_examples(
@@ -217,6 +220,7 @@ def open_model(model: SavedModel, options: Options) -> Engine:
         raise invalid(f"it has no signature {proto.PREDICT_SIGNATURE}, the one that openvino serves")
     if DESCRIBE in model.signatures and model.card is None:  # perhaps only half copied
         raise invalid(f"it has the signature {DESCRIBE}, but no card in {CARD}")
+    _refuse_wide_numbers(model.signatures[proto.PREDICT_SIGNATURE])
     precision = options.mixed_precision or model.precision
     if options.mixed_precision != "bfloat16" and (engine := _open_int8(model, options)):
         return engine
@@ -224,6 +228,14 @@ def open_model(model: SavedModel, options: Options) -> Engine:
         return OpenVinoEngine(model, model.folder, precision, options)
     except RuntimeError as error:
         raise invalid(f"openvino cannot load it: {_reason(error)}") from error
+
+
+def _refuse_wide_numbers(signature: Any) -> None:
+    """Refuse what OpenVINO's CPU plugin would compute in 32 bits: larger numbers came out wrong, without a word."""
+    for alias, info in (*signature.inputs.items(), *signature.outputs.items()):
+        dtype = proto.BY_NUMBER.get(info.dtype)
+        if dtype and dtype.name in WIDE:
+            raise invalid(f"{alias} is {dtype.name}, which openvino computes in 32 bits; --engine=tensorflow does not")
 
 
 def _open_int8(model: SavedModel, options: Options) -> OpenVinoEngine | None:

@@ -12,6 +12,7 @@ Exit status: 0 after a signal, 2 with one line on stderr for a flag, a port or a
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -158,6 +159,8 @@ def check_port(address: str, port: int, flag: str) -> None:
             probe.bind((address, port))
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or error
+            if getattr(error, "errno", None) not in (errno.EADDRINUSE, errno.EACCES):
+                raise UserError(f"--address={address} is no address of this machine: {reason}") from error
             raise UserError(f"port {port} of {address} is taken: {reason}; choose another with --{flag}") from error
 
 

@@ -31,6 +31,7 @@ from loupe.errors import LoupeError, UserError
 MAX_BYTES = 1 << 20  # of a configuration file
 PLATFORM = "tensorflow"
 NO_EFFECT = ("pad_variable_length_inputs", "enable_large_batch_splitting", "max_execution_batch_size")
+MAX_THREADS = 1024
 DEFAULT_MONITORING_PATH = "/monitoring/prometheus/metrics"
 
 
@@ -80,6 +81,8 @@ class Batching:
 def read_models(path: Path) -> list[ServedModel]:
     """Read a --model_config_file. Raises UserError if it cannot be used."""
     message = _read(path, proto.ModelServerConfig())
+    if not message.HasField("model_config_list"):
+        raise UserError(f"{path} has no model_config_list, the models to serve")
     try:
         return served_models(message)
     except LoupeError as error:
@@ -123,6 +126,8 @@ def read_batching(path: Path) -> Batching:
     for name in ("max_batch_size", "max_enqueued_batches", "num_batch_threads"):
         if name in values and values[name] < 1:
             raise UserError(f"{path}: {name} must be at least 1, not {values[name]}")
+    if batching.num_batch_threads > MAX_THREADS:
+        raise UserError(f"{path}: num_batch_threads must be at most {MAX_THREADS}, not {batching.num_batch_threads}")
     if batching.batch_timeout_micros < 0:
         raise UserError(f"{path}: batch_timeout_micros must not be negative")
     allowed = list(batching.allowed_batch_sizes)
@@ -136,11 +141,14 @@ def read_batching(path: Path) -> Batching:
 def read_monitoring(path: Path) -> str | None:
     """Read a --monitoring_config_file. Return the address of the metrics, or None if they are not wanted."""
     prometheus = _read(path, proto.MonitoringConfig()).prometheus_config
-    return (prometheus.path or DEFAULT_MONITORING_PATH) if prometheus.enable else None
+    address = prometheus.path or DEFAULT_MONITORING_PATH
+    if not address.startswith("/") or address.lower().startswith("/v1/"):
+        raise UserError(f"{path}: the path of the metrics begins with / and not with /v1/, unlike {address!r}")
+    return address if prometheus.enable else None
 
 
 def _check(entry: Any) -> None:
-    if not Path(entry.base_path).is_absolute():
+    if not Path(entry.base_path).is_absolute() or "\0" in entry.base_path:
         raise invalid(f"Expected model {entry.name} to have an absolute path or URI; got base_path()={entry.base_path}")
     if not entry.model_platform and not entry.model_type:
         raise invalid(

@@ -88,6 +88,14 @@ class Flags:
         return [(key, int(value) if value.lstrip("-").isdigit() else value) for key, _, value in pairs]
 
 
+# The least of each is 0.
+LARGEST = {
+    "file_system_poll_wait_seconds": 1 << 20, "model_config_file_poll_wait_seconds": 1 << 20,
+    "max_num_load_retries": 1 << 30, "load_retry_interval_micros": 1 << 40,
+    "grpc_max_threads": 4096, "rest_api_num_threads": 4096,
+    "tensorflow_session_parallelism": 4096, "tensorflow_intra_op_parallelism": 4096,
+    "tensorflow_inter_op_parallelism": 4096,
+}  # fmt: skip
 BASE_PATH = "MODEL_BASE_PATH"  # in the environment
 TYPES = {field.name: str(field.type) for field in fields(Flags)}
 
@@ -173,15 +181,15 @@ def _conflicts(flags: Flags) -> list[str]:
             errors.append(f"--{key} is from 0 to 65535, not {getattr(flags, key)}")
     if flags.port and flags.port == flags.rest_api_port:
         errors.append("--rest_api_port must differ from --port")
+    for key in ("address", "model_name", "saved_model_tags"):
+        if not getattr(flags, key):
+            errors.append(f"--{key} must not be empty")
+    for key, value in flags.channel_arguments:
+        if not key or (isinstance(value, int) and abs(value) >= 1 << 31):
+            errors.append(f"--grpc_channel_arguments is a list of key=value, numbers below 2^31; {key}={value} is not")
+    for key, most in LARGEST.items():
+        if not 0 <= getattr(flags, key) <= most:
+            errors.append(f"--{key} is from 0 to {most}, not {getattr(flags, key)}")
     if flags.rest_api_timeout_in_ms < 1:
         errors.append("--rest_api_timeout_in_ms must be positive")
-    for key in (
-        "file_system_poll_wait_seconds",
-        "model_config_file_poll_wait_seconds",
-        "max_num_load_retries",
-        "grpc_max_threads",
-        "rest_api_num_threads",
-    ):
-        if getattr(flags, key) < 0:
-            errors.append(f"--{key} must not be negative")
     return errors

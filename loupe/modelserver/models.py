@@ -114,11 +114,12 @@ class Models:
         until = min(deadline or math.inf, time.monotonic() + RELOAD_SECONDS)
         with self._changed:
             while time.monotonic() < until:
-                if all(self._models[name].newest() or self._models[name].failure for name in new):
+                versions = [self._models[name] for name in new]
+                if all(v.newest() or v.failure or v.dropped for v in versions):
                     break
                 self._changed.wait(TICK)
         if missing := [name for name in new if not self._models[name].newest()]:
-            reasons = [self._models[name].failure or f"{{{{name: {name}}} is still loading}}" for name in missing]
+            reasons = [self._models[name].failure or f"{{{{name: {name}}} is not loaded}}" for name in missing]
             text = "".join(f"{reason}, " for reason in reasons)
             raise Refused(StatusCode.UNKNOWN, f"{len(missing)} model(s) did not become available: {{{text}}}")
 

@@ -214,7 +214,7 @@ class Versions:
         except Exception as error:
             # A new error: this one's traceback would keep the engine and its weights in memory.
             code = error.code if isinstance(error, Refused) else StatusCode.INTERNAL
-            refused = Refused(code, str(error) if isinstance(error, Refused) else repr(error))
+            refused = Refused(code, str(error) if isinstance(error, Refused | OSError) else repr(error))
             self._metrics.load_ended(version.folder, loaded=False, seconds=time.monotonic() - started)
             self._failed(version, refused, older)
             return False
@@ -275,8 +275,8 @@ class Versions:
 
     def _note_failure(self, numbers: list[int]) -> None:
         """Note that nothing has loaded of what was tried, and whether anything will be tried again."""
-        tried = [self._known[number] for number in numbers if number in self._known]
-        if self._available or not tried:
+        tried = [self._known[number] for number in numbers if number in self._known and self._known[number].error]
+        if self._available or self.dropped or not tried:
             return
         newest = max(tried, key=lambda version: version.number)
         with self._changed:

@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import proto
 from loupe.errors import UserError
@@ -308,6 +309,21 @@ def test_flags_are_read_in_every_form_that_tensorflow_serving_takes(capsys: pyte
 
 
 @pytest.mark.parametrize(
+    "flag",
+    [
+        "--tensorflow_intra_op_parallelism=-1", "--tensorflow_intra_op_parallelism=99999999999",
+        "--file_system_poll_wait_seconds=99999999999", "--load_retry_interval_micros=-1", "--address=", "--model_name=",
+        "--saved_model_tags=", "--grpc_channel_arguments=grpc.max_receive_message_length=99999999999999999999",
+        "--grpc_channel_arguments==5",
+    ],
+)  # fmt: skip
+def test_a_value_that_cannot_be_used_is_refused_at_the_start(flag: str) -> None:
+    """Some ended in a traceback once the model had loaded, some in a server that nobody could reach."""
+    with pytest.raises(UserError, match=flag.partition("=")[0]):
+        flags.parse(["--model_base_path=m", flag])
+
+
+@pytest.mark.parametrize(
     ("environment", "arguments", "expected"),
     [
         ({}, [], ("tires", "/models/tires", 8501)),
@@ -356,6 +372,17 @@ def test_an_openvino_server_holds_no_tensorflow_and_writes_nothing_at_home(
     code = "import sys, loupe.engines.openvino_engine; print(sys.modules['openvino_telemetry'])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "None", done.stderr
+
+
+def test_what_openvino_would_compute_in_32_bits_is_tensorflows(tmp_path: Path) -> None:
+    """3,000,000,000 came out as a negative number."""
+    models.write_scalar(tmp_path / "double" / "1", tf.int64)
+    with model_server(tmp_path, "double", "--max_num_load_retries=0", ready=False) as server:
+        assert server.process.wait(60) == 2
+        assert "x is int64, which openvino computes in 32 bits; --engine=tensorflow does not" in server.stderr()
+    with model_server(tmp_path, "double", engine="auto") as server:
+        request = proto.predict_request("double", {"x": np.array(3_000_000_000)})
+        assert proto.to_array(predictor(server)(request, timeout=60).outputs["y"]).item() == 6_000_000_000
 
 
 @pytest.mark.slow

@@ -124,7 +124,8 @@ def test_what_is_not_served_is_refused_in_tensorflow_servings_words(two: ModelSe
     ("text", "reason"),
     [
         ("model_config_list { config { nam", "is no ModelServerConfig in protobuf's text format: 1:"),
-        ("", "ServerModelConfig type not supported"),
+        ("", "has no model_config_list, the models to serve"),
+        (configuration(entry("a", Path("x"))), "Expected model a to have an absolute path or URI; got base_path()=x"),
         (configuration(entry("a", Path("x")), entry("a", Path("y"))), "Illegal to list model a multiple times"),
         (
             configuration('config { name: "a" base_path: "/x" }'),

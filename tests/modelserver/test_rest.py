@@ -675,6 +675,25 @@ def test_calls_and_loads_are_told_under_tensorflow_servings_names(tmp_path: Path
 # --------------------------------------------------------------------------------------- as others are used to it
 
 
+@pytest.mark.parametrize("piece", [b"[],", b'{"a":1},', b"[1,2],"])
+def test_json_of_millions_of_lists_is_refused_before_it_is_parsed(half: ModelServer, piece: bytes) -> None:
+    """60 MB of it, in 60 KB of gzip, kept everybody waiting for eleven seconds."""
+    body = gzip.compress(b'{"instances": [' + piece * (20_000_000 // len(piece)) + b"1]}", 1)
+    began = time.monotonic()
+    status, answer = tell(half.rest_port, "POST", PREDICT, body, Content_Encoding="gzip")
+    assert (status, "send fewer, or use gRPC" in answer["error"]) == (400, True)
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("engine", ["openvino", "tensorflow"])
+def test_a_scalar_is_read_and_answered(tmp_path: Path, engine: str) -> None:
+    models.write_scalar(tmp_path / "double" / "1")
+    with model_server(tmp_path, "double", engine=engine) as server:
+        path = "/v1/models/double:predict"
+        assert tell(server.rest_port, "POST", path, '{"inputs": 1.5}') == (200, {"outputs": 3.0})
+        assert tell(server.rest_port, "POST", path, '{"inputs": {"x": 1.5}}') == (200, {"outputs": 3.0})
+
+
 def test_the_curl_calls_of_tensorflow_servings_tutorials_are_answered(tmp_path: Path) -> None:
     """The server is started as TensorFlow Serving's image is: by its environment."""
     models.write_half_plus_two(tmp_path / "half_plus_two" / "123")

@@ -6,6 +6,7 @@
 `write_plain` one that knows nothing of Loupe: `serving_default` alone, float32 in, logits out, no card;
 `write_foreign` another such one, of any signature, that takes each pixel's exact value into account;
 `write_slow` one whose answer takes as long as its input says; `write_text_length` one that needs TensorFlow;
+`write_scalar` one of a single number;
 `write_conformance` what test_conformance.py asks about, `python -m tests.support.models FOLDER` too;
 `write_half_plus_two` the model of TensorFlow's own guides, with signatures for predict, classify and regress.
 """
@@ -165,6 +166,14 @@ def write_half_plus_two(folder: Path) -> Path:
                 method,
             )
         _save(folder, signatures)
+    return folder
+
+
+def write_scalar(folder: Path, dtype: tf.DType = tf.float32) -> Path:
+    """Write a model of one number `x`, of this type, whose answer `y` is twice that."""
+    with tf.Graph().as_default():
+        x = tf.compat.v1.placeholder(dtype, [], name="x")
+        _save(folder, {"serving_default": _signature({"x": x}, {"y": tf.add(x, x, name="y")})})
     return folder
 
 

@@ -32,6 +32,7 @@ from urllib.parse import unquote_to_bytes
 from grpc import StatusCode
 
 import proto
+from loupe import malloc
 from loupe.engines.refused import BY_NUMBER, HTTP_STATUS, Refused, invalid, say
 from loupe.modelserver.answers import METADATA_FIELD, REST, Answers
 from loupe.modelserver.flags import Flags
@@ -176,7 +177,11 @@ class App:
 
             def compute() -> Reply:
                 document = inflate(body, self.limits.body, share) if is_gzip else body
-                return Reply(call(self.answers, parts, document, deadline))
+                try:
+                    return Reply(call(self.answers, parts, document, deadline))
+                finally:
+                    if len(document) > malloc.LARGE:
+                        malloc.give_back()
 
             return await self._in_thread(compute, deadline, share)
         except BaseException:

@@ -6,8 +6,9 @@
 What cannot be read is Refused. Big regular lists of numbers are converted at once by numpy; what does not fit goes
 value by value, which finds TensorFlow Serving's error. Differences on purpose: half, bfloat16 and uint16 are read and
 written as well; float64 is read exactly, not just to the last digit but one; a message quotes 1,000 characters of a
-JSON value at most; JSON nested more than about a thousand levels deep, and text that is not UTF-8, are refused. Of a
-name given twice in one object the last value counts, there the first.
+JSON value at most; JSON nested more than about a thousand levels deep, of more than a million lists or four million
+values, and text that is not UTF-8, are refused. Of a name given twice in one object the last value counts, there the
+first.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ Array = np.ndarray[Any, Any]
 
 MAX_QUOTED = 1000  # characters
 MAX_RANK = 64  # numpy's
+MAX_LISTS, MAX_VALUES = 1 << 20, 1 << 22  # of a request: eleven pictures of 299×299 pixels
 CLOCK_EVERY = 1 << 14  # values between two looks at the clock
 NATIVE = (
     rapidjson.NM_NATIVE | rapidjson.NM_NAN
@@ -175,6 +177,11 @@ def _document(body: bytes | bytearray) -> dict[str, Any]:
 def _loads(body: bytes | bytearray, number_mode: int) -> Any:
     if not body:
         raise invalid("JSON Parse error: The document is empty")
+    # While it is parsed nothing else of this process runs, and a list of nothing costs as much as one of numbers.
+    if body.count(b"[") + body.count(b"{") > MAX_LISTS or body.count(b",") > MAX_VALUES:
+        raise invalid(
+            f"The request's JSON has more than {MAX_LISTS} lists or {MAX_VALUES} values; send fewer, or use gRPC"
+        )
     skipped = len(BOM) if body.startswith(BOM) else 0
     try:
         return rapidjson.loads(bytes(body[skipped:]) if skipped else body, number_mode=number_mode)
