@@ -9,6 +9,7 @@ server that is meant to wait or to fail. Whatever happens, the process is gone a
 
 from __future__ import annotations
 
+import random
 import re
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,9 +77,12 @@ def model_server(
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    """Return a port that nobody has. It is none of those that the system gives to who asks for any: one of these might
+    be given to another test's server before this one's has started."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)  # no seed of a test makes two of them agree
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def until(happened: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
