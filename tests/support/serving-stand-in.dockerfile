@@ -10,7 +10,7 @@ RUN pip install --no-cache-dir pipenv==2026.10.3 \
 COPY proto.py ./
 COPY loupe loupe
 ENV PYTHONPATH=/app MODEL_NAME=model MODEL_BASE_PATH=/models
-RUN printf '#!/bin/bash\nexec python -m loupe.modelserver "$@"\n' > /usr/bin/tensorflow_model_server \
+RUN printf '#!/bin/bash\nexec python -m loupe.modelserver --address=0.0.0.0 "$@"\n' > /usr/bin/tensorflow_model_server \
  && printf '#!/bin/bash\n\ntensorflow_model_server --port=8500 --rest_api_port=8501 --model_name=${MODEL_NAME} --model_base_path=${MODEL_BASE_PATH}/${MODEL_NAME} "$@"\n' > /usr/bin/tf_serving_entrypoint.sh \
  && chmod +x /usr/bin/tensorflow_model_server /usr/bin/tf_serving_entrypoint.sh
 WORKDIR /
