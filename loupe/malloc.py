@@ -1,6 +1,6 @@
-"""How a worker borrows memory from the system: pictures are large, short-lived, and decoded in many threads.
+"""How a server borrows memory from the system: pictures are large, short-lived, and handled in many threads.
 
-    settle()                              # once a worker, before its first request
+    settle()                              # once a worker of the gateway, before its first request
     give_back(spare=SPARE)                # now and then: what is free goes back to the system
 
 Left alone, glibc does two things that do not suit it. Each thread has a heap of its own, which returns its pages after

@@ -19,6 +19,12 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
+def seconds_until(deadline: float | None) -> float:
+    """Return for how long a lock may be waited for. No lock takes more than TIMEOUT_MAX, which is for ever."""
+    left = threading.TIMEOUT_MAX if deadline is None else max(0.0, deadline - time.monotonic())
+    return min(left, threading.TIMEOUT_MAX)
+
+
 class OutOfTurns(Exception):
     """The deadline was over before a turn came."""
 
@@ -50,8 +56,7 @@ class Turns(Generic[T]):
                 return self._free.pop()
             waiter = _Waiter[T]()
             self._waiters.append(waiter)
-        seconds = threading.TIMEOUT_MAX if deadline is None else max(0.0, deadline - time.monotonic())
-        if not waiter.woken.acquire(timeout=min(seconds, threading.TIMEOUT_MAX)):
+        if not waiter.woken.acquire(timeout=seconds_until(deadline)):
             with self._lock:
                 if waiter.thing is None:  # else it was handed over just now
                     self._waiters.remove(waiter)

@@ -22,7 +22,6 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from loupe.engines import machine
 from loupe.engines.choose import chooser
@@ -88,7 +87,11 @@ def serve(settings: flags.Flags) -> None:
     service = Service(answers, settings)
     if service.health:
         models.after_each_poll(service.health.update)
-    http = _start_rest(answers, settings, monitoring_path, page) if settings.rest_api_port else None
+    http = None
+    if settings.rest_api_port:
+        from loupe.modelserver.rest import app  # only where it is wanted: a server should start quickly
+
+        http = app.start(answers, settings, monitoring_path, page)
     rest_note = f" (REST {settings.rest_api_port})" if http else ""
     print(f"loupe.modelserver: serving {_names(models)} on port {service.port}{rest_note}", flush=True)
     # Serve until a signal comes, then let calls in flight end.
@@ -124,12 +127,6 @@ def _opener(settings: flags.Flags, batching: Batching | None, is_urgent: Callabl
     if batching:
         open_engine = batched(open_engine, batching)
     return warmup.replaying(open_engine, is_urgent) if settings.enable_model_warmup else open_engine
-
-
-def _start_rest(*arguments: Any) -> Any:
-    from loupe.modelserver.rest import app  # imported where it is wanted: a server should start quickly
-
-    return app.start(*arguments)
 
 
 def _metrics(path: str | None) -> tuple[Metrics, Callable[[], bytes] | None]:

@@ -25,6 +25,7 @@ from grpc import StatusCode
 from loupe.engines.engine import Engine, Opener, out_of_time
 from loupe.engines.refused import Refused, invalid
 from loupe.engines.savedmodel import Array, SavedModel
+from loupe.engines.turns import seconds_until
 from loupe.modelserver.config import Batching
 
 Key = tuple[object, ...]
@@ -79,8 +80,7 @@ class BatchedEngine:
     ) -> dict[str, Array]:
         call = _Call(_key(signature, inputs, outputs), _rows(inputs), signature, inputs, outputs, deadline)
         self._enqueue(call)
-        seconds = threading.TIMEOUT_MAX if deadline is None else max(0.0, deadline - time.monotonic())
-        if not call.done.wait(min(seconds, threading.TIMEOUT_MAX)):
+        if not call.done.wait(seconds_until(deadline)):
             with self._changed:
                 if call in self._waiting:  # else it is being computed: nobody reads its result
                     self._waiting.remove(call)
@@ -189,11 +189,11 @@ class BatchedEngine:
         """Compute the calls as one. Return each one's outputs."""
         # Join the rows, and add copies of the first up to an allowed number.
         rows = sum(call.rows for call in batch)
-        padded = min((size for size in self._batching.allowed_batch_sizes if size >= rows), default=rows)
+        padded = min((size for size in self._batching.allowed_batch_sizes if size >= rows), default=rows) if rows else 0
         inputs = {}
         for alias in batch[0].inputs:
-            arrays = [call.inputs[alias] for call in batch]
-            arrays += [arrays[0][:1]] * (padded - rows) if len(arrays[0]) else []
+            arrays = [call.inputs[alias] for call in batch if call.rows] or [batch[0].inputs[alias]]
+            arrays += [arrays[0][:1]] * (padded - rows)
             inputs[alias] = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         # Compute, until the last of them is too late.
         deadlines = [call.deadline for call in batch if call.deadline is not None]
@@ -209,8 +209,6 @@ class BatchedEngine:
                     "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes of the "
                     "input tensors"
                 )
-        if padded == first.rows:
-            return [outputs]
         results, start = [], 0
         for call in batch:
             results.append({alias: array[start : start + call.rows] for alias, array in outputs.items()})

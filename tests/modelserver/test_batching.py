@@ -198,6 +198,27 @@ def test_a_batch_waits_for_more_only_so_long_and_not_beyond_a_deadline(
     inside.close()
 
 
+@pytest.mark.parametrize("allowed", [(), (4, 8)])
+def test_a_call_of_no_rows_is_answered_beside_others(
+    engine: Doubling, pool: ThreadPoolExecutor, allowed: tuple[int, ...]
+) -> None:
+    """The thread that computes batches died of it: there were fewer answers than calls."""
+    inside, start = starter(engine, Batching(max_batch_size=8, allowed_batch_sizes=allowed), pool)
+    first = start(1)
+    until(lambda: len(engine.batches) == 1, "the first call to be computed")
+    for values in ((2, 3), (), ()):
+        start(*values)
+    queued(inside, 3)
+    nothing = pool.submit(inside.run, "serving_default", {"x": np.zeros((0, 1), np.float32)}, ["y"])
+    queued(inside, 4)
+    engine.let.set()
+    assert first.result(60)["y"].tolist() == [[2]]
+    assert nothing.result(60)["y"].shape == (0, 1)
+    assert start().result(60)["y"].shape == (0, 1)
+    assert start(5).result(60)["y"].tolist() == [[10]]
+    inside.close()
+
+
 def test_a_batch_is_filled_up_to_an_allowed_size(engine: Doubling, pool: ThreadPoolExecutor) -> None:
     engine.let.set()
     inside, start = starter(engine, Batching(max_batch_size=8, allowed_batch_sizes=(4, 8)), pool)
