@@ -31,11 +31,11 @@ import numpy as np
 from grpc import StatusCode
 
 import proto
-from loupe import files
+from loupe import checksums, files
 from loupe.engines import machine
 from loupe.engines.engine import Engine, Options, out_of_time
 from loupe.engines.refused import Refused, invalid, say
-from loupe.engines.savedmodel import CARD, DESCRIBE, MAX_SUMS_BYTES, Array, SavedModel, sample_batch
+from loupe.engines.savedmodel import CARD, DESCRIBE, Array, SavedModel, sample_batch
 from loupe.engines.turns import OutOfTurns, Turns
 
 # `import openvino` alone reports the import to Google Analytics, unless its telemetry package cannot be imported.
@@ -256,11 +256,11 @@ def _open_int8(model: SavedModel, options: Options) -> OpenVinoEngine | None:
 def _refuse_damaged(folder: Path) -> None:
     """Refuse a variant that does not match its checksums. OpenVINO itself only notices a file that is too short: not
     one of full length that is still being copied, nor a variant of another version."""
-    sums = files.read(folder / "SHA256SUMS", MAX_SUMS_BYTES).splitlines()
+    sums = checksums.read(folder)
     for name in CHECKED_FILES:
         with files.opened(folder / name) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if f"{digest}  {name}".encode() not in sums:
+        if sums.get(name) != digest:
             raise invalid(f"{(folder / name).name} is not as it was exported")
 
 

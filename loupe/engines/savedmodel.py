@@ -20,7 +20,7 @@ import numpy as np
 from grpc import StatusCode
 
 import proto
-from loupe import files
+from loupe import checksums, files
 from loupe.engines.refused import Refused, invalid
 
 CARD = Path("assets.extra", "card.json")
@@ -28,8 +28,9 @@ DESCRIBE = "describe"
 PASS_THROUGH = {"Identity": 0, "Fill": 1}  # operation → the input whose value it passes on
 MAX_STEPS = 10
 WARMUP = Path("assets.extra", "tf_serving_warmup_requests")
-SUMS = Path("assets.extra", "SHA256SUMS")  # of ../saved_model.pb
-MAX_BYTES, MAX_CARD_BYTES, MAX_SUMS_BYTES = 1 << 31, 1 << 20, 1 << 16  # protobuf itself reads at most 2 GiB
+SUMS = Path("assets.extra", checksums.NAME)
+CHECKED_FILE = "../saved_model.pb"  # as SUMS names it
+MAX_BYTES, MAX_CARD_BYTES = 1 << 31, 1 << 20  # protobuf itself reads at most 2 GiB
 FOLDERS_READ = ("", "variables", "assets")
 Array = np.ndarray[Any, Any]
 
@@ -90,17 +91,15 @@ def _refuse_damaged(folder: Path, data: bytes) -> None:
     """Refuse a graph that is not as it was exported, where its checksum was written: other bytes in the weights load
     just as well."""
     try:
-        sums = files.read(folder / SUMS, MAX_SUMS_BYTES).decode(errors="replace").splitlines()
+        digest = checksums.read((folder / SUMS).parent).get(CHECKED_FILE)
     except FileNotFoundError:
         return
-    for line in sums:
-        digest, _, name = line.partition("  ")
-        if name == "../saved_model.pb" and digest != hashlib.sha256(data).hexdigest():
-            raise Refused(
-                StatusCode.DATA_LOSS,
-                f"{folder / 'saved_model.pb'} is not as it was exported: its checksum is not the one in {SUMS}. "
-                "Copy it again",
-            )
+    if digest and digest != hashlib.sha256(data).hexdigest():
+        raise Refused(
+            StatusCode.DATA_LOSS,
+            f"{folder / 'saved_model.pb'} is not as it was exported: its checksum is not the one in {SUMS}. "
+            "Copy it again",
+        )
 
 
 def _card(folder: Path, graph_card: str | None) -> str | None:

@@ -21,7 +21,8 @@ from tests.support.servers import ROOT
 SHARED = """
     card            errors images
     cli             errors
-    engines         errors files
+    checksums       files
+    engines         checksums errors files
     errors
     familiarity     errors
     files

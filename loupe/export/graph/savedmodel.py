@@ -17,7 +17,6 @@ its variables in a plain tf.Module loads in Python and fails there.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -29,8 +28,9 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+from loupe import checksums
 from loupe.card import Card
-from loupe.engines.savedmodel import SUMS
+from loupe.engines.savedmodel import CHECKED_FILE, SUMS
 from loupe.familiarity import FAINTEST, LEAST, Familiarity
 from loupe.gradcam import forward, grad_cam, split
 
@@ -124,10 +124,9 @@ def save(frozen: Frozen, card: Card, folder: Path) -> None:
 
 
 def write_checksum(folder: Path) -> None:
-    """Write the graph's checksum beside the card, as `sha256sum --check` reads it. By it a server detects a damaged
-    copy: a SavedModel with other bytes in its weights loads as well."""
-    data = (folder / "saved_model.pb").read_bytes()
-    (folder / SUMS).write_text(f"{hashlib.sha256(data).hexdigest()}  ../saved_model.pb\n")
+    """Write the graph's checksum beside the card. By it a server detects a damaged copy: a SavedModel with other bytes
+    in its weights loads as well."""
+    checksums.write((folder / SUMS).parent, [CHECKED_FILE])
 
 
 @contextmanager

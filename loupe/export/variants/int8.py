@@ -16,7 +16,6 @@ Not covered: whether it is faster on another machine. Needs NNCF and OpenVINO, n
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 import statistics
@@ -29,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from loupe import checksums
 from loupe.card import Card
 from loupe.errors import UserError
 from loupe.export.quiet import quiet
@@ -192,12 +192,9 @@ def quantise(folder: Path, variant: Path, quantisation_pictures: Array) -> str |
 
 
 def bind(folder: Path) -> None:
-    """Write the checksums, as `sha256sum --check` reads them. They include the SavedModel's: once that is saved again,
-    bind again."""
+    """Write the checksums. They include the SavedModel's: once that is saved again, bind again."""
     if (variant := folder / FOLDER).is_dir():
-        files = {name: (variant / name).read_bytes() for name in ("model.bin", "model.xml", "../../saved_model.pb")}
-        sums = (f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items())
-        (variant / "SHA256SUMS").write_text("".join(sums))
+        checksums.write(variant, ("model.bin", "model.xml", "../../saved_model.pb"))
 
 
 def _nodes_after_feature_map(model: Any) -> list[str]:
