@@ -84,6 +84,13 @@ def queued(inside: Any, count: int) -> None:
     until(lambda: len(inside._waiting) == count, f"{count} calls to wait")
 
 
+def computed_now(engine: Doubling, start: Start) -> Future[dict[str, Array]]:
+    """Start the first call, and return once the engine computes it: what comes then has to wait."""
+    first = start(1)
+    until(lambda: len(engine.batches) == 1, "the first call to be computed")
+    return first
+
+
 def test_a_single_call_is_computed_at_once(engine: Doubling, pool: ThreadPoolExecutor) -> None:
     engine.let.set()
     inside, start = starter(engine, Batching(), pool)
@@ -94,8 +101,7 @@ def test_a_single_call_is_computed_at_once(engine: Doubling, pool: ThreadPoolExe
 
 def test_what_waits_together_is_computed_together_and_split_again(engine: Doubling, pool: ThreadPoolExecutor) -> None:
     inside, start = starter(engine, Batching(max_batch_size=8), pool)
-    first = start(1)
-    until(lambda: engine.batches == [1], "the first call to be computed")
+    first = computed_now(engine, start)
     others = [start(*range(n, 2 * n)) for n in (1, 2, 3)]
     queued(inside, 3)
     engine.let.set()
@@ -108,8 +114,7 @@ def test_what_waits_together_is_computed_together_and_split_again(engine: Doubli
 
 def test_a_batch_is_never_larger_than_allowed(engine: Doubling, pool: ThreadPoolExecutor) -> None:
     inside, start = starter(engine, Batching(max_batch_size=4), pool)
-    futures = [start(1)]
-    until(lambda: engine.batches == [1], "the first call to be computed")
+    futures = [computed_now(engine, start)]
     for _ in range(5):
         futures.append(start(1, 2, 3))
     queued(inside, 5)
@@ -121,8 +126,7 @@ def test_a_batch_is_never_larger_than_allowed(engine: Doubling, pool: ThreadPool
 
 def test_a_bad_call_fails_alone(engine: Doubling, pool: ThreadPoolExecutor) -> None:
     inside, start = starter(engine, Batching(), pool)
-    start(1)
-    until(lambda: engine.batches == [1], "the first call to be computed")
+    computed_now(engine, start)
     good, bad, other_shape = start(3), start(-1), start(4, side=2)
     queued(inside, 3)
     engine.let.set()
@@ -135,8 +139,7 @@ def test_a_bad_call_fails_alone(engine: Doubling, pool: ThreadPoolExecutor) -> N
 
 def test_a_full_queue_is_unavailable_in_tensorflow_servings_words(engine: Doubling, pool: ThreadPoolExecutor) -> None:
     inside, start = starter(engine, Batching(max_batch_size=2, max_enqueued_batches=2), pool)
-    futures = [start(1)]
-    until(lambda: engine.batches == [1], "the first call to be computed")
+    futures = [computed_now(engine, start)]
     futures += [start(1), start(1, 2)]
     queued(inside, 2)
     with pytest.raises(Refused) as full:
@@ -155,8 +158,7 @@ def test_a_full_queue_is_unavailable_in_tensorflow_servings_words(engine: Doubli
 
 def test_a_call_whose_deadline_is_over_is_not_computed(engine: Doubling, pool: ThreadPoolExecutor) -> None:
     inside, start = starter(engine, Batching(), pool)
-    first = start(1)
-    until(lambda: engine.batches == [1], "the first call to be computed")
+    first = computed_now(engine, start)
     late = start(2, deadline=time.monotonic() + 0.2)
     with pytest.raises(Refused) as caught:
         late.result(60)
@@ -170,8 +172,7 @@ def test_a_call_whose_deadline_is_over_is_not_computed(engine: Doubling, pool: T
 def test_a_late_call_behind_others_of_its_kind_is_refused_alone(engine: Doubling, pool: ThreadPoolExecutor) -> None:
     """Calls were compared by their arrays, and the thread that computes batches died of it."""
     inside, start = starter(engine, Batching(max_batch_size=1), pool)
-    first = start(1)
-    until(lambda: engine.batches == [1], "the first call to be computed")
+    first = computed_now(engine, start)
     second = start(2)
     queued(inside, 1)
     late = start(3, deadline=time.monotonic() + 0.2)
@@ -204,8 +205,7 @@ def test_a_call_of_no_rows_is_answered_beside_others(
 ) -> None:
     """The thread that computes batches died of it: there were fewer answers than calls."""
     inside, start = starter(engine, Batching(max_batch_size=8, allowed_batch_sizes=allowed), pool)
-    first = start(1)
-    until(lambda: len(engine.batches) == 1, "the first call to be computed")
+    first = computed_now(engine, start)
     for values in ((2, 3), (), ()):
         start(*values)
     queued(inside, 3)
