@@ -21,12 +21,13 @@ from loupe.gateway.model.client import ModelClient
 from loupe.gateway.model.readiness import Readiness
 from loupe.gateway.observe import metrics, recorder, tracing
 from loupe.gateway.observe.record import current_entry, stopping
-from loupe.gateway.predictions import Batch, decide
+from loupe.gateway.predictions import Batch
 from loupe.gateway.problems import HEADERS, render, to_json
 from loupe.gateway.request.body import read_pictures
 from loupe.gateway.request.deadline import HEADER, check_deadline, read_deadline
 from loupe.gateway.request.schema import read_query
 from loupe.gateway.settings import Settings
+from loupe.prediction import decide
 
 SAMPLES = Path(__file__).resolve().parents[2] / "data" / "samples"
 SAMPLES_MODEL = "tires"  # the only model whose page offers the sample pictures
@@ -81,7 +82,7 @@ def create_app(settings: Settings) -> Flask:
             },
             "request_id": entry.request_id,
         }
-        predictions = decide(answer)
+        predictions = decide(answer.card, answer.probabilities, answer.familiarity)
         recorder.record_answer(entry, answer.version, answer.card, predictions)
         results = batch.results(answer, predictions, options.top or None, options.heatmap == 1)
         if not sent.is_batch:

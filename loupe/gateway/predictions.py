@@ -3,7 +3,7 @@
 batch = Batch(sent, settings)
 batch.fetch_urls()
 answer = model.predict(batch.pixels, heatmaps=True)           # calls batch.pixels, which decodes for the model's card
-predictions = decide(answer)                                  # label, confidence and reason for each picture
+predictions = decide(answer.card, answer.probabilities, answer.familiarity)     # loupe/prediction.py
 batch.results(answer, predictions, top=3, heatmaps=True)      # a dict or a Problem for each
 """
 
@@ -14,19 +14,16 @@ import io
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from loupe.card import Card
+from loupe.cardless import prepare_picture
 from loupe.errors import AllFailed, ImageError, OutOfTime, Problem, without_traceback
-from loupe.gateway.model.cardless import prepare_picture
 from loupe.gateway.model.client import Answer
-from loupe.gateway.observe.record import Prediction
 from loupe.gateway.request.body import URL, SentPictures
 from loupe.gateway.request.deadline import NEVER, check_deadline
 from loupe.gateway.request.fetch import fetch_all
 from loupe.gateway.settings import Settings
-
-HEATMAP_COLOUR = (255, 72, 0)  # red, green, blue; the alpha channel shows the heat
+from loupe.prediction import Prediction, overlay, ranked_scores
 
 
 class Batch:
@@ -74,45 +71,20 @@ class Batch:
 
 
 def _result(answer: Answer, row: int, prediction: Prediction, top: int | None, heatmaps: bool) -> dict[str, Any]:
-    card, scores = answer.card, answer.probabilities[row]
-    order = np.argsort(-scores, kind="stable")[:top]  # of equal scores the first comes first, as in decide()
     result: dict[str, Any] = {
         "label": prediction.label,
         "confidence": round(prediction.confidence, 6),
-        "certain": prediction.reason is None,
+        "certain": prediction.certain,
         "reason": prediction.reason,
-        "scores": {card.labels[index]: round(float(scores[index]), 6) for index in order},
+        "scores": ranked_scores(answer.card, answer.probabilities[row], top),
     }
     if heatmaps:  # null: the model gives no heat maps
-        result["heatmap"] = None if answer.heatmaps is None else _heatmap_png(answer.heatmaps[row], card)
+        result["heatmap"] = None if answer.heatmaps is None else _heatmap_png(answer.heatmaps[row], answer.card)
     return result
 
 
-def decide(answer: Answer) -> list[Prediction]:
-    """Decide label, confidence and reason for each picture. If it is unfamiliar, the confidence says nothing."""
-    card, familiarity = answer.card, answer.familiarity
-    unfamiliar = None if familiarity is None or card.unfamiliar_below is None else familiarity < card.unfamiliar_below
-    predictions = []
-    for row, top in enumerate(answer.probabilities.argmax(axis=1).tolist()):
-        confidence = float(answer.probabilities[row, top])
-        reason = None
-        if unfamiliar is not None and unfamiliar[row]:
-            reason = "unfamiliar"
-        elif card.certain_at is not None and confidence < card.certain_at:
-            reason = "below_threshold"
-        predictions.append(
-            Prediction(card.labels[top], confidence, None if familiarity is None else float(familiarity[row]), reason)
-        )
-    return predictions
-
-
 def _heatmap_png(heatmap: np.ndarray[Any, Any], card: Card) -> str:
-    """Return a data URL of a PNG to lay over the picture: one colour, the hotter the more opaque."""
-    alpha = Image.fromarray((heatmap * 255).astype(np.uint8)).resize(
-        (card.width, card.height), Image.Resampling.BICUBIC
-    )
-    image = Image.new("RGB", alpha.size, HEATMAP_COLOUR)
-    image.putalpha(alpha)
+    """Return a data URL of a PNG to lay over the picture."""
     file = io.BytesIO()
-    image.save(file, "PNG")
+    overlay(heatmap, card).save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -20,6 +20,7 @@ from tests.support.servers import ROOT
 # Draw a new arrow here only if it points down: docs/architecture.md tells which way that is.
 SHARED = """
     card            errors images
+    cardless        card errors images
     cli             errors
     checksums       files
     engines         checksums errors files
@@ -29,12 +30,13 @@ SHARED = """
     gradcam         errors
     images          errors
     malloc
+    prediction      card
     tfrecord        files
 """
 GATEWAY = """
     app             access docs model observe predictions problems request settings
     keys            access
-    predictions     model observe request settings
+    predictions     model request settings
     door            observe problems settings
     docs            problems request settings
     access          observe settings

@@ -2,6 +2,5 @@
 
 In: a function that prepares pictures as a card wants them. Out: an Answer, with the version and card that it is from.
 
-client calls over gRPC, with retries inside the deadline; cardless makes a card for models that Loupe did not make, and
-prepares pictures for them; readiness decides the answer to /readyz.
+client calls over gRPC, with retries inside the deadline; readiness decides the answer to /readyz.
 """

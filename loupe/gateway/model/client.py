@@ -27,8 +27,8 @@ import numpy as np
 
 import proto
 from loupe.card import Card
+from loupe.cardless import ForeignCard, foreign_card, is_distribution, softmax
 from loupe.errors import ModelError, ModelGone, ModelTooSlow, ModelUnavailable, ModelUnfit, UserError
-from loupe.gateway.model.cardless import ForeignCard, foreign_card, is_distribution, softmax
 from loupe.gateway.observe import record
 from loupe.gateway.request.deadline import NEVER, check_deadline
 from loupe.gateway.settings import Settings

@@ -14,7 +14,10 @@ import threading
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:  # importing it would load numpy and Pillow in gunicorn's master
+    from loupe.prediction import Prediction
 
 stopping = threading.Event()
 
@@ -35,13 +38,6 @@ class Head(NamedTuple):
     method: str
     path: str  # at most 300 bytes
     headers: dict[str, str]  # x-request-id, traceparent and tracestate, if they were sent
-
-
-class Prediction(NamedTuple):
-    label: str
-    confidence: float
-    familiarity: float | None
-    reason: str | None  # why it is not certain
 
 
 class Stage(NamedTuple):

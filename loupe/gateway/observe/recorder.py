@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from loupe.errors import Problem
 from loupe.gateway.observe import logs, metrics, tracing
-from loupe.gateway.observe.record import Entry, Head, Prediction, current, handover
+from loupe.gateway.observe.record import Entry, Head, current, handover
 
 if TYPE_CHECKING:  # importing it would load numpy and Pillow in gunicorn's master
     from loupe.card import Card
+    from loupe.prediction import Prediction
 
 QUIET = ("/healthz", "/readyz", "/metrics")  # logged only if they fail
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)

@@ -143,7 +143,7 @@ class Prediction(Struct, omit_defaults=True):
 
     label: Annotated[str, Meta(description="The likeliest.")]
     confidence: Annotated[Share, Meta(description="The label's score.")]
-    certain: bool
+    certain: Annotated[bool | None, Meta(description="null: the model's card has nothing to judge it by.")]
     reason: Annotated[
         Literal["below_threshold", "unfamiliar"] | None,
         Meta(description="Why the answer is not certain; unfamiliar: like nothing that the model was trained on."),

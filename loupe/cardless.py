@@ -45,11 +45,20 @@ class ForeignCard(Card):
         return card | {"loupe": None, "precision": None, "output": self.output}
 
 
-def foreign_card(model: str, signatures: Mapping[str, Any], labels: tuple[str, ...], preprocess: str) -> ForeignCard:
-    """Make a card from a model's signatures and the settings. Raise ModelUnfit if they do not suffice."""
+def foreign_card(
+    model: str,
+    signatures: Mapping[str, Any],
+    labels: tuple[str, ...],
+    preprocess: str,
+    *,
+    names: tuple[str, str] = ("LOUPE_LABELS", "LOUPE_PREPROCESS"),
+) -> ForeignCard:
+    """Make a card from a model's signatures and the settings. Raise ModelUnfit if they do not suffice. `names` are
+    those of the two settings, for its messages."""
+    labels_name, preprocess_name = names
     # The signature to use.
     if not labels and not preprocess:
-        raise ModelUnfit(f"The model {model!r} does not describe itself; {EXPORT_AGAIN}, or set LOUPE_LABELS.")
+        raise ModelUnfit(f"The model {model!r} does not describe itself; {EXPORT_AGAIN}, or set {labels_name}.")
     signature = signatures.get(proto.PREDICT_SIGNATURE)
     if signature is None:
         raise ModelUnfit(f"The model {model!r} has no signature {proto.PREDICT_SIGNATURE}; {EXPORT_AGAIN}.")
@@ -59,14 +68,14 @@ def foreign_card(model: str, signatures: Mapping[str, Any], labels: tuple[str, .
     # The settings must fit them.
     if not labels:
         raise ModelUnfit(
-            f"LOUPE_PREPROCESS is set and LOUPE_LABELS is not; name the model's {classes} labels, in its order."
+            f"{preprocess_name} is set and {labels_name} is not; name the model's {classes} labels, in its order."
         )
     if len(labels) != classes:
-        raise ModelUnfit(f"LOUPE_LABELS names {len(labels)} labels, and the model gives {classes} numbers; correct it.")
+        raise ModelUnfit(f"{labels_name} names {len(labels)} labels, and the model gives {classes}; correct it.")
     if dtype == "float32" and not preprocess:
-        raise ModelUnfit("The model takes float32; say in LOUPE_PREPROCESS how its pixels are scaled.")
+        raise ModelUnfit(f"The model takes float32; say in {preprocess_name} how its pixels are scaled.")
     if dtype == "uint8" and preprocess:
-        raise ModelUnfit("The model takes uint8 and scales its pixels itself; unset LOUPE_PREPROCESS.")
+        raise ModelUnfit(f"The model takes uint8 and scales its pixels itself; unset {preprocess_name}.")
     try:
         return ForeignCard(
             model, labels, height, width, "nearest" if preprocess else RESIZE, heatmap=False,
