@@ -98,24 +98,23 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, G
         yield folder / "tires", running
 
 
-def reason(here: Gateway, image: Image.Image) -> Any:
+def judgement(here: Gateway, image: Image.Image) -> tuple[Any, Any]:
     answer = here.post("/predict", encoded(image, "PNG"), "image/png").json()
-    assert answer["certain"] is (answer["reason"] is None)
-    return answer["reason"]
+    return answer["certain"], answer["reason"]
 
 
 def test_of_two_reasons_unfamiliar_is_the_one_given(versions: tuple[Path, Gateway]) -> None:
     _, here = versions
-    assert reason(here, DARK) == "unfamiliar"
-    assert reason(here, BRIGHT) == "below_threshold"
+    assert judgement(here, DARK) == (False, "unfamiliar")
+    assert judgement(here, BRIGHT) == (False, "below_threshold")
 
 
 def test_a_version_without_familiarity_is_not_asked_for_it_and_one_with_it_is(versions: tuple[Path, Gateway]) -> None:
     home, here = versions
     models.write(home.parent / "new", seed=2)
     shutil.move(home.parent / "new", home / "2")
-    until(lambda: reason(here, DARK) is None, "version 2 to answer")
+    until(lambda: judgement(here, DARK) == (None, None), "version 2 to answer, which nothing judges")
     models.write(home.parent / "new", seed=3, text=models.card(unfamiliar_below=0.5), familiarity=True)
     shutil.move(home.parent / "new", home / "3")
-    until(lambda: reason(here, DARK) == "unfamiliar", "version 3 to answer")
-    assert reason(here, BRIGHT) is None
+    until(lambda: judgement(here, DARK) == (False, "unfamiliar"), "version 3 to answer")
+    assert judgement(here, BRIGHT) == (True, None)
