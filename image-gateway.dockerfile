@@ -13,7 +13,7 @@ RUN pip install --no-cache-dir pipenv==2026.10.3 \
  && PIP_NO_CACHE_DIR=1 pipenv sync --system --categories "packages $MORE" \
  && rm -rf /root/.cache
 
-COPY gateway.py gunicorn.conf.py proto.py ./
+COPY gateway.py gunicorn.conf.py ./
 COPY loupe/*.py loupe/
 COPY loupe/images loupe/images
 COPY loupe/gateway loupe/gateway

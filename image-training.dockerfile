@@ -18,7 +18,7 @@ RUN pip install --no-cache-dir pipenv==2026.10.3 \
  && PIP_NO_CACHE_DIR=1 pipenv sync --system --categories "packages modelserver training export ${GPU:+gpu}" \
  && rm -rf /root/.cache
 
-COPY train.py convert.py proto.py ./
+COPY train.py convert.py ./
 COPY loupe loupe
 COPY recipes recipes
 COPY data/tires.py data/fetch.py data/

@@ -53,8 +53,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import grpc
 import numpy as np
 
-import proto
 from benchmarks.gateway import FORM, TICKS, draw_photograph, form, jpeg, memory, processor_seconds
+from loupe import proto
 from loupe.cli import Parser, run_script
 from loupe.errors import UserError
 from loupe.images.api import decode

@@ -19,7 +19,7 @@ import numpy as np
 from keras_image_helper import create_preprocessor
 from PIL import Image
 
-import proto
+from loupe import proto
 from loupe.card import LARGEST, Card
 from loupe.errors import ModelUnfit, UserError
 from loupe.images.api import decode, upright_size

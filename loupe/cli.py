@@ -54,7 +54,7 @@ def run_script(main: Callable[[], int | None]) -> None:
         print(f"{name}: {plain(str(error))}", file=sys.stderr)  # the error may quote a file of unknown origin
         status = 2
     except ModuleNotFoundError as error:
-        if not error.name or error.name.split(".")[0] in ("loupe", "proto", "data"):
+        if not error.name or error.name.split(".")[0] in ("loupe", "data"):
             raise
         print(
             f"{name}: {error.name} is not installed for this Python. `make up` sets up serving, `make train` training, "

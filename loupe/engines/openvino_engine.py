@@ -30,8 +30,7 @@ from typing import Any
 import numpy as np
 from grpc import StatusCode
 
-import proto
-from loupe import checksums, files
+from loupe import checksums, files, proto
 from loupe.engines import machine
 from loupe.engines.engine import Engine, Options, out_of_time
 from loupe.engines.refused import Refused, invalid, say

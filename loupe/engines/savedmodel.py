@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 from grpc import StatusCode
 
-import proto
-from loupe import checksums, files
+from loupe import checksums, files, proto
 from loupe.engines.refused import Refused, invalid
 
 CARD = Path("assets.extra", "card.json")

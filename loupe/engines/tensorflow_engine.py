@@ -15,7 +15,7 @@ from typing import Any
 
 from grpc import StatusCode
 
-import proto
+from loupe import proto
 from loupe.engines import machine
 from loupe.engines.engine import Engine, Options, out_of_time
 from loupe.engines.refused import BY_NUMBER, Refused, invalid

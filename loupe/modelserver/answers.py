@@ -16,7 +16,7 @@ from typing import Any
 
 from grpc import StatusCode
 
-import proto
+from loupe import proto
 from loupe.engines.refused import Refused, invalid
 from loupe.engines.savedmodel import Array, SavedModel
 from loupe.modelserver import examples

@@ -23,8 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import proto
-from loupe import files
+from loupe import files, proto
 from loupe.engines.refused import invalid, say
 from loupe.errors import LoupeError, UserError
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from grpc import StatusCode
 
-import proto
+from loupe import proto
 from loupe.engines.engine import Engine
 from loupe.engines.refused import Refused, invalid
 from loupe.engines.savedmodel import Array, SavedModel

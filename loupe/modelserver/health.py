@@ -15,7 +15,7 @@ from typing import Any
 
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-import proto
+from loupe import proto
 
 STATUS = health_pb2.HealthCheckResponse
 

@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-import proto
-from loupe import malloc
+from loupe import malloc, proto
 from loupe.engines.refused import Refused, say
 from loupe.errors import UserError
 from loupe.modelserver.answers import Answers

@@ -24,8 +24,7 @@ from pathlib import Path
 
 from grpc import StatusCode
 
-import proto
-from loupe import malloc
+from loupe import malloc, proto
 from loupe.engines import savedmodel
 from loupe.engines.engine import Engine, Opener
 from loupe.engines.refused import Refused, say

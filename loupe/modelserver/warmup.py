@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 from grpc import StatusCode
 
-import proto
-from loupe import tfrecord
+from loupe import proto, tfrecord
 from loupe.engines.engine import Engine, Opener
 from loupe.engines.refused import Refused, invalid, say
 from loupe.engines.savedmodel import WARMUP, Array, SavedModel

@@ -18,7 +18,7 @@ import tensorflow as tf
 from keras_image_helper import create_preprocessor
 from PIL import Image
 
-import proto
+from loupe import proto
 from loupe.cardless import foreign_card
 from loupe.engines import savedmodel
 from loupe.errors import ModelUnfit

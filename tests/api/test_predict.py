@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import proto
+from loupe import proto
 from tests.support import models
 from tests.support.gateways import Gateway, gateway, internet
 from tests.support.pictures import encoded, picture

@@ -17,8 +17,7 @@ import tensorflow as tf
 from tensorflow.python.tools import saved_model_cli
 
 import convert as script
-import proto
-from loupe import tfrecord
+from loupe import proto, tfrecord
 from loupe.card import Card
 from loupe.cli import run_script
 from loupe.errors import UserError

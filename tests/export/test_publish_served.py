@@ -20,7 +20,7 @@ import numpy as np
 import openvino
 import pytest
 
-import proto
+from loupe import proto
 from loupe.export.publish import model_folder
 from loupe.export.publish.publication import publication, rollback, versions
 from tests.support import models

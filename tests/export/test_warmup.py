@@ -20,8 +20,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-import proto
-from loupe import tfrecord
+from loupe import proto, tfrecord
 from loupe.card import Card
 from loupe.engines import savedmodel
 from loupe.engines.choose import chooser

@@ -21,7 +21,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-import proto
+from loupe import proto
 from tests.support import models
 from tests.support.servers import ModelServer, model_server
 

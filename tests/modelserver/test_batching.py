@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 import pytest
 
-import proto
+from loupe import proto
 from loupe.engines.engine import Engine
 from loupe.engines.refused import Refused, invalid
 from loupe.engines.savedmodel import Array, SavedModel

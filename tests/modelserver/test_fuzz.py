@@ -20,7 +20,7 @@ import grpc
 import numpy as np
 import pytest
 
-import proto
+from loupe import proto
 from tests.support import models
 from tests.support.servers import ModelServer, model_server
 

@@ -16,7 +16,7 @@ import grpc
 import numpy as np
 import pytest
 
-import proto
+from loupe import proto
 from loupe.engines.refused import Refused
 from loupe.engines.savedmodel import SUMS
 from loupe.export.graph.savedmodel import write_checksum

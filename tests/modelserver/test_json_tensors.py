@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-import proto
+from loupe import proto
 from loupe.engines.refused import Refused
 from loupe.modelserver.rest import json_tensors
 

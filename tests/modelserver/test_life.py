@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import proto
+from loupe import proto
 from loupe.errors import UserError
 from loupe.modelserver import flags
 from tests.support import models

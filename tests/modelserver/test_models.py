@@ -15,7 +15,7 @@ from google.protobuf import text_format
 from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2, model_service_pb2_grpc
 from tensorflow_serving.config import model_server_config_pb2
 
-import proto
+from loupe import proto
 from tests.support import models
 from tests.support.servers import ModelServer, model_server, until
 

@@ -27,7 +27,7 @@ import grpc
 import numpy as np
 import pytest
 
-import proto
+from loupe import proto
 from loupe.engines.refused import Refused
 from loupe.errors import UserError
 from loupe.modelserver.flags import Flags

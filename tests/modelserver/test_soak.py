@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 
-import proto
+from loupe import proto
 from tests.support import models
 from tests.support.servers import ModelServer, meanwhile, model_server, until
 

@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 import pytest
 
-import proto
+from loupe import proto
 from loupe.engines import savedmodel
 from loupe.export.publish.show import show
 from tests.support import models

@@ -29,7 +29,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-import proto
+from loupe import proto
 from tests.support.servers import ROOT
 
 examples = settings(deadline=None, max_examples=60, derandomize=True)

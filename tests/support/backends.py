@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 import numpy as np
 
-import proto
+from loupe import proto
 from tests.support import models
 
 

@@ -7,7 +7,6 @@ COPY Pipfile Pipfile.lock ./
 RUN pip install --no-cache-dir pipenv==2026.10.3 \
  && PIP_NO_CACHE_DIR=1 pipenv sync --system --categories "packages modelserver" \
  && rm -rf /root/.cache
-COPY proto.py ./
 COPY loupe loupe
 ENV PYTHONPATH=/app MODEL_NAME=model MODEL_BASE_PATH=/models
 RUN printf '#!/bin/bash\nexec python -m loupe.modelserver --address=0.0.0.0 "$@"\n' > /usr/bin/tensorflow_model_server \

@@ -26,7 +26,7 @@ def test_the_sample_model_is_small_and_says_it_is_accurate() -> None:
 @pytest.mark.slow  # two minutes; the recipe tires goes the same way in the daily run
 def test_training_from_nothing_gives_a_model_as_accurate_as_the_committed_one(tmp_path: Path) -> None:
     """In an empty folder: draws, trains, exports, publishes version 1, and the benchmark measures both claims on it."""
-    for name in ("train.py", "proto.py", "loupe", "benchmarks"):
+    for name in ("train.py", "loupe", "benchmarks"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "tires.py").symlink_to(ROOT / "data" / "tires.py")

@@ -16,8 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import proto
-from loupe import tfrecord
+from loupe import proto, tfrecord
 from loupe.card import Card
 
 if TYPE_CHECKING:  # it loads TensorFlow

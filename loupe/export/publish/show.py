@@ -13,8 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import proto
-from loupe import tfrecord
+from loupe import proto, tfrecord
 from loupe.card import Card
 from loupe.cli import plain
 from loupe.errors import UserError

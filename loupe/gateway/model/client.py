@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import grpc
 import numpy as np
 
-import proto
+from loupe import proto
 from loupe.card import Card
 from loupe.cardless import ForeignCard, foreign_card, is_distribution, softmax
 from loupe.errors import ModelError, ModelGone, ModelTooSlow, ModelUnavailable, ModelUnfit, UserError

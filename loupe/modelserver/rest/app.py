@@ -31,8 +31,7 @@ from urllib.parse import unquote_to_bytes
 
 from grpc import StatusCode
 
-import proto
-from loupe import malloc
+from loupe import malloc, proto
 from loupe.engines.refused import BY_NUMBER, HTTP_STATUS, Refused, invalid, say
 from loupe.modelserver.answers import METADATA_FIELD, REST, Answers
 from loupe.modelserver.flags import Flags

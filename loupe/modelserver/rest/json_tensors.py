@@ -27,7 +27,7 @@ import numpy as np
 import rapidjson
 from grpc import StatusCode
 
-import proto
+from loupe import proto
 from loupe.engines.refused import Refused, invalid
 
 Array = np.ndarray[Any, Any]
