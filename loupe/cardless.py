@@ -1,5 +1,6 @@
 """Serve models that Loupe did not make. They have no card; their signature and two settings stand in for it.
 
+    interface(card, heatmaps=True).outputs         # what to ask any card's model for
     card = foreign_card("tires", signatures, labels=("cracked", "normal"), preprocess="xception")     # or ModelUnfit
     pixels = prepare_picture(card, data)           # as the card's model wants it; takes Loupe's own cards as well
     rows if is_distribution(rows) else softmax(rows)
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from keras_image_helper import create_preprocessor
@@ -43,6 +44,35 @@ class ForeignCard(Card):
         input_fields = {"name": self.image, "dtype": self.dtype, "preprocess": self.preprocess or None}
         card["input"] |= input_fields
         return card | {"loupe": None, "precision": None, "output": self.output}
+
+
+class Interface(NamedTuple):
+    """A version's input, and the outputs asked for. Versions with equal ones take the same prepared pictures."""
+
+    image: str
+    dtype: str
+    height: int
+    width: int
+    outputs: list[str]
+
+
+def interface(card: Card, heatmaps: bool) -> Interface:
+    if isinstance(card, ForeignCard):
+        return Interface(card.image, card.dtype, card.height, card.width, [card.output])
+    return Interface("image", "uint8", card.height, card.width, _outputs(card, heatmaps))
+
+
+def _outputs(card: Card, heatmaps: bool) -> list[str]:
+    """Return the outputs to ask for: a model refuses requests for outputs that it lacks.
+
+    It may lack `familiarity` if its card sets no limit for it.
+    """
+    wanted = {
+        "probabilities": True,
+        "heatmap": heatmaps and card.heatmap,
+        "familiarity": card.unfamiliar_below is not None,
+    }
+    return [name for name, is_wanted in wanted.items() if is_wanted]
 
 
 def foreign_card(

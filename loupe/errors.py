@@ -2,6 +2,7 @@
 
 LoupeError
 ├── UserError               at a terminal: a flag, a folder, a port; printed without a traceback, exit status 2
+│   └── PictureUnreadable   a path that is no file, or cannot be read
 └── Problem                 over HTTP: owns its status and its code
     ├── BadRequest          400  the request itself
     │   └── RefusedURL      400  an address this gateway does not fetch from
@@ -41,6 +42,10 @@ class LoupeError(Exception):
 
 
 class UserError(LoupeError):
+    pass
+
+
+class PictureUnreadable(UserError):
     pass
 
 

@@ -28,7 +28,7 @@ from loupe.training.evaluate import heldout
 from loupe.training.evaluate.evaluate import BATCH, Result
 from loupe.training.evaluate.metrics import softmax
 from loupe.training.pipeline import Pipeline, backbone_of
-from loupe.training.progress import bar, clock
+from loupe.progress import bar, clock
 from loupe.training.report import render
 from loupe.training.report.story import Story
 

@@ -20,14 +20,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 import numpy as np
 
 from loupe import proto
 from loupe.card import Card
-from loupe.cardless import ForeignCard, foreign_card, is_distribution, softmax
+from loupe.cardless import ForeignCard, foreign_card, interface, is_distribution, softmax
 from loupe.errors import ModelError, ModelGone, ModelTooSlow, ModelUnavailable, ModelUnfit, UserError
 from loupe.gateway.observe import record
 from loupe.gateway.request.deadline import NEVER, check_deadline
@@ -87,16 +87,6 @@ class Answer:
     model_seconds: float
 
 
-class _Interface(NamedTuple):
-    """A version's input, and the outputs asked for. Versions with equal ones take the same prepared pictures."""
-
-    image: str
-    dtype: str
-    height: int
-    width: int
-    outputs: list[str]
-
-
 class _NoCard(ModelUnfit):
     pass
 
@@ -132,7 +122,7 @@ class ModelClient:
             version, card = self._current_card(min(deadline, caller_deadline))
             started = time.monotonic()
             try:
-                pixels, interface = prepare(card), _interface(card, heatmaps)
+                pixels, wanted = prepare(card), interface(card, heatmaps)
             finally:
                 prepared = time.monotonic()
                 record.add_stage("decode", started, prepared - started)
@@ -141,7 +131,7 @@ class ModelClient:
             check_deadline(caller_deadline)
             # Send them.
             limit = min(deadline, caller_deadline)
-            request = proto.packed_request(self._settings.model, {interface.image: pixels}, outputs=interface.outputs)
+            request = proto.packed_request(self._settings.model, {wanted.image: pixels}, outputs=wanted.outputs)
             try:
                 response = self._call_model(proto.PREDICT, request, limit, stage="model")
             except ModelUnfit:  # perhaps a new version with another input size
@@ -157,7 +147,7 @@ class ModelClient:
                 except ModelGone:  # it was replaced just now
                     self._last_card = None
                     continue
-                if interface != _interface(card, heatmaps):
+                if wanted != interface(card, heatmaps):
                     continue
             return self._read_answer(version, card, response, len(pixels), prepare_seconds, model_seconds)
         raise ModelUnavailable(CHANGING)
@@ -280,22 +270,3 @@ class ModelClient:
                 self._stubs = {known.name: proto.call(channel, known) for known in _METHODS}
                 self._channel_process = os.getpid()
             return self._stubs[method.name]
-
-
-def _interface(card: Card, heatmaps: bool) -> _Interface:
-    if isinstance(card, ForeignCard):
-        return _Interface(card.image, card.dtype, card.height, card.width, [card.output])
-    return _Interface("image", "uint8", card.height, card.width, _outputs(card, heatmaps))
-
-
-def _outputs(card: Card, heatmaps: bool) -> list[str]:
-    """Return the outputs to ask for: a model refuses requests for outputs that it lacks.
-
-    It may lack `familiarity` if its card sets no limit for it.
-    """
-    wanted = {
-        "probabilities": True,
-        "heatmap": heatmaps and card.heatmap,
-        "familiarity": card.unfamiliar_below is not None,
-    }
-    return [name for name, is_wanted in wanted.items() if is_wanted]

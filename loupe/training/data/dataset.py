@@ -32,7 +32,7 @@ from loupe.images.resize import Pixels
 from loupe.training.data.duplicates import fingerprint, twins
 from loupe.training.data.layout import File, Skipped, Source, Submission, find
 from loupe.training.data.splits import Indices, split, trainable
-from loupe.training.progress import bar
+from loupe.progress import bar
 
 __all__ = ["Dataset", "File", "Indices", "Picture", "Skipped", "Source", "decode_all", "read"]
 

@@ -20,7 +20,7 @@ from loupe.training.data.splits import Indices
 from loupe.training.evaluate.calibrate import Calibration, calibrate
 from loupe.training.evaluate.metrics import Array, Predictions, measure, softmax
 from loupe.training.network.backbones import cut
-from loupe.training.progress import bar
+from loupe.progress import bar
 
 MOST_ALARMS = 0.25  # of known pictures, called unfamiliar; 0.05 is meant, but some dozen pictures scatter
 BATCH = 32

@@ -31,7 +31,7 @@ import numpy as np
 import tensorflow as tf
 
 from loupe.errors import UserError
-from loupe.training.progress import bar
+from loupe.progress import bar
 
 BATCH = 32
 RECORD = 64 + 1 + 8 + 1  # bytes of an id (a SHA-256), a space, a row's CRC-32 and a line's end
