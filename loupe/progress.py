@@ -2,22 +2,38 @@
 
 with bar("features", len(rows)) as advance:
     advance(32)
+with bar("pictures", len(paths), rate=True) as advance: ...     # and how many a second
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+class RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f} a second" if task.speed else "", style="progress.data.speed")
 
 
 @contextmanager
-def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+def bar(title: str, total: int, *, rate: bool = False) -> Iterator[Callable[[int], None]]:
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    columns: list[ProgressColumn] = [TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn()]
+    columns += [RateColumn()] if rate else []
+    with Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        redirect_stdout=sys.stdout.isatty(),  # else what a pipe should get would be written beside the bar
+    ) as progress:
         task = progress.add_task(title, total=total)
         yield lambda count: progress.advance(task, count)
 

@@ -20,6 +20,7 @@ from loupe.card import Card
 from loupe.errors import ImageError, UserError
 from loupe.gradcam import heatmaps
 from loupe.images.api import decode
+from loupe.progress import bar, clock
 from loupe.training.data.dataset import Dataset
 from loupe.training.data.doctor import Findings
 from loupe.training.data.label_errors import describe, label_errors, out_of_fold
@@ -28,7 +29,6 @@ from loupe.training.evaluate import heldout
 from loupe.training.evaluate.evaluate import BATCH, Result
 from loupe.training.evaluate.metrics import softmax
 from loupe.training.pipeline import Pipeline, backbone_of
-from loupe.progress import bar, clock
 from loupe.training.report import render
 from loupe.training.report.story import Story
 

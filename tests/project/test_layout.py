@@ -31,6 +31,7 @@ SHARED = """
     images          errors
     malloc
     prediction      card
+    progress
     proto
     tfrecord        files
 """
@@ -48,18 +49,17 @@ GATEWAY = """
     settings
 """
 TRAINING = """
-    artifacts       data evaluate pipeline progress report
+    artifacts       data evaluate pipeline report
     pipeline        data evaluate fit network settings tune
     report          data evaluate
-    evaluate        data network progress
-    fit             data progress
+    evaluate        data network
+    fit             data
     tune
     network         settings
-    data            progress
+    data
     recipes         settings
     run
     settings
-    progress
 """
 EXPORT = """
     convert         graph parity publish quiet replay_pictures source variants
@@ -89,7 +89,16 @@ MODELSERVER = """
     metrics
     flags
 """
-WINGS = {"gateway": GATEWAY, "training": TRAINING, "export": EXPORT, "modelserver": MODELSERVER}
+CLIENT = """
+    connect         backends model
+    model           backends picture result
+    bulk            model picture result
+    backends        picture result
+    result          notebook picture
+    notebook        picture
+    picture
+"""
+WINGS = {"client": CLIENT, "gateway": GATEWAY, "training": TRAINING, "export": EXPORT, "modelserver": MODELSERVER}
 HEAVY = {"tensorflow", "keras"}
 
 

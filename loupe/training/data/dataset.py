@@ -29,10 +29,10 @@ from loupe.errors import ImageError, TooManyPixels, UnsupportedImage, UserError
 from loupe.images.api import decode
 from loupe.images.decode import FORMATS, NAMES
 from loupe.images.resize import Pixels
+from loupe.progress import bar
 from loupe.training.data.duplicates import fingerprint, twins
 from loupe.training.data.layout import File, Skipped, Source, Submission, find
 from loupe.training.data.splits import Indices, split, trainable
-from loupe.progress import bar
 
 __all__ = ["Dataset", "File", "Indices", "Picture", "Skipped", "Source", "decode_all", "read"]
 

@@ -15,12 +15,12 @@ from typing import Any
 import keras
 import numpy as np
 
+from loupe.progress import bar
 from loupe.training.data.dataset import Dataset
 from loupe.training.data.splits import Indices
 from loupe.training.evaluate.calibrate import Calibration, calibrate
 from loupe.training.evaluate.metrics import Array, Predictions, measure, softmax
 from loupe.training.network.backbones import cut
-from loupe.progress import bar
 
 MOST_ALARMS = 0.25  # of known pictures, called unfamiliar; 0.05 is meant, but some dozen pictures scatter
 BATCH = 32

@@ -24,8 +24,8 @@ import keras
 import numpy as np
 
 from loupe.errors import UserError
-from loupe.training.fit.batches import Batches
 from loupe.progress import bar, clock
+from loupe.training.fit.batches import Batches
 
 SAVE_INTERVAL = 5.0  # seconds, at least, between two savings of the state
 SAVE_COST_FACTOR = 20  # and at least this many times the seconds that a saving takes

@@ -1,0 +1,87 @@
+"""Stream pictures through a model and into the outputs, with a bar, until all are done or somebody says stop.
+
+run(model, findings.pictures, Outputs(tables=[…], sorter=…), done=[], summary=summary)
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from loupe.cli import plain
+from loupe.client.bulk.find import Found
+from loupe.client.bulk.row import Row
+from loupe.client.bulk.sort_into import Sorter
+from loupe.client.bulk.summary import Summary
+from loupe.client.bulk.table_file import TableFile
+from loupe.client.model import Model
+from loupe.progress import bar
+
+FLUSH_SECONDS = 0.5  # between two times that rows are handed to the system
+
+
+@dataclass
+class Outputs:
+    tables: list[TableFile] = field(default_factory=list)
+    sorter: Sorter | None = None
+    rows: dict[str, Row] | None = None  # filled where all are wanted together: for a submission
+    show: bool = True  # a line a picture on stdout
+    top: int | None = None
+
+
+def run(model: Model, pictures: list[Found], outputs: Outputs, done: list[Row], summary: Summary) -> None:
+    """Classify the pictures, beginning after those that are done already. Each row goes to the outputs and the summary
+    as it comes, so that both are right whenever this is interrupted."""
+    with ExitStack() as stack:
+        for table in outputs.tables:
+            stack.enter_context(table)
+        advance = stack.enter_context(bar("pictures", len(pictures), rate=True))
+        # What an earlier run did already.
+        for found, row in zip(pictures, done, strict=False):
+            _take(found, row, outputs, summary, is_new=False)
+        advance(len(done))
+        # The rest.
+        written = time.monotonic()
+        for found, row in _rows(model, pictures[len(done) :], outputs.top):
+            _take(found, row, outputs, summary, is_new=True)
+            advance(1)
+            if time.monotonic() - written > FLUSH_SECONDS:
+                for table in outputs.tables:
+                    table.flush()
+                written = time.monotonic()
+
+
+def _rows(model: Model, pictures: list[Found], top: int | None) -> Iterator[tuple[Found, Row]]:
+    stream = model.stream((found.picture for found in pictures), top=top)
+    for found, (picture, answer) in zip(pictures, stream, strict=True):
+        yield found, Row.of(picture.name, answer)
+
+
+def _take(found: Found, row: Row, outputs: Outputs, summary: Summary, *, is_new: bool) -> None:
+    """Hand a row to every output."""
+    summary.add(row, found.truth)
+    if is_new:
+        for table in outputs.tables:
+            table.write(row)
+    if outputs.sorter and not row.error:
+        outputs.sorter.put(found.picture, row.label)
+    if outputs.rows is not None:
+        outputs.rows[row.file] = row
+    if outputs.show and is_new:
+        print(line(row), flush=sys.stdout.isatty())
+
+
+def line(row: Row) -> str:
+    """Return a row for people."""
+    if row.error:
+        return f"{'—':<20} {'':>8}  {plain(row.file)}: {plain(row.error, 300)}"
+    doubt = {"below_threshold": "  not certain", "unfamiliar": "  like nothing the model knows"}.get(row.reason, "")
+    return f"{plain(row.label):<20} {_percent(row.confidence or 0.0):>8}  {plain(row.file)}{doubt}"
+
+
+def _percent(share: float) -> str:
+    """Return a share in percent. None is ever quite 0 or 1, so none is shown as that."""
+    return "> 99.9 %" if share > 0.999 else "< 0.1 %" if share < 0.001 else f"{share * 100:.1f} %"

@@ -1,0 +1,75 @@
+"""Write the table that a Kaggle competition asks for, in the form of its sample_submission.csv.
+
+    form = Form.read(Path("sample_submission.csv"), card.labels)
+    form.ids                                         # whose pictures are asked for
+    form.write(Path("submission.csv"), rows, card)   # rows: id → Row
+
+Beside the ids the sample has one column for a label, or a column for each label, which gets its probability. No row may
+be missing: a picture that could not be used gets the labels' shares of the training pictures.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from loupe.card import Card
+from loupe.client.bulk.find import read_csv
+from loupe.client.bulk.row import Row
+from loupe.errors import UserError
+
+
+@dataclass(frozen=True)
+class Form:
+    header: list[str]
+    ids: list[str]
+    columns: list[str]  # labels with a column of their own; empty: one column for the label
+
+    @classmethod
+    def read(cls, sample: Path, labels: tuple[str, ...]) -> Form:
+        header, rows = read_csv(sample)
+        if len(header) < 2 or not rows:
+            raise UserError(f"{sample} is no sample submission: it needs an id and a column for the answer.")
+        columns = header[1:]
+        known = [name for name in columns if name in labels]
+        if len(columns) == 1 and not known:
+            columns = []
+        elif len(known) < len(columns):
+            unknown = ", ".join(name for name in columns if name not in labels)
+            raise UserError(f"{sample} has columns that are no labels of this model: {unknown}. Is it the right model?")
+        return cls(header, [row[0] for row in rows], columns)
+
+    def write(self, path: Path, rows: Mapping[str, Row], card: Card) -> int:
+        """Write the table, beside and then renamed. Return how many rows had no usable picture."""
+        shares = _shares(card)
+        guess = max(shares, key=lambda label: shares[label])
+        missing = 0
+        part = path.with_name(path.name + ".part")
+        try:
+            with part.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(self.header)
+                for each in self.ids:
+                    row = rows.get(each)
+                    is_known = row is not None and not row.error
+                    missing += not is_known
+                    scores = row.scores if row and is_known else shares
+                    label = row.label if row and is_known else guess
+                    cells = [f"{scores.get(name, 0.0):.6f}" for name in self.columns] if self.columns else [label]
+                    writer.writerow([each, *cells])
+            part.replace(path)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror}); name another by --output.") from error
+        return missing
+
+
+def _shares(card: Card) -> dict[str, float]:
+    """Return each label's share of the training pictures; equal ones where the card does not tell."""
+    counts = card.training.get("images", {})
+    known = {label: count for label in card.labels if isinstance(count := counts.get(label), int) and count > 0}
+    total = sum(known.values())
+    if not total:
+        return dict.fromkeys(card.labels, 1 / len(card.labels))
+    return {label: known.get(label, 0) / total for label in card.labels}
