@@ -40,7 +40,6 @@ PATIENCE = 30.0  # seconds to ask again while a server is away
 def main() -> int:
     # Check the arguments and find the pictures, both before a model is loaded.
     args = arguments()
-    started = time.monotonic()
     found = None if args.submission else find_pictures(args)
     with open_model(args) as model:
         # Choose the outputs.
@@ -56,6 +55,7 @@ def main() -> int:
         outputs = outputs_of(args, done)
         summary = Summary(model.labels)
         # Classify, and tell what came of it.
+        started = time.monotonic()
         try:
             run(model, found.pictures, outputs, done, summary)
         except (KeyboardInterrupt, LoupeError) as error:
@@ -115,7 +115,7 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("Name the folder of the pictures by --images.")
     if (args.images or args.id_column or args.label_column) and not (args.ids or args.submission):
         raise UserError(
-            "--images, --id-column and --label-column belong to --ids; name a folder as it is: predict.py DIR"
+            "--images, --id-column and --label-column belong to --ids; without a table name the folder alone"
         )
     if args.resume and (not args.csv or args.csv == "-" or args.json or args.jsonl or args.submission):
         raise UserError("--resume goes on with a CSV file: give --csv FILE, and no other output file.")
@@ -225,9 +225,10 @@ def tell(args: argparse.Namespace, summary: Summary, found: Findings, started: f
 
 
 def kept(args: argparse.Namespace, summary: Summary, count: int) -> str:
+    done = f"{summary.count:,} of {count:,} are done"
     if args.csv and args.csv != "-":
-        return f"{summary.count:,} of {count:,} are done and kept in {args.csv}.part; the same command with --resume goes on"
-    return f"{summary.count:,} of {count:,} are done"
+        return f"{done} and kept in {args.csv}.part; the same command with --resume goes on"
+    return done
 
 
 if __name__ == "__main__":

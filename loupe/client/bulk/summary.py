@@ -14,6 +14,7 @@ from loupe.cli import plain
 from loupe.client.bulk.row import Row
 
 MOST_REASONS, MOST_EXAMPLES, MOST_LABELS = 8, 3, 20
+LEAST_FOR_RATE = 20  # pictures; fewer tell little of the rate
 
 
 class Summary:
@@ -45,7 +46,7 @@ class Summary:
             self._without_truth += 1
 
     def text(self, seconds: float) -> str:
-        rate = f", {self.count / seconds:,.0f} a second" if seconds > 0 and self.count > 1 else ""
+        rate = f", {self.count / seconds:,.0f} a second" if self.count >= LEAST_FOR_RATE else ""
         lines = [f"{_pictures(self.count)} in {seconds:,.1f} s{rate}"]
         lines += self._label_lines() + self._doubt_lines() + self._failure_lines() + self._truth_lines()
         return "\n".join(lines)
