@@ -81,7 +81,7 @@ class GatewayBackend:
             groups[-1][0].append(index)
             groups[-1][1].append(content)
         # Ask group by group.
-        query = f"?heatmap={int(heatmaps)}&top={top or 0}"
+        query = f"?heatmap={int(heatmaps)}" + (f"&top={top}" if top else "")
         for indices, contents in groups:
             given = [pictures[index] for index in indices]
             answers |= dict(zip(indices, self._ask_group(given, contents, query), strict=True))
