@@ -27,14 +27,14 @@ help:
 	@sed -n '3,12p' Makefile | cut -c3-
 
 up:
-	@$(SET_UP) packages modelserver $(if $(OTEL_EXPORTER_OTLP_ENDPOINT),tracing)
+	@$(SET_UP) packages modelserver client $(if $(OTEL_EXPORTER_OTLP_ENDPOINT),tracing)
 	@exec $(RUN) serve.py $(if $(PORT),--port "$(PORT)") $(if $(MODEL_NAME),--model-name "$(MODEL_NAME)")
 
 # Test files side by side: one more than there are processors, since most of them wait for something.
 BESIDE = $$(($$(getconf _NPROCESSORS_ONLN) + 1))
 
 test:
-	@$(SET_UP) packages modelserver training export dev-packages
+	@$(SET_UP) packages modelserver client training export dev-packages
 	@failed=; \
 	$(RUN) -m pytest -m "not slow and not containers and not timing" --numprocesses=$(BESIDE) --maxprocesses=4 --dist=loadfile --no-loadscope-reorder \
 		|| { [ $$? != 2 ] || exit 130; failed="those side by side"; }; \
@@ -43,15 +43,15 @@ test:
 	[ -z "$$failed" ] || { echo "make test: not all passed: $$failed" >&2; exit 1; }
 
 test-slow:
-	@$(SET_UP) packages modelserver training export dev-packages
+	@$(SET_UP) packages modelserver client training export dev-packages
 	@$(RUN) -m pytest -m slow
 
 test-containers:
-	@$(SET_UP) packages modelserver training export dev-packages
+	@$(SET_UP) packages modelserver client training export dev-packages
 	@$(RUN) -m pytest -m containers
 
 check:
-	@$(SET_UP) packages modelserver training export dev-packages
+	@$(SET_UP) packages modelserver client training export dev-packages
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
@@ -72,5 +72,5 @@ lock:
 	@$(SET_UP) --lock
 
 clean:
-	rm -rf .venv runs data/tires data/tires.part .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv runs data/tires data/tires.part build loupe.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
