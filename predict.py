@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from loupe.client.bulk.summary import Summary
     from loupe.client.model import Model
 
-PATIENCE = 30.0  # seconds to ask again while a server is away
+SAMPLE = Path(__file__).resolve().parent / "models" / "tires"
 
 
 def main() -> int:
@@ -77,12 +77,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="a file, folder, glob or address; - for a list")
     # Which model.
     add = parser.add_argument_group("the model").add_argument
-    add("--model", default="models/tires", metavar="WHERE", help="a folder, http://… or grpc://… (models/tires)")
+    add("--model", default=str(SAMPLE), metavar="WHERE", help="a folder, http://… or grpc://… (models/tires)")
     add("--name", metavar="NAME", help="which model of a TensorFlow Serving to ask")
     add("--version", type=int, metavar="N", help="of a folder's model (the newest)")
     add("--engine", default="openvino", choices=("openvino", "tensorflow", "auto"), help="of a folder's model")
     add("--labels", default="", metavar="A,B,…", help="of a model that Loupe did not make")
     add("--preprocess", default="", metavar="NAME", help="how such a model's pixels are made, as LOUPE_PREPROCESS")
+    add("--patience", type=float, default=30, metavar="S", help="seconds to ask again while a server is away (30)")
     add("--key", default=os.environ.get("LOUPE_KEY"), help="of a gateway that wants one (LOUPE_KEY)")
     # Which pictures.
     add = parser.add_argument_group("the pictures, by a table").add_argument
@@ -173,7 +174,7 @@ def open_model(args: argparse.Namespace) -> Model:
             key=args.key,
             labels=labels,
             preprocess=args.preprocess,
-            patience=PATIENCE,
+            patience=args.patience,
         )
     return load(
         args.model,

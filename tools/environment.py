@@ -27,7 +27,8 @@ PIPENV = "2026.10.3"  # the same as in two dockerfiles; a test checks that
 OLDEST, NEWEST = (3, 11), (3, 13)  # the newest that TensorFlow 2.20 is built for
 # For each category alone; client shares OpenVINO with modelserver, beside which it is always installed.
 DOWNLOAD_MB = {
-    "packages": 40, "client": 4, "modelserver": 60, "training": 740, "export": 670, "dev-packages": 780, "tracing": 2, "gpu": 3450
+    "packages": 40, "client": 4, "modelserver": 60, "training": 740, "export": 670, "dev-packages": 780, "tracing": 2,
+    "gpu": 3450,
 }  # fmt: skip
 TENSORFLOW_MB = 640  # included in some of these
 CATEGORIES = tuple(DOWNLOAD_MB)

@@ -11,18 +11,17 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from tests.support import models
-from tests.support.gateways import gateway
+from tests.support.gateways import gateway, running
 from tests.support.pictures import encoded, picture
-from tests.support.servers import ROOT, free_port, model_server, until
+from tests.support.servers import ROOT, ModelServer, free_port, model_server, until
 
 SAMPLES = ROOT / "data" / "samples"
 NAMES = ["cracked-1", "cracked-2", "cracked-3", "normal-1", "normal-2", "normal-3"]
@@ -265,7 +264,6 @@ def test_resuming_other_pictures_or_another_version_is_refused(many: Path, sampl
 def test_a_full_disk_keeps_what_is_done(many: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
-    _, err = predict(many, "--csv", "-", status=2, stdout=None) if False else ("", "")
     with Path("/dev/full").open("w") as full:
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "predict.py"), str(many), "--csv", "-"],
@@ -306,34 +304,46 @@ def test_every_way_gives_the_same_labels(photos: Path, sample_models: Path, tmp_
     assert tables[1:] == [tables[0]] * 3
 
 
-@pytest.fixture(scope="module")
-def slow_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("slow")
-    models.write(folder / "tires" / "1")
-    yield folder
+@contextmanager
+def gateway_at(port: int, server: ModelServer) -> Iterator[None]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LOUPE_")}
+    environment = {**kept, "TF_SERVING_HOST": f"localhost:{server.port}", "LOUPE_PORT": str(port)}
+    with running([sys.executable, "-m", "gunicorn", "gateway:app"], ROOT, environment, port):
+        yield
 
 
-def test_a_gateway_that_goes_away_in_the_middle_loses_nothing(many: Path, slow_models: Path, tmp_path: Path) -> None:
-    table = tmp_path / "out.csv"
-    part = table.with_name("out.csv.part")
-    port = free_port()
-    with model_server(slow_models, "tires") as server:
-        with gateway(f"localhost:{server.port}", LOUPE_PORT=str(port)):
+def test_a_gateway_that_goes_away_in_the_middle_loses_nothing(many: Path, sample_models: Path, tmp_path: Path) -> None:
+    """It is back within the patience of predict.py, and nobody notices."""
+    table, port = tmp_path / "out.csv", free_port()
+    part = tmp_path / "out.csv.part"
+    with model_server(sample_models, "tires") as server:
+        with gateway_at(port, server):
             process = start(many, "--model", f"http://localhost:{port}", "--csv", table)
             until(lambda: part.exists() and part.read_text().count("\n") > 20, "the first rows")
-        # It is back within the patience of predict.py: nobody notices.
-        with gateway(f"localhost:{server.port}", LOUPE_PORT=str(port)):
+        assert not table.exists(), "it was not done before"
+        with gateway_at(port, server):
             _, err = process.communicate(timeout=120)
     assert process.returncode == 1, err
     assert len(rows(table)) == 400
     assert [row["file"] for row in rows(table) if row["error"]] == [str(many / "200.jpg")]
 
 
-def test_the_model_is_loaded_once_all_is_found_to_be_right(tmp_path: Path) -> None:
-    began = time.monotonic()
-    predict(tmp_path / "nix.jpg", status=1)
-    assert time.monotonic() - began < 60
-    image = Image.new("RGB", (10, 10))
-    image.save(tmp_path / "a b.png")
-    out, _ = predict(tmp_path / "a b.png", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, status=2)
-    assert out == "", "models/tires is relative to where it is called"
+def test_a_gateway_that_stays_away_ends_it_with_what_is_done(many: Path, sample_models: Path, tmp_path: Path) -> None:
+    table, port = tmp_path / "out.csv", free_port()
+    part = tmp_path / "out.csv.part"
+    with model_server(sample_models, "tires") as server:
+        with gateway_at(port, server):
+            process = start(many, "--model", f"http://localhost:{port}", "--csv", table, "--patience", "1")
+            until(lambda: part.exists() and part.read_text().count("\n") > 20, "the first rows")
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 2
+        assert "does not answer" in err and "the same command with --resume goes on" in err and "Traceback" not in err
+        with gateway_at(port, server):
+            predict(many, "--model", f"http://localhost:{port}", "--csv", table, "--resume", status=1)
+    assert len(rows(table)) == 400
+
+
+def test_the_sample_model_is_found_from_any_folder(tmp_path: Path) -> None:
+    Image.open(SAMPLES / "normal-1.jpg").save(tmp_path / "a b.png")
+    out, _ = predict("a b.png", cwd=tmp_path)
+    assert out.split()[0] == "normal"

@@ -1,4 +1,4 @@
-"""`pip install .`: the package outside of its folder, with all that it needs in it; and the same requirements as Pipfile."""
+"""`pip install .`: the package works outside of its folder, and requires the same as Pipfile."""
 
 from __future__ import annotations
 
@@ -72,10 +72,11 @@ def run(python: Path, folder: Path, code: str) -> str:
 
 
 def test_a_model_is_asked_outside_of_the_checkout(python: Path, tmp_path: Path) -> None:
+    model, file = str(ROOT / "models" / "tires"), str(ROOT / "data" / "samples" / "cracked-1.jpg")
     code = f"""
 import loupe
 assert {str(ROOT)!r} not in loupe.__file__, loupe.__file__
-print(loupe.__version__, loupe.load({str(ROOT / "models/tires")!r}).predict({str(ROOT / "data/samples/cracked-1.jpg")!r}).label)
+print(loupe.__version__, loupe.load({model!r}).predict({file!r}).label)
 """
     assert run(python, tmp_path, code) == f"{loupe.__version__} cracked"
 
