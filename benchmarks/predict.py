@@ -128,4 +128,4 @@ def decoded(path: str, card: Card) -> Any:
 
 
 if __name__ == "__main__":
-    run_script(main)  # type: ignore[arg-type]
+    run_script(main)

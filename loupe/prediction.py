@@ -28,9 +28,8 @@ class Prediction(NamedTuple):
 
 def decide(card: Card, probabilities: Array, familiarity: Array | None) -> list[Prediction]:
     """Decide label, confidence and reason for each picture. If it is unfamiliar, the confidence says nothing."""
-    judges_familiarity = familiarity is not None and card.unfamiliar_below is not None
-    can_judge = judges_familiarity or card.certain_at is not None
-    unfamiliar = familiarity < card.unfamiliar_below if judges_familiarity else None
+    unfamiliar = None if familiarity is None or card.unfamiliar_below is None else familiarity < card.unfamiliar_below
+    can_judge = unfamiliar is not None or card.certain_at is not None
     predictions = []
     for row, top in enumerate(probabilities.argmax(axis=1).tolist()):
         confidence = float(probabilities[row, top])

@@ -99,6 +99,7 @@ CLIENT = """
     picture
 """
 WINGS = {"client": CLIENT, "gateway": GATEWAY, "training": TRAINING, "export": EXPORT, "modelserver": MODELSERVER}
+FRONT_DOOR = {("", f"client/{name}") for name in ("connect", "model", "result")}  # what `import loupe` gives
 HEAVY = {"tensorflow", "keras"}
 
 
@@ -139,7 +140,7 @@ def arrows(root: Path) -> set[tuple[str, str]]:
 
 
 def drawn() -> set[tuple[str, str]]:
-    pairs = set()
+    pairs = set(FRONT_DOOR)
     for prefix, drawing in [("", SHARED), *((f"{wing}/", text) for wing, text in WINGS.items())]:
         for line in drawing.strip().splitlines():
             start, *ends = line.split()
