@@ -104,6 +104,7 @@ def bare(pictures: str, folder: Path, batch: int) -> float:
     core = openvino.Core()
     model = core.read_model(str(variant if variant.exists() else folder))
     compiled = core.compile_model(model, "CPU", settings | {"PERFORMANCE_HINT": "LATENCY"})
+    openvino.Tensor(np.zeros(1, np.uint8))  # see loupe/engines/openvino_engine.py
 
     # Each thread takes the next batch.
     def loop(number: int) -> None:

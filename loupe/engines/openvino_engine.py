@@ -49,6 +49,8 @@ import openvino  # noqa: E402
 if is_left_out:
     del sys.modules[CONVERTER]
 
+openvino.Tensor(np.zeros(1, np.uint8))  # its first look at numpy: two threads that are the first at once wait for ever
+
 INT8 = Path("assets.extra", "openvino-int8")
 CHECKED_FILES = ("model.bin", "model.xml", "../../saved_model.pb")  # relative to the variant's folder, as in SHA256SUMS
 COMPILING = threading.Lock()  # one model at a time is compiled for several, so that memory is judged rightly
