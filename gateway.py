@@ -4,7 +4,8 @@
     python gateway.py                 # the same
 
     curl -F file=@data/samples/cracked-1.jpg http://localhost:9696/predict
-    curl http://localhost:9696/predict -H 'Content-Type: application/json' -d '{"url": "https://…/tire.jpg"}'
+    curl http://localhost:9696/predict -H 'Content-Type: application/json' \\
+        -d '{"url": "https://…/tire.jpg"}'
 
 It asks the model MODEL_NAME (tires) at TF_SERVING_HOST (localhost:8500); README lists every setting.
 """

@@ -418,6 +418,7 @@ def histogram(values: list[float], marks: dict[str, float]) -> list[str]:
 def limits(low: float, high: float) -> list[float]:
     """Return round limits from `low` or less to above `high`, in milliseconds: even steps where these are near each
     other, and else ever wider ones."""
+    low, high = max(low, 0.01), max(high, 0.01)
     if high < 4 * low:
         least = max((high - low) / 12, low / 50)  # so that three digits tell the limits from each other
         step = next(step for step in (m * 10.0**k for k in range(-3, 9) for m in (1, 2, 5)) if step >= least)
@@ -426,7 +427,7 @@ def limits(low: float, high: float) -> list[float]:
     edges: list[float] = []
     for steps in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5)):
         every = [m * 10.0**k for k in range(-3, 9) for m in steps]
-        first = max(index for index, edge in enumerate(every) if edge <= max(low, every[0]))
+        first = max(index for index, edge in enumerate(every) if edge <= low)
         last = next(index for index, edge in enumerate(every) if edge > high)
         edges = every[first : last + 1]
         if len(edges) <= MOST_ROWS:

@@ -1,6 +1,6 @@
 """Milliseconds a picture: a network as Keras exports it, as Loupe does, and as OpenVINO computes it.
 
-    python benchmarks/export.py                                        # Xception 299, some minutes; make bench-export
+    python benchmarks/export.py        # Xception 299: minutes; make bench-export
     python benchmarks/export.py --backbone mobilenetv2 --size 160 --rounds 5
 
 One process, everything loaded at once and asked in turns, so that whatever else the machine does falls on all alike;

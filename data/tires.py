@@ -1,13 +1,17 @@
 """Draw the sample data set: pictures of tires, cracked and normal.
 
-    python data/tires.py                      # data/tires/{training_data,testing_data}/{cracked,normal}/*.jpg
+    python data/tires.py                      # data/tires/<split>/<class>/*.jpg
     python data/tires.py --out DIR --seed 7   # somewhere else, other pictures
     python data/tires.py --force              # draw again over what is there
 
-From Python: `draw(Path("data/tires"), seed=42)`. A picture depends on the seed, its split, its class and its index
-alone, so the order of drawing does not matter. Both classes share every nuisance: size, view, light, exposure,
-contrast, noise, blur, grooves, lettering, dirt, scratches. Normal pictures often bear dark thin lines too, but smooth
-ones: the branching and the jagged course are what tells.
+The splits are training_data and testing_data, the classes cracked and normal.
+
+From Python: `draw(Path("data/tires"), seed=42)`. A picture depends on the seed,
+its split, its class and its index alone, so the order of drawing does not
+matter. Both classes share every nuisance: size, view, light, exposure,
+contrast, noise, blur, grooves, lettering, dirt, scratches. Normal pictures
+often bear dark thin lines too, but smooth ones: the branching and the jagged
+course are what tells.
 """
 
 from __future__ import annotations
@@ -358,8 +362,8 @@ def draw(out: Path = OUT, seed: int = 42, splits: dict[str, int] = SPLITS, force
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=OUT, help="folder to make (default: data/tires)")
-    parser.add_argument("--seed", type=int, default=42, help="other seeds, other pictures (default: 42)")
+    parser.add_argument("--out", type=Path, metavar="DIR", default=OUT, help="folder to make (data/tires)")
+    parser.add_argument("--seed", type=int, metavar="N", default=42, help="another seed, other pictures (42)")
     parser.add_argument("--force", action="store_true", help="draw again over an earlier drawing")
     args = parser.parse_args()
     if args.seed < 0:
