@@ -2,7 +2,7 @@
 
     python convert.py runs/tires               # → models/tires/<next version>/
     python convert.py runs/tires --precision auto --int8 --keep 3
-    python convert.py model.h5 --labels cup,fork --preprocess xception --size 299
+    python convert.py model.h5 --labels cup,fork --preprocess xception
     python convert.py runs/tires --to onnx     # → exports/tires-onnx/
     python convert.py --show models/tires      # what is in any SavedModel
     python convert.py --rollback tires         # the newest goes out of service

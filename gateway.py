@@ -1,7 +1,7 @@
 """The HTTP service: POST a picture, or its URL, to /predict and get a label; GET / is a page to try it on.
 
-    gunicorn gateway:app              # settings in gunicorn.conf.py, from the environment
-    python gateway.py                 # the same
+    gunicorn gateway:app       # as gunicorn.conf.py and the environment say
+    python gateway.py          # the same
 
     curl -F file=@data/samples/cracked-1.jpg http://localhost:9696/predict
     curl http://localhost:9696/predict -H 'Content-Type: application/json' \\

@@ -205,7 +205,7 @@ class Load:
         self.place = urllib.parse.urlsplit(address)
         self.requests, self.headers = requests, headers
         self.wanted, self.at_once = arguments.load, min(arguments.at_once, arguments.load)
-        self.timeout, self.seconds = arguments.timeout, arguments.seconds
+        self.timeout, self.seconds = float(arguments.timeout), float(arguments.seconds)
         # What came of it, under the lock.
         self.lock = threading.Lock()
         self.began, self.took = 0.0, 0.0  # seconds until the last of them came
@@ -385,7 +385,7 @@ def report(load: Load, interrupted: bool) -> list[str]:
     p50, p90, p99 = (percentile(milliseconds, percent) for percent in (50, 90, 99))
     lines.append(f"latency    p50 {spell(p50)}   p90 {spell(p90)}   p99 {spell(p99)}   worst {spell(milliseconds[-1])}")
     medians = (f"{stage} {spell(statistics.median(load.stages[stage]))}" for stage in STAGES)
-    lines.append(f"of that    {'   '.join(medians)} (medians, by the gateway's clock)")
+    lines.append(f"of that    {'   '.join(medians)}   (medians)")
     return [*lines, "", *histogram(milliseconds, {"p50": p50, "p99": p99})]
 
 
@@ -403,7 +403,10 @@ def histogram(values: list[float], marks: dict[str, float]) -> list[str]:
     """Return a row for each range of milliseconds: how many of the sorted values lie there, a bar, and the marks."""
     edges = limits(values[0], values[-1])
     last = len(edges) - 2
-    row_of = lambda value: min(max(bisect_right(edges, value) - 1, 0), last)  # noqa: E731
+
+    def row_of(value: float) -> int:
+        return min(max(bisect_right(edges, value) - 1, 0), last)
+
     counts = Counter(map(row_of, values))
     fancy = can_show("█▏–◂")
     rows = []

@@ -5,7 +5,7 @@
     python train.py --check photos       # look at the data first, train nothing
     python train.py photos --backbone mobilenetv2 --fine-tune 30
     python train.py photos --tune 30 --tune-size 150 --certain 0.98
-    python train.py --recipe kitchenware kaggle      # a known problem's settings
+    python train.py --recipe kitchenware kaggle    # a known problem's settings
     python train.py photos --resume      # go on after a kill
 
 DATA is a folder a class, photos/<class>/*.jpg; train, validation and test folders of these; or pictures with a CSV.

@@ -2,7 +2,7 @@
 Standard library only.
 
     python3 tools/environment.py packages modelserver   # categories of Pipfile
-    python3 tools/environment.py --lock                 # write Pipfile.lock again
+    python3 tools/environment.py --lock                 # write Pipfile.lock
 
 The file .venv/loupe.json remembers the Python, the lock file and the
 categories, so that a target that has nothing to install costs a few
