@@ -21,7 +21,6 @@ import http.client
 import json
 import math
 import socket
-import statistics
 import sys
 import threading
 import time
@@ -384,7 +383,7 @@ def report(load: Load, interrupted: bool) -> list[str]:
     milliseconds = sorted(seconds * 1000 for seconds in load.latencies)
     p50, p90, p99 = (percentile(milliseconds, percent) for percent in (50, 90, 99))
     lines.append(f"latency    p50 {spell(p50)}   p90 {spell(p90)}   p99 {spell(p99)}   worst {spell(milliseconds[-1])}")
-    medians = (f"{stage} {spell(statistics.median(load.stages[stage]))}" for stage in STAGES)
+    medians = (f"{stage} {spell(percentile(sorted(load.stages[stage]), 50))}" for stage in STAGES)
     lines.append(f"of that    {'   '.join(medians)}   (medians)")
     return [*lines, "", *histogram(milliseconds, {"p50": p50, "p99": p99})]
 
