@@ -231,16 +231,21 @@ class Load:
                 if progress:
                     print(f"\r{self.progress():<79}", end="", file=sys.stderr, flush=True)
         finally:
-            self.is_over.set()
-            for connection in self.connections:
-                if connection.sock:
-                    with suppress(OSError):
-                        connection.sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for an answer
-            for thread in threads:
-                if thread.ident:
-                    thread.join(1)
+            self.end(threads)
             if progress:
                 print(f"\r{'':<79}\r", end="", file=sys.stderr, flush=True)
+
+    def end(self, threads: list[threading.Thread]) -> None:
+        """Give up what is on its way: its connection is cut, which wakes the thread that waits for an answer."""
+        self.is_over.set()
+        for connection in self.connections:
+            if connection.sock:
+                with suppress(OSError):
+                    socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)  # not ssl's: it is for one thread
+        deadline = time.monotonic() + 1
+        for thread in threads:
+            if thread.ident:
+                thread.join(max(0, deadline - time.monotonic()))
 
     def has_time(self) -> bool:
         """False once what is on its way had its time as well."""
@@ -271,7 +276,7 @@ class Load:
         # Ask, and read the answer to its end.
         began = time.monotonic()
         try:
-            response = exchange(connection, self.place.path, body, {"Content-Type": content_type, **self.headers})
+            response = self.exchange(connection, body, {"Content-Type": content_type, **self.headers})
             answer = response.read()
         except (OSError, http.client.HTTPException) as error:
             connection.close()
@@ -287,6 +292,22 @@ class Load:
         elif not self.note_answer(answer, seconds):
             self.note_failure(NO_LOUPE)
         return 0
+
+    def exchange(
+        self, connection: http.client.HTTPConnection, body: bytes, headers: dict[str, str]
+    ) -> http.client.HTTPResponse:
+        """Send over a connection that may have been closed meanwhile: then once more, over a new one."""
+        was_open = connection.sock is not None
+        try:
+            with suppress(BrokenPipeError):  # refused before all of it was sent: the answer is there to be read
+                connection.request("POST", self.place.path, body, headers)
+            return connection.getresponse()
+        except ConnectionError:
+            connection.close()
+            if not was_open or self.is_over.is_set():
+                raise
+        connection.request("POST", self.place.path, body, headers)
+        return connection.getresponse()
 
     def reason(self, error: Exception) -> str:
         if isinstance(error, socket.timeout):  # another than TimeoutError before Python 3.10
@@ -336,23 +357,6 @@ class Load:
         text = f"{answered + refused + failed:,} of {self.wanted:,}   {rate:.0f} a second"
         text += f"   {refused:,} refused" * bool(refused)
         return text + f"   {failed:,} failed" * bool(failed)
-
-
-def exchange(
-    connection: http.client.HTTPConnection, path: str, body: bytes, headers: dict[str, str]
-) -> http.client.HTTPResponse:
-    """Send over a connection that may have been closed meanwhile: then once more, over a new one."""
-    was_open = connection.sock is not None
-    try:
-        with suppress(BrokenPipeError):  # refused before all of it was sent: the answer is there to be read
-            connection.request("POST", path, body, headers)
-        return connection.getresponse()
-    except ConnectionError:
-        connection.close()
-        if not was_open:
-            raise
-    connection.request("POST", path, body, headers)
-    return connection.getresponse()
 
 
 def waiting_time(retry_after: str) -> float:
