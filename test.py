@@ -77,7 +77,13 @@ def read_arguments() -> argparse.Namespace:
     group = parser.add_argument_group("load check", "Send many pictures, over connections that stay open.")
     add = group.add_argument
     add("--load", type=number(1, MOST_PICTURES, int), metavar="N", help=f"so many pictures, at most {MOST_PICTURES:,}")
-    add("--at-once", type=number(1, MOST_AT_ONCE, int), default=8, metavar="N", help=f"(8, at most {MOST_AT_ONCE})")
+    add(
+        "--at-once",
+        type=number(1, MOST_AT_ONCE, int),
+        default=8,
+        metavar="N",
+        help=f"on their way at a time (8, at most {MOST_AT_ONCE})",
+    )
     add("--for", type=number(0.1, 86_400), default=600, dest="seconds", metavar="S", help="send none after S (600)")
     return parser.parse_args()
 
