@@ -1,7 +1,7 @@
 """Measure the model server against the bare loop: threads that do nothing but compute, in one process.
 
-    python benchmarks/server.py         # everything: half an hour; make bench-server
-    python benchmarks/server.py --only bare,grpc --callers 2 --rounds 8 --seconds 2
+    python benchmarks/server.py      # half an hour; make bench-server
+    python benchmarks/server.py --only bare,grpc --callers 2 --rounds 8
     python benchmarks/server.py --only processor \\
         --flags=--tensorflow_inter_op_parallelism=1
 

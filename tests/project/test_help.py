@@ -22,7 +22,6 @@ SCRIPTS = (
 BENCHMARKS = ("benchmarks/footprint.py", "benchmarks/frozen.py", "benchmarks/tune.py", "benchmarks/sample.py")
 SCREEN = 50  # lines; what has more is grouped
 HEAVY = ("tensorflow", "keras", "openvino", "numpy", "PIL", "flask", "sklearn")
-DRAWS = ("data/tires.py",)  # numpy and Pillow are all that it is made of
 MOST_SECONDS = 0.3  # of processor time
 GROUP = re.compile(r"^([a-z][\w -]*):\n  [A-Z].*\.\n\n  -", re.MULTILINE)  # a heading, and what it is about
 
@@ -54,8 +53,7 @@ def test_help_fits_80_columns_and_a_screen_or_is_grouped(script: str) -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_loads_nothing_that_takes_long(script: str) -> None:
-    allowed = ("numpy", "PIL") if script in DRAWS else ()
-    assert imported(script) & set(HEAVY) <= set(allowed)
+    assert imported(script) & set(HEAVY) == set()
 
 
 def test_every_script_has_its_help_tested() -> None:
