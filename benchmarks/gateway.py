@@ -1,7 +1,7 @@
 """Measure what the gateway itself costs, beside the gateway of the usual tutorials, over a model of one multiplication.
 
-    python benchmarks/gateway.py                            # made-up photographs
-    python benchmarks/gateway.py --pictures clothing/train  # real ones
+    python benchmarks/gateway.py                           # made-up photographs
+    python benchmarks/gateway.py --pictures clothing/train # real ones
 
 The large ones of the real pictures are these, enlarged, with grain.
 

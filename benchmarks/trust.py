@@ -1,7 +1,7 @@
 """Measure how far a finished run can be trusted: prints calibration, certain answers, and the answers to strangers.
 
-    python benchmarks/trust.py runs/clothing clothing/validation
-    python benchmarks/trust.py runs/clothing clothing/validation --strangers food
+    python benchmarks/trust.py runs/clothing clothing/test
+    python benchmarks/trust.py runs/clothing clothing/test --strangers food
 
 Without --strangers they are made on the spot. HELD_OUT holds a folder of pictures for each of the run's classes, of
 which none was in training: neither fitted the weights nor chose the state nor calibrated. The limit of familiarity is
