@@ -1,11 +1,11 @@
 """Export a trained model as the SavedModel that TensorFlow Serving and Loupe's own model server serve.
 
-    python convert.py runs/tires                        # → models/tires/<next version>/
+    python convert.py runs/tires               # → models/tires/<next version>/
     python convert.py runs/tires --precision auto --int8 --keep 3
-    python convert.py model.h5 --labels cup,fork,spoon --preprocess xception --size 299
-    python convert.py runs/tires --to onnx              # → exports/tires-onnx/; or litert, openvino
-    python convert.py --show models/tires               # what is in a SavedModel, any SavedModel
-    python convert.py --rollback tires                  # the newest version goes out of service
+    python convert.py model.h5 --labels cup,fork --preprocess xception
+    python convert.py runs/tires --to onnx     # → exports/tires-onnx/
+    python convert.py --show models/tires      # what is in any SavedModel
+    python convert.py --rollback tires         # the newest goes out of service
 
 A server that watches the folder takes the new version by itself. Nothing is published unless pictures get the same
 answers from the trained model, the SavedModel as TensorFlow Serving loads it, OpenVINO, and the service over HTTP.
@@ -19,7 +19,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loupe.card import check_name
 from loupe.cli import Parser, run_script
 from loupe.errors import UserError
 from loupe.export.run_folder import check_run
@@ -56,6 +55,8 @@ def main() -> None:
 def export(args: argparse.Namespace) -> None:
     # Read the model.
     if args.name:
+        from loupe.card import check_name
+
         check_name(args.name)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # deprecation warnings as well
@@ -104,32 +105,35 @@ def refuse_flags(args: argparse.Namespace, flags: tuple[str, ...], reason: str) 
 
 def arguments() -> argparse.Namespace:
     # Define the flags, in groups.
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, usage="%(prog)s SOURCE [flags]")
     add = parser.add_argument
     add("source", type=Path, nargs="?", metavar="SOURCE", help="a finished run; or a .keras, .h5 or SavedModel")
     add("--models", type=Path, default=Path("models"), metavar="DIR", help="where versions are published (models)")
     add("--name", help="of the model (as the run's card says, or the file's name)")
     add("--images", type=Path, metavar="DIR", help="pictures to compare with, best in a folder a label (the run's own)")
-    group = parser.add_argument_group("what is published")
+    group = parser.add_argument_group("what is published", "How the version is made and checked, and which stay.")
     add = group.add_argument
     add(
         "--precision",
         choices=PRECISIONS,
-        help="float32 (default); bfloat16: half the size, and faster where the processor has it; auto: measured here",
+        metavar="NAME",
+        help="float32; bfloat16: half the size, faster where the processor has it; auto: measured here (float32)",
     )
     add("--int8", action="store_true", help="also an OpenVINO variant in int8, for Loupe's own model server")
     add("--keep", type=count, metavar="N", help="delete all but the newest N versions afterwards")
     add("--warm-up", type=sizes, metavar="N,N", help="batch sizes that a server runs before it serves (1,2,4,8)")
     add("--no-parity", action="store_true", help="publish without comparing answers; the card will say so")
-    group = parser.add_argument_group("a model that Loupe did not train")
+    group = parser.add_argument_group("a model that Loupe did not train", "What its file does not say of itself.")
     add = group.add_argument
     add("--labels", metavar="A,B", help="what its outputs mean, in order; or a text file of them, one a line")
     add("--preprocess", metavar="NAME", help="what it expects of pixels: xception, resnet50, …; rescale: 0…1; none")
     add("--size", metavar="PX", help="of its input: 299, or 320x240 for height x width (what the model says)")
-    add("--ends-in", choices=OUTPUT_KINDS, help="what its output is, where that is misjudged")
-    group = parser.add_argument_group("instead of publishing")
+    add(
+        "--ends-in", choices=OUTPUT_KINDS, metavar="NAME", help=f"{either(OUTPUT_KINDS)}, where its output is misjudged"
+    )
+    group = parser.add_argument_group("instead of publishing", "Nothing is published by these.")
     add = group.add_argument
-    add("--to", choices=FORMATS, help="write another format, with the card beside it")
+    add("--to", choices=FORMATS, metavar="NAME", help=f"write {either(FORMATS)}, with the card beside it")
     add("--out", type=Path, metavar="DIR", help="where that goes (exports)")
     add("--show", type=Path, metavar="DIR", help="say what is in a SavedModel: signatures, names, types, shapes")
     add("--rollback", metavar="NAME", help="take a model's newest version out of service; it is moved aside")
@@ -146,6 +150,10 @@ def arguments() -> argparse.Namespace:
     if not args.source:
         refuse_flags(args, (*FOREIGN_FLAGS, "to", "name", "images"), "nothing is exported here")
     return args
+
+
+def either(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def count(text: str) -> int:

@@ -1,10 +1,11 @@
 """The HTTP service: POST a picture, or its URL, to /predict and get a label; GET / is a page to try it on.
 
-    gunicorn gateway:app              # settings in gunicorn.conf.py, from the environment
-    python gateway.py                 # the same
+    gunicorn gateway:app       # as gunicorn.conf.py and the environment say
+    python gateway.py          # the same
 
     curl -F file=@data/samples/cracked-1.jpg http://localhost:9696/predict
-    curl http://localhost:9696/predict -H 'Content-Type: application/json' -d '{"url": "https://…/tire.jpg"}'
+    curl http://localhost:9696/predict -H 'Content-Type: application/json' \\
+        -d '{"url": "https://…/tire.jpg"}'
 
 It asks the model MODEL_NAME (tires) at TF_SERVING_HOST (localhost:8500); README lists every setting.
 """

@@ -21,7 +21,7 @@ RUN pip install --no-cache-dir pipenv==2026.10.3 \
 COPY train.py convert.py ./
 COPY loupe loupe
 COPY recipes recipes
-COPY data/tires.py data/fetch.py data/
+COPY data/tires.py data/tire_picture.py data/fetch.py data/
 
 # What serves: before a model is published, its answers are compared with those of the whole service.
 COPY serve.py gateway.py gunicorn.conf.py ./

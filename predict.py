@@ -17,7 +17,6 @@ that goes away loses nothing that is done: --resume goes on with the CSV.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
@@ -76,7 +75,7 @@ def arguments() -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="a file, folder, glob or address; - for a list")
     # Which model.
-    add = parser.add_argument_group("the model").add_argument
+    add = parser.add_argument_group("the model", "On this machine, or at a server.").add_argument
     add("--model", default=str(SAMPLE), metavar="WHERE", help="a folder, http://… or grpc://… (models/tires)")
     add("--name", metavar="NAME", help="which model of a TensorFlow Serving to ask")
     add("--version", type=int, metavar="N", help="of a folder's model (the newest)")
@@ -84,16 +83,16 @@ def arguments() -> argparse.Namespace:
     add("--labels", default="", metavar="A,B,…", help="of a model that Loupe did not make")
     add("--preprocess", default="", metavar="NAME", help="how such a model's pixels are made, as LOUPE_PREPROCESS")
     add("--patience", type=float, default=30, metavar="S", help="seconds to ask again while a server is away (30)")
-    add("--key", default=os.environ.get("LOUPE_KEY"), help="of a gateway that wants one (LOUPE_KEY)")
+    add("--key", help="of a gateway that wants one")
     # Which pictures.
-    add = parser.add_argument_group("the pictures, by a table").add_argument
+    add = parser.add_argument_group("a table of pictures", "Instead of PICTURE.").add_argument
     add("--ids", type=Path, metavar="CSV", help="classify the pictures that it lists")
     add("--submission", type=Path, metavar="SAMPLE", help="fill in a competition's sample_submission.csv")
     add("--images", type=Path, metavar="DIR", help="the folder of these pictures")
     add("--id-column", metavar="NAME", help="of the CSV (id, image, filename …, or the first)")
     add("--label-column", metavar="NAME", help="of the CSV: the truth, to compare with")
     # Where to.
-    add = parser.add_argument_group("the answers").add_argument
+    add = parser.add_argument_group("the answers", "Without any of these, a line a picture.").add_argument
     add("--csv", metavar="FILE", help="a row a picture; - for stdout")
     add("--json", metavar="FILE", help="one list, with all scores")
     add("--jsonl", metavar="FILE", help="an object a line, with all scores")

@@ -1,6 +1,6 @@
 """The whole service on this machine, without Docker: the model server, and the gateway with its page in front of it.
 
-    python serve.py                               # the model `tires` on http://localhost:9696
+    python serve.py            # the model `tires` on http://localhost:9696
     python serve.py --port 8080 --model-name cars
 
 `make up` ends here. Ctrl-C (or SIGTERM) stops both; if either ends by itself, so does the other. The gateway's other
@@ -73,16 +73,21 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("--port", default=os.environ.get("LOUPE_PORT") or "9696", help="of the page and the API (9696)")
+    parser.add_argument(
+        "--port", metavar="N", default=os.environ.get("LOUPE_PORT") or "9696", help="of the page and the API (9696)"
+    )
     parser.add_argument(
         "--model-name",
+        metavar="NAME",
         default=os.environ.get("MODEL_NAME") or "tires",
         help="which folder of the models folder to serve (tires)",
     )
-    parser.add_argument("--models", type=Path, default=ROOT / "models", help="the models folder (models)")
-    parser.add_argument("--grpc-port", type=int, default=0, help="of the model server (any free one)")
     parser.add_argument(
-        "--engine", default="auto", choices=("auto", "openvino", "tensorflow"), help="what runs the model"
+        "--models", type=Path, metavar="DIR", default=ROOT / "models", help="the models folder (models)"
+    )
+    parser.add_argument("--grpc-port", type=int, metavar="N", default=0, help="of the model server (any free one)")
+    parser.add_argument(
+        "--engine", default="auto", choices=("auto", "openvino", "tensorflow"), help="what runs the model (auto)"
     )
     return parser.read()
 

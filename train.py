@@ -1,16 +1,18 @@
 """Train a classifier on your pictures and publish it.
 
-    python train.py                              # the drawn sample: data/tires → runs/tires/ → models/tires/<version>/
-    python train.py photos                       # Xception, its weights from ImageNet: photos/<class>/*.jpg
-    python train.py --check photos               # look at the data first, train nothing
+    python train.py                      # the drawn sample, data/tires
+    python train.py photos               # Xception, weights from ImageNet
+    python train.py --check photos       # look at the data first, train nothing
     python train.py photos --backbone mobilenetv2 --fine-tune 30
     python train.py photos --tune 30 --tune-size 150 --certain 0.98
-    python train.py --recipe kitchenware kaggle  # a known problem's settings; any flag on top
-    python train.py photos --resume              # go on after a kill, as if nothing had happened
+    python train.py --recipe kitchenware kaggle    # a known problem's settings
+    python train.py photos --resume      # go on after a kill
 
-DATA is a folder a class; train, validation and test folders of these; or pictures with a CSV. What is missing of the
-three is cut from training. runs/<name>/report.html tells how good the model is, and what is wrong with the data.
-Ctrl-C ends training and keeps the best state so far beside the run, unpublished; --resume goes on from there.
+DATA is a folder a class, photos/<class>/*.jpg; train, validation and test folders of these; or pictures with a CSV.
+What is missing of the three is cut from training. What comes of it is a run, runs/<name>/, whose report.html tells how
+good the model is and what is wrong with the data, and a version, models/<name>/<version>/. Ctrl-C ends training and
+keeps the best state so far beside the run, unpublished; --resume goes on from there, as if nothing had happened. Flags
+go over a recipe's settings, these over the defaults, which are in brackets.
 """
 
 from __future__ import annotations
@@ -155,8 +157,8 @@ def publish(folder: Path, models: Path, name: str) -> None:
 
 
 def arguments() -> tuple[argparse.Namespace, Settings]:
-    # The flags that are no settings; add_flags adds those that are.
-    parser = Parser(__doc__)
+    # What to do; add_flags adds the settings.
+    parser = Parser(__doc__, usage="%(prog)s [DATA] [flags]")
     add = parser.add_argument
     add(
         "data",
@@ -169,14 +171,14 @@ def arguments() -> tuple[argparse.Namespace, Settings]:
     add("--check", action="store_true", help="look at the data and say what is wrong with it; train nothing")
     add("--resume", action="store_true", help="go on with a run that was killed or interrupted")
     add("--fresh", action="store_true", help="discard an unfinished run of this name")
+    add = add_flags(parser)["where things go"].add_argument
     add("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are kept (runs)")
     add("--models", type=Path, default=Path("models"), metavar="DIR", help="where versions are published (models)")
     add("--no-publish", action="store_true", help="stop once the run is written")
-    add_flags(parser)
-    # Without DATA, train on the drawn sample.
     args = parser.read()
     if args.resume and args.fresh:
         raise UserError("--resume goes on with an unfinished run, --fresh discards it: give one of the two.")
+    # Without DATA, train on the drawn sample.
     if args.data is None:
         if args.recipe not in (None, SAMPLE_RECIPE):
             raise UserError(

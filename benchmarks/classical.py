@@ -1,14 +1,13 @@
 """Measure a method without learnt features on a data set: HOG and colour histograms into a support vector machine. A
 network that does not beat it is not worth its time.
 
-    python benchmarks/classical.py photos/train photos/test      # two folders of one folder a class each
+    python benchmarks/classical.py photos/train photos/test   # a folder a class
 
 Prints the accuracy on the second folder's pictures and the seconds it took. Nothing is tuned on them.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ from sklearn.svm import SVC
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from loupe.cli import Parser, run_script
 from loupe.errors import ImageError
 from loupe.images.api import decode
 from loupe.images.resize import Pixels
@@ -69,10 +69,10 @@ def read(folder: Path) -> tuple[Any, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("train", type=Path)
-    parser.add_argument("test", type=Path)
-    args = parser.parse_args()
+    parser = Parser(__doc__)
+    parser.add_argument("train", type=Path, help="a folder a class, to learn from")
+    parser.add_argument("test", type=Path, help="the same, to measure on")
+    args = parser.read()
     started = time.monotonic()
     features, labels = read(args.train)
     machine = make_pipeline(StandardScaler(), SVC(C=10)).fit(features, labels)
@@ -81,4 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

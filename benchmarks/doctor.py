@@ -1,7 +1,7 @@
 """Measure what the doctor finds, and its false alarms: plants faults in a copy of a data set and prints what is found.
 
-    python benchmarks/doctor.py photos                    # photos/train/<class>/… and photos/validation/<class>/…
-    python benchmarks/doctor.py photos --pairs pairs.png  # and a picture of the pairs found that were not planted
+    python benchmarks/doctor.py photos    # photos/{train,validation}/<class>/…
+    python benchmarks/doctor.py photos --pairs pairs.png    # false pairs
 
 Planted, 20 of each: files cut short, text files called .jpg, exact copies in the other split, copies resized to 50…90 %
 and saved anew (JPEG of quality 40…95, PNG, WebP), pictures under another class's label; then 5 % of all labels swapped.

@@ -1,6 +1,6 @@
 """Milliseconds a picture: a network as Keras exports it, as Loupe does, and as OpenVINO computes it.
 
-    python benchmarks/export.py                                        # Xception 299, some minutes; make bench-export
+    python benchmarks/export.py        # Xception 299; make bench-export
     python benchmarks/export.py --backbone mobilenetv2 --size 160 --rounds 5
 
 One process, everything loaded at once and asked in turns, so that whatever else the machine does falls on all alike;
@@ -54,7 +54,7 @@ Ask = Callable[[Array], Any]
 def main() -> None:
     # The arguments.
     parser = Parser(__doc__)
-    parser.add_argument("--backbone", default="xception", choices=sorted(BACKBONES), help="(xception)")
+    parser.add_argument("--backbone", default="xception", choices=sorted(BACKBONES), metavar="NAME", help="(xception)")
     parser.add_argument("--size", type=int, default=299, metavar="PX", help="of its input (299)")
     parser.add_argument("--rounds", type=int, default=12, metavar="N", help="of everything in turn (12)")
     parser.add_argument(

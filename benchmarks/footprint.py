@@ -1,6 +1,8 @@
 """Measure the gateway's footprint: seconds from its start to ready, and a worker's memory at work.
 
-python benchmarks/footprint.py              # five starts, 200 uploads each; prints the medians
+    python benchmarks/footprint.py       # five starts, 200 uploads each
+
+Prints the medians.
 """
 
 from __future__ import annotations

@@ -21,10 +21,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from loupe.cli import Parser, run_script
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # Random weights whose batch normalisation has seen pictures: without that hardly anything gets through so many layers,
 # and with it the features tell something, so that there are accuracies to compare.
@@ -45,14 +47,15 @@ trunk.save(sys.argv[2])
 
 def main() -> None:
     # The arguments.
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--backbone", default="xception")
-    parser.add_argument("--size", type=int, default=150)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--tune", type=int, default=0)
-    arguments = parser.parse_args()
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("data", type=Path, metavar="DATA", help="a folder with train/ and validation/, of a folder a class each")
+    add("--backbone", metavar="NAME", default="xception", help="(xception)")
+    add("--size", type=int, metavar="PX", default=150, help="of its input (150)")
+    add("--epochs", type=int, metavar="N", default=20, help="of both ways (20)")
+    add("--lr", type=float, metavar="X", default=3e-3, help="learning rate of both (3e-3)")
+    add("--tune", type=int, metavar="N", default=0, help="trials of a search that is timed as well (0)")
+    arguments = parser.read()
     if os.environ.get("LOUPE_USUAL_WAY"):
         usual_way(arguments)
         return
@@ -156,4 +159,4 @@ def usual_way(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -1,7 +1,9 @@
 """Measure what the gateway itself costs, beside the gateway of the usual tutorials, over a model of one multiplication.
 
-    python benchmarks/gateway.py                              # photograph-like pictures, made on the spot
-    python benchmarks/gateway.py --pictures clothing/train    # real ones; the large are these, enlarged, with grain
+    python benchmarks/gateway.py                           # made-up photographs
+    python benchmarks/gateway.py --pictures clothing/train # real ones
+
+The large ones of the real pictures are these, enlarged, with grain.
 
 Both gateways run under gunicorn with the same number of workers and threads, the tutorial's in gunicorn's own gthread
 (benchmarks/tutorial_gateway.py) over a float32 model; both models under loupe.modelserver. A client of another process

@@ -1,6 +1,6 @@
 """Check that the sample is an honest task: prints two accuracies on its testing pictures.
 
-    python benchmarks/sample.py              # needs models/tires/<version>/; draws data/tires if it is missing
+    python benchmarks/sample.py      # draws data/tires, if it is missing
 
 A logistic regression on 16×16 grey thumbnails sees light and dark but no crack: it must stay at or below 75 %, at the
 best of its settings. The sample model, read from its SavedModel, must reach 95 %.

@@ -1,15 +1,19 @@
 """Measure the model server against the bare loop: threads that do nothing but compute, in one process.
 
-    python benchmarks/server.py                                         # everything, half an hour; make bench-server
-    python benchmarks/server.py --only bare,grpc --callers 2 --precision float32 --rounds 8 --seconds 2
-    python benchmarks/server.py --only processor --flags=--tensorflow_inter_op_parallelism=1
+    python benchmarks/server.py      # half an hour; make bench-server
+    python benchmarks/server.py --only bare,grpc --callers 2 --rounds 8
+    python benchmarks/server.py --only processor \\
+        --flags=--tensorflow_inter_op_parallelism=1
 
 Callers ask again as soon as they are answered. Four ways to the same model, round by round in turns:
 
-    bare        a thread for each caller, with an infer request of its own and pixels in memory; in streams of all cores
-                and of one core each, by OpenVINO itself and (--tensorflow) by the tensorflow engine
-    grpc        loupe.modelserver, asked over gRPC by another process that sends bytes prepared before
-    gateway     the gateway in front of it: that process uploads JPEGs over connections that stay open
+    bare        a thread for each caller, with an infer request of its own and
+                pixels in memory; in streams of all cores and of one core each,
+                by OpenVINO itself and (--tensorflow) by the tensorflow engine
+    grpc        loupe.modelserver, asked over gRPC by another process that sends
+                bytes prepared before
+    gateway     the gateway in front of it: that process uploads JPEGs over
+                connections that stay open
 
 A ratio is the median of each round's, to that bare loop which is the fastest for so many callers: a machine is not as
 quick in one minute as in the next, and only what was measured side by side compares. Behind it is the middle half of
@@ -18,11 +22,13 @@ all callers' pictures take: each waiting time times its round's rate, by the cal
 
 The other parts:
 
-    processor   MobileNetV2: milliseconds of processor time a picture, and what is left without the bare loop's; the
-                engine in streams of one core, whose threads never wait for each other in a loop
+    processor   MobileNetV2: milliseconds of processor time a picture, and what
+                is left without the bare loop's; the engine in streams of one
+                core, whose threads never wait for each other in a loop
     wait        MobileNetV2: what a single caller waits
     memory      of the server at eight callers, by either engine
-    start       from the start of the process to the answer to the first Predict, for Xception and the sample model
+    start       from the start of the process to the answer to the first
+                Predict, for Xception and the sample model
 
 The weights are random. The server may answer as many calls at once as there are callers, and so may the gateway.
 """

@@ -1,11 +1,12 @@
 """Measure how far a finished run can be trusted: prints calibration, certain answers, and the answers to strangers.
 
-    python benchmarks/trust.py runs/clothing clothing/validation             # strangers are made on the spot
-    python benchmarks/trust.py runs/clothing clothing/validation --strangers photos/a photos/b
+    python benchmarks/trust.py runs/clothing clothing/test
+    python benchmarks/trust.py runs/clothing clothing/test --strangers food
 
-HELD_OUT holds a folder of pictures for each of the run's classes, of which none was in training: neither fitted the
-weights nor chose the state nor calibrated. The limit of familiarity is the card's; since it was set on few calibration
-pictures, its false alarms on HELD_OUT stand beside it, and the strangers found at exactly 5 % of these as well.
+Without --strangers they are made on the spot. HELD_OUT holds a folder of pictures for each of the run's classes, of
+which none was in training: neither fitted the weights nor chose the state nor calibrated. The limit of familiarity is
+the card's; since it was set on few calibration pictures, its false alarms on HELD_OUT stand beside it, and the
+strangers found at exactly 5 % of these as well.
 """
 
 from __future__ import annotations

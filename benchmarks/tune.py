@@ -1,9 +1,9 @@
 """Measure the search of the head on features that are already computed: prints seconds a trial and the share pruned.
 
-    python benchmarks/tune.py                # 30 trials on 2,608 × 2,048 made-up features of 10 classes
+    python benchmarks/tune.py      # 30 trials on 2,608 × 2,048 made-up features
     python benchmarks/tune.py --trials 100 --pictures 10000
 
-The made-up features are like a backbone's: not negative, and mostly common to all classes.
+There are 10 classes. The made-up features are like a backbone's: not negative, and mostly common to all classes.
 """
 
 from __future__ import annotations

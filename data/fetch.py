@@ -1,9 +1,9 @@
 """Fetch the pictures that a recipe was written for.
 
-    python data/fetch.py                         # which there are, how large, from where
-    python data/fetch.py flowers                 # → data/flowers/, laid out as the recipe wants it
-    python data/fetch.py cars --out DIR          # somewhere else
-    python data/fetch.py food --archive FILE     # unpack what was downloaded by hand
+    python data/fetch.py                       # which there are, how large
+    python data/fetch.py flowers               # → data/flowers/
+    python data/fetch.py cars --out DIR        # somewhere else
+    python data/fetch.py food --archive FILE   # downloaded by hand
 
 A download that broke off goes on where it stopped, and data/<name> is there whole or not at all. Kaggle's own need an
 account there: KAGGLE_USERNAME and KAGGLE_KEY, or ~/.kaggle/kaggle.json, or KAGGLE_API_TOKEN, as Kaggle gives them out.

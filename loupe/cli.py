@@ -1,6 +1,6 @@
 """Parse a script's flags, and run its main function with readable errors.
 
-    parser = Parser(__doc__)
+    parser = Parser(__doc__)                        # shown by --help, its paragraphs as wide as the terminal
     parser.add_argument("--port", …)
     arguments = parser.read()
     …
@@ -14,16 +14,25 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import NoReturn
 
 from loupe.errors import LoupeError, UserError
 
+WIDEST = 100  # columns; longer lines are hard to read
+NARROWEST = 20
+
 
 class Parser(argparse.ArgumentParser):
-    def __init__(self, doc: str | None) -> None:
-        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    """`usage` where there are too many flags to name them all in it, `prog` where it is no file that is run."""
+
+    def __init__(self, doc: str | None, usage: str | None = None, prog: str | None = None) -> None:
+        super().__init__(
+            prog, usage, fill(doc or ""), formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
 
     def read(self) -> argparse.Namespace:
         arguments, unknown = self.parse_known_args()
@@ -37,6 +46,18 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.rstrip('.?')}{'?' if message.endswith('?') else '.'} --help lists all flags.")
+
+
+def fill(doc: str) -> str:
+    """Wrap the paragraphs of a docstring to the terminal's width. One with indented lines, as commands are, stays."""
+    width = min(max(shutil.get_terminal_size().columns - 2, NARROWEST), WIDEST)  # 2: as argparse does
+    paragraphs = doc.strip().split("\n\n")
+    return "\n\n".join(
+        paragraph
+        if paragraph.startswith(" ") or "\n " in paragraph
+        else textwrap.fill(" ".join(paragraph.split()), width, break_long_words=False, break_on_hyphens=False)
+        for paragraph in paragraphs
+    )
 
 
 def plain(text: str, longest: int | None = None) -> str:

@@ -1,10 +1,12 @@
-"""Install into .venv what a target of the Makefile needs, and nothing more. Standard library only.
+"""Install into .venv what a target of the Makefile needs, and nothing more.
+Standard library only.
 
-    python3 tools/environment.py packages modelserver      # categories of Pipfile
-    python3 tools/environment.py --lock                    # write Pipfile.lock again
+    python3 tools/environment.py packages modelserver   # categories of Pipfile
+    python3 tools/environment.py --lock                 # write Pipfile.lock
 
-The file .venv/loupe.json remembers the Python, the lock file and the categories, so that a target that has nothing to
-install costs a few milliseconds.
+The file .venv/loupe.json remembers the Python, the lock file and the
+categories, so that a target that has nothing to install costs a few
+milliseconds.
 """
 
 from __future__ import annotations
@@ -36,9 +38,13 @@ WITH_TENSORFLOW = ("training", "export", "dev-packages", "gpu")  # tensorflow-se
 
 
 def main(wanted: list[str]) -> None:
+    if "--help" in wanted or "-h" in wanted:
+        print(f"{__doc__}\nCategories: {', '.join(CATEGORIES)}")
+        return
     _check_python()
     if wanted == ["--lock"]:
-        return lock()
+        lock()
+        return
     unknown = sorted(set(wanted) - set(CATEGORIES))
     if unknown or not wanted:
         fail(f"unknown category {unknown}; there are {', '.join(CATEGORIES)}")
@@ -47,7 +53,6 @@ def main(wanted: list[str]) -> None:
     missing = [category for category in wanted if category not in installed()]
     if missing:
         install(missing)
-    return None
 
 
 def installed() -> list[str]:

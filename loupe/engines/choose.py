@@ -16,12 +16,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
-from loupe.engines.engine import Engine, Opener, Options
-from loupe.engines.pieces import PiecewiseEngine
 from loupe.engines.refused import say
-from loupe.engines.savedmodel import SavedModel
 from loupe.errors import UserError
+
+if TYPE_CHECKING:  # these load numpy, and the flags need CHOICES alone
+    from loupe.engines.engine import Engine, Opener, Options
+    from loupe.engines.savedmodel import SavedModel
 
 INSTALL = {"openvino": "pipenv sync --categories modelserver", "tensorflow": "pipenv sync --categories training"}
 CHOICES = ("auto", *INSTALL)
@@ -47,5 +49,7 @@ def _open_first(names: Sequence[str], model: SavedModel, options: Options) -> En
 
 def _open(name: str, model: SavedModel, options: Options) -> Engine:
     """Open the model with one engine. The engine is imported here: most processes never need the other."""
+    from loupe.engines.pieces import PiecewiseEngine
+
     engine: Engine = import_module(f"loupe.engines.{name}_engine").open_model(model, options)
     return PiecewiseEngine(engine) if model.card else engine

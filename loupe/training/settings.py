@@ -22,6 +22,17 @@ TRANSFER = ("xception", "mobilenetv2", "resnet50", "inceptionv3", "efficientnetv
 PLAIN = ("cnn", "cnn-large")  # trained from scratch, every layer
 SMALLEST_SIZE = {"xception": 71, "inceptionv3": 75}  # px, the least side they can take; 32 for all others
 ALL = 1_000_000  # --fine-tune all
+# Under which headings --help shows the flags, in the order in which people need them.
+GROUPS = {
+    "data": "Where pictures and classes are found, and what is kept from training.",
+    "network": "What is trained, and from which weights.",
+    "training": "How the head is trained, or the whole of a plain network (cnn, cnn-large).",
+    "fine-tuning": "Afterwards, the backbone's last layers.",
+    "augmentation": "How pictures are varied at random in training. All off by default.",
+    "search": "Settings of the head, tried before it is trained.",
+    "evaluation": "When an answer is called certain.",
+    "where things go": "Names and folders.",
+}
 
 
 def _flag(default: Any, group: str, text: str, **options: Any) -> Any:
@@ -35,10 +46,10 @@ def _range(low: float, high: float, pair: bool = False) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Settings:
     name: str | None = _flag(
-        None, "run", "what the run and the model are called (DATA's name)", kind=str,
+        None, "where things go", "what the run and the model are called (DATA's name)", kind=str,
         pattern=r"[A-Za-z0-9][A-Za-z0-9_.-]*",
     )  # fmt: skip
-    seed: int = _flag(42, "run", "another seed, another start, split and order (42)", kind=int, **_range(0, 2**31))
+    seed: int = _flag(42, "training", "another seed, another start, split and order (42)", kind=int, **_range(0, 2**31))
 
     csv: str | None = _flag(None, "data", "a table of ids and labels (found in DATA: train.csv, …)", kind=str)
     images: str | None = _flag(None, "data", "where the table's pictures lie (found beside it)", kind=str)
@@ -51,7 +62,7 @@ class Settings:
         0.15, "data", "the same for testing; 0: none, validation measures (0.15)", kind=float, **_range(0, 0.5)
     )
 
-    backbone: str = _flag("xception", "network", "the network (xception)", kind=str, choices=TRANSFER + PLAIN)
+    backbone: str = _flag("xception", "network", "{choices} (xception)", kind=str, choices=TRANSFER + PLAIN)
     weights: str = _flag(
         "imagenet", "network", "imagenet (downloaded once), none, or a file or run to start from", kind=str
     )
@@ -72,10 +83,16 @@ class Settings:
     lr: float | None = _flag(
         None, "training", "highest learning rate (1e-4; plain: 3e-3)", kind=float, **_range(1e-9, 10)
     )
-    optimizer: str = _flag("adamw", "training", "(adamw)", kind=str, choices=("adam", "adamw", "sgd", "rmsprop"))
+    optimizer: str = _flag(
+        "adamw", "training", "{choices} (adamw)", kind=str, choices=("adam", "adamw", "sgd", "rmsprop")
+    )
     decay: float = _flag(1e-3, "training", "weight decay (1e-3)", kind=float, **_range(0, 1))
     schedule: str = _flag(
-        "cosine", "training", "how the rate falls (cosine)", kind=str, choices=("cosine", "constant", "plateau")
+        "cosine",
+        "training",
+        "how the rate falls: {choices} (cosine)",
+        kind=str,
+        choices=("cosine", "constant", "plateau"),
     )
     ema: float = _flag(0.0, "training", "momentum of averaged weights; 0: none (0)", kind=float, **_range(0, 0.9999))
     patience: int | None = _flag(
@@ -83,9 +100,11 @@ class Settings:
         **_range(1, 100_000),
     )  # fmt: skip
     class_weights: bool = _flag(False, "training", "weigh rare classes more", kind=bool)
-    label_smoothing: float = _flag(0.0, "training", "(0)", kind=float, **_range(0, 0.5))
+    label_smoothing: float = _flag(
+        0.0, "training", "share of each label spread over all classes (0)", kind=float, **_range(0, 0.5)
+    )
     precision: str = _flag(
-        "auto", "training", "auto: float16 on a GPU, else float32", kind=str,
+        "auto", "training", "{choices}; auto: float16 on a GPU, else float32 (auto)", kind=str,
         choices=("auto", "float32", "bfloat16", "float16"),
     )  # fmt: skip
 
@@ -93,11 +112,13 @@ class Settings:
         None, "fine-tuning", "last layers of the backbone trained after the head, or all (0; plain: all)", kind=int,
         **_range(0, ALL), words={"all": ALL},
     )  # fmt: skip
-    fine_tune_epochs: int = _flag(10, "fine-tuning", "(10)", kind=int, **_range(1, 100_000))
-    fine_tune_lr: float | None = _flag(None, "fine-tuning", "(a tenth of --lr)", kind=float, **_range(1e-9, 10))
+    fine_tune_epochs: int = _flag(10, "fine-tuning", "epochs of that (10)", kind=int, **_range(1, 100_000))
+    fine_tune_lr: float | None = _flag(
+        None, "fine-tuning", "its learning rate (a tenth of --lr)", kind=float, **_range(1e-9, 10)
+    )
 
     flip: str = _flag(
-        "none", "augmentation", "mirrored; both: and turned by quarters (none)", kind=str,
+        "none", "augmentation", "{choices}; both also turns by quarters (none)", kind=str,
         choices=("none", "horizontal", "both"),
     )  # fmt: skip
     rotation: float = _flag(0.0, "augmentation", "degrees either way (0)", kind=float, **_range(0, 180))
@@ -124,14 +145,20 @@ class Settings:
     )  # fmt: skip
 
     tune: int = _flag(
-        0, "tuning", "trials of learning rate, head, dropout and decay (0)", kind=int, **_range(0, 10_000)
+        0, "search", "trials of learning rate, head, dropout and decay (0)", kind=int, **_range(0, 10_000)
     )
-    tune_size: int | None = _flag(None, "tuning", "another --size to tune at, in pixels", kind=int, **_range(32, 1024))
+    tune_size: int | None = _flag(None, "search", "another --size to tune at, in pixels", kind=int, **_range(32, 1024))
 
     certain: float | None = _flag(
-        None, "trust", "precision wanted of answers called certain, such as 0.98", kind=float, **_range(0.5, 0.9999)
+        None,
+        "evaluation",
+        "precision wanted of answers called certain, such as 0.98",
+        kind=float,
+        **_range(0.5, 0.9999),
     )
-    cache_gb: float = _flag(8.0, "trust", "most that runs/.features may hold (8)", kind=float, **_range(0, 100_000))
+    cache_gb: float = _flag(
+        8.0, "where things go", "most that runs/.features may hold (8)", kind=float, **_range(0, 100_000)
+    )
 
     def having(self, changes: dict[str, Any]) -> Settings:
         """Return a copy with these values replaced; names with - or _. Raise a UserError that says what is wrong."""
@@ -241,21 +268,24 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for each setting, grouped. A flag that is not given sets nothing, so that a recipe's value stays."""
-    groups: dict[str, Any] = {}
+def add_flags(parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """Add a flag for each setting, and return the groups, by their headings. A flag that is not given sets nothing, so
+    that a recipe's value stays."""
+    groups = {name: parser.add_argument_group(name, text) for name, text in GROUPS.items()}
     for spec in fields(Settings):
         metadata = spec.metadata
-        group = groups.setdefault(metadata["group"], None) or parser.add_argument_group(metadata["group"])
-        groups[metadata["group"]] = group
+        add = groups[metadata["group"]].add_argument
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": metadata["help"]}
         if metadata["kind"] is bool:
-            group.add_argument(flag_of(spec.name), action=argparse.BooleanOptionalAction, **options)
+            add(flag_of(spec.name), action=argparse.BooleanOptionalAction, **options)
         elif metadata.get("pair"):
-            group.add_argument(flag_of(spec.name), nargs=2, metavar=("LOW", "HIGH"), **options)
+            add(flag_of(spec.name), nargs=2, metavar=("LOW", "HIGH"), **options)
+        elif "choices" in metadata:
+            options["help"] = metadata["help"].format(choices=", ".join(metadata["choices"]))
+            add(flag_of(spec.name), metavar="NAME", **options)
         else:
-            metavar = "|".join(metadata["choices"]) if "choices" in metadata else _METAVARS[metadata["kind"]]
-            group.add_argument(flag_of(spec.name), metavar=metavar, **options)
+            add(flag_of(spec.name), metavar=_METAVARS[metadata["kind"]], **options)
+    return groups
 
 
 def check(settings: Settings) -> None:

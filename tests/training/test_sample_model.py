@@ -29,7 +29,8 @@ def test_training_from_nothing_gives_a_model_as_accurate_as_the_committed_one(tm
     for name in ("train.py", "loupe", "benchmarks"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "tires.py").symlink_to(ROOT / "data" / "tires.py")
+    for name in ("tires.py", "tire_picture.py"):
+        (tmp_path / "data" / name).symlink_to(ROOT / "data" / name)
     trained = run(tmp_path, "train.py")
     assert "published          models/tires/1" in trained
     made = Card.read(tmp_path / "models" / "tires" / "1" / "assets.extra" / "card.json")

@@ -16,18 +16,14 @@ import hashlib
 import hmac
 import logging
 import re
-import secrets
-import sys
 import threading
 import time
 from pathlib import Path
 
-from loupe.cli import Parser
 from loupe.errors import UserError
 
 MAX_BYTES = 1 << 20  # of the file
 CHECK_SECONDS = 1.0  # between two looks at the file, at least
-PREFIX = "loupe_"  # so that scanners find keys that were committed by mistake
 
 _LINE = re.compile(r"([\w.-]{1,64}):([0-9a-fA-F]{64})", re.ASCII)
 _log = logging.getLogger(__name__)
@@ -142,14 +138,3 @@ def _parse(text: str, path: Path) -> Entries:
             raise UserError(f"LOUPE_API_KEYS: line {number} of {path} is not name:hash, the hash a SHA-256 in hex.")
         entries.append((match[2].lower().encode(), match[1]))
     return entries
-
-
-def main() -> None:
-    parser = Parser(__doc__)
-    parser.add_argument("name", help="whose key it is; letters, digits, dots, dashes and underscores")
-    name = parser.read().name
-    if not re.fullmatch(r"[\w.-]{1,64}", name, re.ASCII):
-        raise UserError(f"A key's name is 1 to 64 letters, digits, dots, dashes and underscores: not {name!r}.")
-    key = PREFIX + secrets.token_urlsafe(32)
-    print(f"the key, shown this once: {key}\nthe line for the file:", file=sys.stderr, flush=True)
-    print(f"{name}:{digest_of(key)}")
