@@ -72,7 +72,7 @@ def main() -> int:
 
 
 def arguments() -> argparse.Namespace:
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, usage="%(prog)s [PICTURE …] [flags]")
     parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="a file, folder, glob or address; - for a list")
     # Which model.
     add = parser.add_argument_group("the model", "On this machine, or at a server.").add_argument

@@ -39,7 +39,7 @@ WITH_TENSORFLOW = ("training", "export", "dev-packages", "gpu")  # tensorflow-se
 
 def main(wanted: list[str]) -> None:
     if "--help" in wanted or "-h" in wanted:
-        print(f"{__doc__}\nCategories: {', '.join(CATEGORIES)}")
+        print(f"{__doc__}\nCategories:\n    {' '.join(CATEGORIES)}")
         return
     _check_python()
     if wanted == ["--lock"]:
