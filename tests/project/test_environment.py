@@ -94,7 +94,7 @@ def test_a_half_made_venv_is_made_again_even_by_its_own_python(project: Path) ->
 def test_an_unknown_category_is_refused(project: Path) -> None:
     done = set_up(project, "pakages")
     assert done.returncode == 2
-    assert "packages, modelserver, training, export, dev-packages" in done.stderr
+    assert "packages, client, modelserver, training, export, dev-packages" in done.stderr
 
 
 def test_make_says_when_there_is_no_such_python(project: Path) -> None:
