@@ -3,6 +3,7 @@ import { keyHeader } from "./key.js";
 import { unsaid } from "./words.js";
 
 const LONGEST = 120_000; // ms that one answer may take: the gateway gives up much earlier
+const MOST_BYTES = Number(document.body.dataset.maxBytes); // of one request
 
 export class Problem extends Error {
   constructor(message, { status = 0, retryAfter = 0, gone = false } = {}) {
@@ -21,6 +22,8 @@ export function correct(picture, label) {
 }
 
 async function ask(address, picture, signal) {
+  const size = picture.file?.size ?? 0;
+  if (size > MOST_BYTES) throw new Problem(`The picture has ${megabytes(size)}, and at most ${megabytes(MOST_BYTES)} are taken; send a smaller one.`);
   let response, text;
   try {
     const limit = AbortSignal.timeout(LONGEST);
@@ -43,6 +46,8 @@ function bodyOf(picture) {
   body.append("file", picture.file, picture.name.split("/").pop());
   return { headers: keyHeader(), body };
 }
+
+const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 
 // Of something in between, such as nginx, the text is no JSON.
 function parse(text) {
