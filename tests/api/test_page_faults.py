@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, expect
 from tests.support.browsers import opened
 from tests.support.gateways import Gateway, gateway
 from tests.support.pictures import encoded, picture
-from tests.support.servers import ROOT, ModelServer, model_server
+from tests.support.servers import ROOT, ModelServer, model_server, until
 
 SAMPLES = ROOT / "data" / "samples"
 CRACKED, NORMAL = SAMPLES / "cracked-1.jpg", SAMPLES / "normal-1.jpg"
@@ -119,7 +119,7 @@ def test_an_answer_of_something_in_between_is_told_as_what_it_is(page: Page, sta
 
 def test_without_a_network_nothing_is_lost_and_it_goes_on_by_itself(page: Page, tmp_path: Path) -> None:
     page.set_input_files("#file", pictures(tmp_path, 40))
-    page.wait_for_function("document.querySelectorAll('#list > .answered').length >= 5")
+    until(lambda: page.locator("#list > .answered").count() >= 5, "the first answers")
     page.context.set_offline(True)
     expect(page.locator("#problem")).to_contain_text("The network is gone. What is answered is kept, the rest waits.")
     rows = page.locator("#list > .answered").count()
@@ -201,7 +201,7 @@ def test_two_hundred_pictures_at_once_are_answered_a_few_at_a_time_and_stay_smal
     expect(page.locator(".preview[src]")).to_have_count(200)
     assert 1 <= page.evaluate("busiest") <= 3
     longest = "Math.max(...[...document.querySelectorAll('.preview')].map(image => image.naturalWidth))"
-    page.wait_for_function(f"{longest} === 640")
+    until(lambda: page.evaluate(longest) == 640, "the last preview")
     session = page.context.new_cdp_session(page)
     session.send("HeapProfiler.collectGarbage")
     session.send("Performance.enable")
@@ -214,7 +214,9 @@ def test_more_than_the_list_holds_is_named_and_left_out(page: Page, server: Mode
     path = pictures(tmp_path, 1)[0]
     with stopped(server):
         page.set_input_files("#file", [path] * 1003)
-        expect(page.locator("#problem")).to_contain_text("The list holds 1,000 pictures, so 3 pictures had no room on it.")
+        expect(page.locator("#problem")).to_contain_text(
+            "The list holds 1,000 pictures, so 3 pictures had no room on it."
+        )
         page.click("#cancel-all")
         cards(page, "cancelled", 1000)
         page.click("#clear")
