@@ -6,6 +6,7 @@ import csv
 import io
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -155,19 +156,17 @@ def test_a_gateway_that_goes_away_is_waited_for(server: ModelServer, chromium: B
 
 
 def test_a_busy_gateway_is_asked_again_when_it_said_so(server: ModelServer, chromium: Browser, tmp_path: Path) -> None:
-    busy = gateway(f"localhost:{server.port}", LOUPE_THREADS="1", LOUPE_QUEUE="0")
-    with busy as here, opened(chromium, f"http://127.0.0.1:{here.port}/") as page:
-        refused: list[str | None] = []
-        page.on(
-            "response",
-            lambda answer: refused.append(answer.header_value("retry-after")) if answer.status == 503 else None,
-        )
+    small = gateway(f"localhost:{server.port}", LOUPE_THREADS="2", LOUPE_QUEUE="4")  # a browser's connections, no more
+    with small as here, opened(chromium, f"http://127.0.0.1:{here.port}/") as page, ThreadPoolExecutor(8) as others:
+        waits: list[str | None] = []
+        page.on("response", lambda it: waits.append(it.headers.get("retry-after")) if it.status == 503 else None)
         with stopped(server):
+            calls = [others.submit(here.post, "/predict", encoded()) for _ in range(8)]
+            until(lambda: sum(call.done() for call in calls) == 2, "two of them to be refused")
             page.set_input_files("#file", pictures(tmp_path, 6))
-            expect(page.locator(".asking .state", has_text="Asked again in 1 s")).to_have_count(2)
+            expect(page.locator(".asking .state", has_text="Asked again in 1 s")).to_have_count(3)
         cards(page, "answered", 6)
-        assert refused
-        assert set(refused) == {"1"}
+        assert set(waits) == {"1"}
 
 
 def test_one_picture_or_all_can_be_cancelled_and_asked_for_again(
