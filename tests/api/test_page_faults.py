@@ -190,7 +190,10 @@ def test_one_picture_or_all_can_be_cancelled_and_asked_for_again(
 def test_two_hundred_pictures_at_once_are_answered_a_few_at_a_time_and_stay_small(page: Page, tmp_path: Path) -> None:
     page.evaluate(
         "globalThis.busiest = 0; globalThis.open = 0; const send = fetch;"
-        "globalThis.fetch = (...all) => { busiest = Math.max(busiest, ++open); return send(...all).finally(() => open--); }"
+        "globalThis.fetch = (...all) => {"
+        "  busiest = Math.max(busiest, ++open);"
+        "  return send(...all).finally(() => open--);"
+        "}"
     )
     files = pictures(tmp_path, 198)
     for name in ("large-1.jpg", "large-2.jpg"):
