@@ -58,7 +58,7 @@ class LabelRow(NamedTuple):
 
 
 class Cell(NamedTuple):
-    count: int
+    pictures: int
     css: str
     title: str
 
@@ -71,7 +71,7 @@ class Point(NamedTuple):
     radius: float
     confidence: float
     accuracy: float
-    count: int
+    pictures: int
 
 
 def wants_page() -> bool:

@@ -142,7 +142,7 @@ def test_a_card_tells_times_model_and_version_and_its_heat_map_has_a_slider(page
     expect(card.locator(".about")).to_contain_text("tires, version 1 · ")
     expect(card.locator(".about")).to_contain_text("ms in the model")
     expect(card.locator(".scores li")).to_have_count(2)
-    expect(card.locator(".heat")).to_have_css("opacity", "1")
+    expect(card.locator(".heat")).to_have_css("opacity", "0.7")
     card.locator("input[type=range]").fill("25")
     for heat in page.locator(".heat").all():
         expect(heat).to_have_css("opacity", "0.25")

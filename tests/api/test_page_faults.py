@@ -148,7 +148,7 @@ def test_a_gateway_that_goes_away_is_waited_for(server: ModelServer, chromium: B
     cards(page, "waiting", 4)
     page.click("#go-on")
     expect(page.locator("#problem")).to_contain_text("The gateway does not answer")
-    with gateway(f"localhost:{server.port}", port=port):
+    with gateway(f"localhost:{server.port}", LOUPE_PORT=str(port)):
         page.click("#go-on")
         cards(page, "answered", 5)
         expect(page.locator("#problem")).to_be_hidden()

@@ -76,8 +76,8 @@ class Gateway:
 
 
 @contextmanager
-def gateway(target: str, model: str = "tires", port: int = 0, **settings: str) -> Iterator[Gateway]:
-    port = port or free_port()
+def gateway(target: str, model: str = "tires", **settings: str) -> Iterator[Gateway]:
+    port = int(settings.get("LOUPE_PORT") or free_port())
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("LOUPE_")}
     environment = {
         **inherited, "TF_SERVING_HOST": target, "MODEL_NAME": model, "LOUPE_PORT": str(port), **settings

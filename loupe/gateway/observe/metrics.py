@@ -87,7 +87,7 @@ def recent(version: int) -> Recent:
             return Recent(*_own.of(version), all_workers=False)
     from prometheus_client.multiprocess import MultiProcessCollector
 
-    files = MultiProcessCollector(None)  # type: ignore[no-untyped-call]
+    files: Any = MultiProcessCollector(None)  # type: ignore[no-untyped-call]
     counts = _drift_counts({metric.name: metric for metric in files.collect()}).get(str(version), {})
     return Recent(counts.get(WINDOW, {}), counts.get(TRAINING, {}), all_workers=True)
 

@@ -13,7 +13,7 @@ export class Visit {
   #pictures = [];
   #actions;
   #numbered = 0;
-  #heat = 100;
+  #heat = 0;
   #summing = 0; // timers
   #speaking = 0;
   #text = "";
@@ -25,6 +25,7 @@ export class Visit {
       cancel: (picture) => cancel([picture]),
       corrected: () => {},
     };
+    this.#setHeat(70);
     $("cancel-all").addEventListener("click", () => { cancel(this.#in(...OPEN)); $("visit-title").focus(); });
     $("again-all").addEventListener("click", () => { again(this.#in("failed", "cancelled")); $("visit-title").focus(); });
     $("clear").addEventListener("click", () => { cancel(this.#in(...OPEN)); this.#clear(); $("file").focus(); });
