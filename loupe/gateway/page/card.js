@@ -16,8 +16,8 @@ export function makeCard(picture, { again, cancel, corrected }) {
   $("article").setAttribute("aria-labelledby", heading.id);
   for (const control of item.querySelectorAll("button, summary, input")) control.setAttribute("aria-describedby", heading.id);
   $("figcaption").textContent = picture.url ? "A picture given by its address is not shown: this page asks no other server." : "";
-  $(".again").addEventListener("click", () => { again(picture); $(".cancel").focus(); });
-  $(".cancel").addEventListener("click", () => { cancel(picture); $(".again").focus(); });
+  $(".again").addEventListener("click", () => again(picture));
+  $(".cancel").addEventListener("click", () => cancel(picture));
   $(".all").addEventListener("click", () => { showScores(item, picture, Infinity); focusOn($(".scores")); });
   $(".call").addEventListener("toggle", () => fillOnce($(".call"), () => fillCall($(".call"), picture)));
   $(".correct").addEventListener("toggle", () => fillOnce($(".correct"), () => fillCorrection($(".correct"), picture, corrected)));
@@ -36,12 +36,14 @@ export function showPreview(item, url, name) {
 export function showState(item, picture) {
   const $ = (selector) => item.querySelector(selector);
   const isAnswered = picture.state === "answered";
+  const hasFocus = $(".ways").contains(document.activeElement);
   item.className = `card ${picture.state}`;
   $(".state").textContent = picture.note || STATES[picture.state];
   $(".cancel").hidden = !["waiting", "asking"].includes(picture.state);
   $(".again").hidden = !["failed", "cancelled"].includes(picture.state);
   $(".call").hidden = false;
   if (isAnswered) showAnswer(item, picture);
+  if (hasFocus) focusOn($(".ways button:not([hidden])") ?? $("h3"));
 }
 
 function showAnswer(item, picture) {
@@ -99,6 +101,6 @@ function fillOnce(details, fill) {
 
 // A button that goes away when it is pressed hands its focus on.
 function focusOn(element) {
-  element.tabIndex = -1;
+  if (element.tabIndex < 0) element.tabIndex = -1; // what is no control can be reached by script alone
   element.focus();
 }
