@@ -383,7 +383,7 @@ def test_a_correction_that_was_kept_before_or_is_refused_says_so(page: Page) -> 
     await_answers(page, 1)
     page.click("text=Wrong? It is …")
     page.click(".correct button")
-    expect(page.locator(".correct p")).to_contain_text("kept as normal before")
+    expect(page.locator(".correct p")).to_have_text("This picture was corrected before. Thank you.")
     page.unroute("**/feedback*")
     offering_corrections(page, {"detail": "There is no room for more corrections."}, status=507)
     page.set_input_files("#file", CRACKED)

@@ -20,7 +20,7 @@ export function fillCorrection(details, picture, done) {
     try {
       const { kept, label } = await correct(picture, choice.value);
       picture.corrected = label;
-      says.textContent = kept ? `Kept as ${label}. Thank you.` : `It was kept as ${label} before. Thank you.`;
+      says.textContent = kept ? `Kept as ${label}. Thank you.` : "This picture was corrected before. Thank you.";
       done();
     } catch (problem) {
       says.textContent = problem.message;
