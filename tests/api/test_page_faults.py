@@ -123,6 +123,7 @@ def test_without_a_network_nothing_is_lost_and_it_goes_on_by_itself(page: Page, 
     until(lambda: page.locator("#list > .answered").count() >= 5, "the first answers")
     page.context.set_offline(True)
     expect(page.locator("#problem")).to_contain_text("The network is gone. What is answered is kept, the rest waits.")
+    cards(page, "asking", 0)
     rows = page.locator("#list > .answered").count()
     assert 5 <= rows < 40
     cards(page, "failed", 0)

@@ -6,8 +6,8 @@ import { certainty, percent, times } from "./words.js";
 const FEW = 3; // labels shown at first
 const STATES = { waiting: "Waits for its turn.", asking: "Is asked for …", cancelled: "Cancelled.", answered: "" };
 
-// Make the card of `picture`. again, cancel and corrected are called when its buttons are pressed.
-export function makeCard(picture, { again, cancel, corrected }) {
+// Make the card of `picture`. again(picture) and cancel(picture) are called when its buttons are pressed.
+export function makeCard(picture, { again, cancel }) {
   const item = document.getElementById("card").content.firstElementChild.cloneNode(true);
   const $ = (selector) => item.querySelector(selector);
   const heading = $("h3");
@@ -20,7 +20,7 @@ export function makeCard(picture, { again, cancel, corrected }) {
   $(".cancel").addEventListener("click", () => cancel(picture));
   $(".all").addEventListener("click", () => { showScores(item, picture, Infinity); focusOn($(".scores")); });
   $(".call").addEventListener("toggle", () => fillOnce($(".call"), () => fillCall($(".call"), picture)));
-  $(".correct").addEventListener("toggle", () => fillOnce($(".correct"), () => fillCorrection($(".correct"), picture, corrected)));
+  $(".correct").addEventListener("toggle", () => fillOnce($(".correct"), () => fillCorrection($(".correct"), picture)));
   return item;
 }
 

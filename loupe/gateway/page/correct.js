@@ -3,8 +3,8 @@ import { correct } from "./ask.js";
 
 export const isOffered = () => document.getElementById("feedback") !== null;
 
-// Fill the part of a card, once it is opened. Call `done` when the correction is kept.
-export function fillCorrection(details, picture, done) {
+// Fill the part of a card that corrects it, once it is opened.
+export function fillCorrection(details, picture) {
   const choice = document.createElement("select");
   choice.setAttribute("aria-label", `What ${picture.name} is`);
   const labels = Object.keys(picture.answer.scores).filter((label) => label !== picture.answer.label);
@@ -21,7 +21,6 @@ export function fillCorrection(details, picture, done) {
       const { kept, label } = await correct(picture, choice.value);
       picture.corrected = label;
       says.textContent = kept ? `Kept as ${label}. Thank you.` : "This picture was corrected before. Thank you.";
-      done();
     } catch (problem) {
       says.textContent = problem.message;
     }

@@ -20,11 +20,7 @@ export class Visit {
 
   // again(pictures) and cancel(pictures) are called when a button is pressed
   constructor({ again, cancel }) {
-    this.#actions = {
-      again: (picture) => again([picture]),
-      cancel: (picture) => cancel([picture]),
-      corrected: () => {},
-    };
+    this.#actions = { again: (picture) => again([picture]), cancel: (picture) => cancel([picture]) };
     this.#setHeat(70);
     $("cancel-all").addEventListener("click", () => { cancel(this.#in(...OPEN)); $("visit-title").focus(); });
     $("again-all").addEventListener("click", () => { again(this.#in("failed", "cancelled")); $("visit-title").focus(); });

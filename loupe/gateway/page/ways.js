@@ -20,17 +20,17 @@ export function listenForPictures(take) {
   $("folder-way").hidden = isPhone || !("webkitdirectory" in HTMLInputElement.prototype);
 
   // Dropped: files, folders, or a picture of another page, of which there is an address only.
-  const isFormer = (event) => event.dataTransfer?.types.some((type) => ["Files", "text/uri-list"].includes(type));
+  const bringsPictures = (event) => event.dataTransfer?.types.some((type) => ["Files", "text/uri-list"].includes(type));
   for (const type of ["dragenter", "dragover"]) {
     document.addEventListener(type, (event) => {
-      if (!isFormer(event)) return;
+      if (!bringsPictures(event)) return;
       event.preventDefault();
       $("drop").classList.add("over");
     });
   }
   for (const type of ["dragleave", "drop"]) document.addEventListener(type, () => $("drop").classList.remove("over"));
   document.addEventListener("drop", (event) => {
-    if (!isFormer(event)) return;
+    if (!bringsPictures(event)) return;
     event.preventDefault();
     takeTransfer(event.dataTransfer, take);
   });
