@@ -20,6 +20,9 @@ from loupe.images.decode import FIT, RESIZE
 
 FORMAT = 1  # of the card's JSON
 LARGEST = 4096  # px, for a side of the input
+MAX_CONFUSION = 40  # labels up to which a card holds its confusion matrix: a gateway asks for the card each second
+MAX_BINS = 100  # of confidence, in its reliability
+MAX_COUNT = 10**12  # pictures
 
 
 def check_name(name: str) -> None:
@@ -60,6 +63,7 @@ class Card:
         for limit in (self.certain_at, self.unfamiliar_below, self.metrics.get("accuracy")):
             if limit is not None and not 0 <= limit <= 1:
                 raise UserError(f"A card's limits and its accuracy must be from 0 to 1, not {limit}.")
+        self._check_measured()
 
     def _check_types(self) -> None:
         """Refuse values of a wrong type: people edit card files."""
@@ -81,6 +85,27 @@ class Card:
             if not isinstance(value, types) or (isinstance(value, bool) and types != (bool,)):
                 wanted = " or ".join(_TYPE_NAMES[each] for each in types if each is not int)
                 raise UserError(f"A card's {entry} must be {wanted}, not {value!r}.")
+
+    def _check_measured(self) -> None:
+        """Refuse tables of another size or with other numbers than they are drawn from."""
+        labels, confusion, bins = len(self.labels), self.metrics.get("confusion"), self.metrics.get("reliability")
+        if confusion is not None and not (
+            labels <= MAX_CONFUSION
+            and _is_list(confusion, labels)
+            and all(_is_list(row, labels) and all(map(_is_count, row)) for row in confusion)
+        ):
+            raise UserError(
+                f"A card's confusion must be {labels} rows of {labels} counts, one a label, and left out above "
+                f"{MAX_CONFUSION} labels."
+            )
+        if bins is not None and not (
+            isinstance(bins, list)
+            and len(bins) <= MAX_BINS
+            and all(_is_list(bin_, 3) and all(map(_is_share, bin_[:2])) and _is_count(bin_[2]) for bin_ in bins)
+        ):
+            raise UserError(
+                f"A card's reliability must be a list of at most {MAX_BINS} bins, each [confidence, accuracy, count]."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -143,6 +168,18 @@ _TYPE_NAMES = {str: "a text", dict: "an object", float: "a number", bool: "true 
 
 def _entry(mapping: Any, key: str, default: Any) -> Any:
     return mapping.get(key, default) if isinstance(mapping, dict) else default
+
+
+def _is_list(value: Any, length: int) -> bool:
+    return isinstance(value, list) and len(value) == length
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 _OPTIONAL = (

@@ -14,11 +14,21 @@ from typing import Any
 from flask import Flask, Response, render_template, request, send_from_directory
 from werkzeug.exceptions import HTTPException
 
-from loupe.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, Problem, Stopping, without_traceback
+from loupe.errors import (
+    BadRequest,
+    InternalError,
+    MethodNotAllowed,
+    ModelError,
+    NotFound,
+    Problem,
+    Stopping,
+    without_traceback,
+)
 from loupe.gateway.access.guard import add_access_checks
 from loupe.gateway.docs.page import add_docs
 from loupe.gateway.model.client import ModelClient
 from loupe.gateway.model.readiness import Readiness
+from loupe.gateway.model_page import Told, model_page, problem_page, wants_page
 from loupe.gateway.observe import metrics, recorder, tracing
 from loupe.gateway.observe.record import current_entry, stopping
 from loupe.gateway.predictions import Batch
@@ -49,9 +59,10 @@ def create_app(settings: Settings) -> Flask:
     tracing.start()
     _add_recording(app, settings)
     _add_health(app, model, settings)
+    _add_model(app, model, settings)
     _add_page(app, settings)
     add_docs(app, settings, sorted(path.name for path in SAMPLES.glob("*.jpg")))
-    _add_errors(app)
+    _add_errors(app, settings)
     add_access_checks(app, settings)
 
     @app.post("/predict")
@@ -154,24 +165,49 @@ def _add_health(app: Flask, model: ModelClient, settings: Settings) -> None:
             raise Stopping("This gateway was told to stop; ask another.")
         return _json_response({"status": "ready", "model": {"name": settings.model, "version": readiness.version()}})
 
+
+def _add_model(app: Flask, model: ModelClient, settings: Settings) -> None:
     @app.get("/model")
     def card() -> Response:
+        """Answer the card: a page for browsers, JSON for all others."""
         version, model_card = model.card()
-        return _json_response({**model_card.to_dict(), "version": version})
+        if not wants_page():
+            return _json_response({**model_card.to_dict(), "version": version})
+        told = Told(version, model_card, versions(), metrics.recent(version))
+        return Response(model_page(settings, told), content_type="text/html; charset=utf-8")
+
+    def versions() -> list[tuple[int, str]] | None:
+        try:
+            return model.versions()
+        except ModelError:  # it gave its card, so the page is worth showing without them
+            return None
+
+    @app.after_request
+    def add_vary(response: Response) -> Response:
+        if request.endpoint == "card":
+            response.vary.add("Accept")
+        return response
 
 
 def _add_page(app: Flask, settings: Settings) -> None:
     @app.get("/")
     def page() -> str:
         samples = sorted(path.name for path in SAMPLES.glob("*.jpg")) if settings.model == SAMPLES_MODEL else []
-        return render_template("index.html", samples=samples, model=settings.model, keys=bool(settings.api_keys))
+        return render_template(
+            "index.html",
+            samples=samples,
+            model=settings.model,
+            keys=bool(settings.api_keys),
+            max_bytes=settings.max_bytes,
+            feedback=bool(getattr(settings, "feedback_dir", "")),
+        )
 
     @app.get("/samples/<name>")
     def sample(name: str) -> Response:
         return send_from_directory(SAMPLES, name)
 
 
-def _add_errors(app: Flask) -> None:
+def _add_errors(app: Flask, settings: Settings) -> None:
     # The gateway's own problems.
     @app.errorhandler(Problem)
     def answer_problem(problem: Problem) -> Response:
@@ -181,6 +217,9 @@ def _add_errors(app: Flask) -> None:
         response = _json_response(body)
         response.status_code = status
         response.headers.update(headers)
+        if request.endpoint == "card" and wants_page():
+            response.set_data(problem_page(settings, problem))
+            response.content_type = "text/html; charset=utf-8"
         return response
 
     # Flask's and Werkzeug's errors.

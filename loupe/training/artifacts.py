@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from loupe.card import Card
+from loupe.card import MAX_CONFUSION, Card
 from loupe.errors import ImageError, UserError
 from loupe.gradcam import heatmaps
 from loupe.images.api import decode
@@ -27,7 +27,7 @@ from loupe.training.data.label_errors import describe, label_errors, out_of_fold
 from loupe.training.data.names import printable, printable_path
 from loupe.training.evaluate import heldout
 from loupe.training.evaluate.evaluate import BATCH, Result
-from loupe.training.evaluate.metrics import softmax
+from loupe.training.evaluate.metrics import Evaluation, confidence_bins, merge_bins, softmax
 from loupe.training.pipeline import Pipeline, backbone_of
 from loupe.training.report import render
 from loupe.training.report.story import Story
@@ -120,6 +120,7 @@ def card(name: str, pipeline: Pipeline, result: Result) -> Card:
             "images": images,
             "accuracy": result.metrics["accuracy"],
             "ece": result.metrics["ece"],
+            **_measured(data, result),
         },
         training={
             "images": data.counts(data.train),
@@ -128,6 +129,17 @@ def card(name: str, pipeline: Pipeline, result: Result) -> Card:
             "tensorflow": version("tensorflow"),
         },
     )
+
+
+def _measured(data: Dataset, result: Result) -> dict[str, Any]:
+    """Return what the card's two pictures are drawn from: which labels were given to which, and whether as many
+    answers were right as their confidence says."""
+    evaluation = Evaluation.of(result.predictions, data)
+    bins = merge_bins(confidence_bins(evaluation.confidence, evaluation.right), max(5, len(evaluation.rows) // 50))
+    reliability = [[round(each.confidence, 4), round(each.accuracy, 4), each.count] for each in bins]
+    if len(data.labels) > MAX_CONFUSION:
+        return {"reliability": reliability}
+    return {"confusion": evaluation.confusion.tolist(), "reliability": reliability}
 
 
 def suspected_labels(pipeline: Pipeline) -> list[tuple[int, int, float]]:

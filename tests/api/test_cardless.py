@@ -165,6 +165,10 @@ def test_what_is_known_of_it_is_told(logits_here: Gateway) -> None:
         "resize": "nearest", "fit": "stretch", "preprocess": "xception",
     }  # fmt: skip
     assert (known["output"], known["heatmap"], known["certain_at"]) == ("dense_7", False, None)
+    shown = logits_here.get("/model", Accept="text/html").body.decode()
+    assert "This model has no card: Loupe did not make it." in shown
+    assert "<bdi>bee</bdi>" in shown
+    assert "certain from" not in shown
 
 
 # ------------------------------------------------------------------------------------------------------- refused

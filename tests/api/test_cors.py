@@ -93,6 +93,6 @@ def test_every_answer_of_the_application_and_of_its_front_is_kept_out_of_frames(
         headers = answer.headers
         assert headers["X-Frame-Options"] == "DENY"
         assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
-        assert "camera=()" in headers["Permissions-Policy"]
+        assert "camera=(self)" in headers["Permissions-Policy"]
         assert headers["Cross-Origin-Opener-Policy"] == headers["Cross-Origin-Resource-Policy"] == "same-origin"
         assert (headers["X-Content-Type-Options"], headers["Referrer-Policy"]) == ("nosniff", "no-referrer")

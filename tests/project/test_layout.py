@@ -36,9 +36,10 @@ SHARED = """
     tfrecord        files
 """
 GATEWAY = """
-    app             access docs model observe predictions problems request settings
+    app             access docs model model_page observe predictions problems request settings
     keys            access
     predictions     model request settings
+    model_page      observe settings
     door            observe problems settings
     docs            problems request settings
     access          observe settings

@@ -2,6 +2,7 @@
 
 servers: a model server as a process, free ports, waiting until something happens
 gateways: a gateway under gunicorn, and an internet of one function
+browsers: a page in a real Chromium, held to what every page promises; axe
 backends: a gRPC server in place of the model, that misbehaves as it is told
 models, networks: SavedModels and Keras networks made in seconds
 pictures, shapes, problems: pictures, drawn classes, and data sets in the layouts of known problems

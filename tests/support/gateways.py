@@ -77,7 +77,7 @@ class Gateway:
 
 @contextmanager
 def gateway(target: str, model: str = "tires", **settings: str) -> Iterator[Gateway]:
-    port = free_port()
+    port = int(settings.get("LOUPE_PORT") or free_port())
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("LOUPE_")}
     environment = {
         **inherited, "TF_SERVING_HOST": target, "MODEL_NAME": model, "LOUPE_PORT": str(port), **settings

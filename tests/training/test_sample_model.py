@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from loupe import checksums
 from loupe.card import Card
 from tests.support.servers import ROOT
 
@@ -21,6 +23,17 @@ def test_the_sample_model_is_small_and_says_it_is_accurate() -> None:
     card = Card.read(SAMPLE / "assets.extra" / "card.json")
     assert card.labels == ("cracked", "normal")
     assert card.metrics["accuracy"] >= 0.95
+    (cracked, missed), (false_alarms, normal) = card.metrics["confusion"]
+    assert cracked + missed == false_alarms + normal == 60
+    assert (cracked + normal) / 120 == card.metrics["accuracy"]
+    assert sum(count for *_, count in card.metrics["reliability"]) == 120
+
+
+def test_the_card_beside_the_sample_model_is_the_one_inside_it_and_the_checksum_is_right() -> None:
+    card = (SAMPLE / "assets.extra" / "card.json").read_bytes()
+    graph = (SAMPLE / "saved_model.pb").read_bytes()
+    assert graph.count(card) == 1
+    assert checksums.read(SAMPLE / "assets.extra")["../saved_model.pb"] == hashlib.sha256(graph).hexdigest()
 
 
 @pytest.mark.slow  # two minutes; the recipe tires goes the same way in the daily run

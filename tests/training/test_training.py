@@ -201,6 +201,8 @@ def test_a_folder_becomes_a_run_with_everything_that_tells_of_it(undisturbed: Pa
     assert (card.name, card.labels, card.height, card.width) == ("mine", ("blue", "red"), 32, 32)
     assert card.metrics["accuracy"] == metrics["accuracy"]
     assert card.training["images"] == metrics["images"]["train"]
+    assert card.metrics["confusion"] == metrics["confusion"]
+    assert sum(count for *_, count in card.metrics["reliability"]) == 8
     assert sum(map(sum, metrics["confusion"])) == sum(metrics["images"]["test"].values()) == 8
     assert len(history(run)) == EPOCHS
 

@@ -110,13 +110,7 @@ def _paths(settings: Settings, samples: Sequence[str], keys: bool) -> Object:
     # The addresses.
     paths = {
         "/predict": {"post": _post_predict(settings, predict_problems, keys)},
-        "/model": {
-            "get": _get(
-                "model", "What the model says of itself", _json_answer("Its card", "CardAnswer"),
-                (*COMMON, *model_problems, *key_problems),
-                "Its labels, the size of picture it takes, what it was trained on and how well it did.",
-            )
-        },
+        "/model": {"get": _get_model((*COMMON, *model_problems, *key_problems))},
         "/healthz": {
             "get": _get(
                 "healthz", "Is this process alive?", _json_answer("It is", "Alive"), COMMON,
@@ -217,6 +211,20 @@ def _get(name: str, summary: str, ok: Object, problems: Iterable[type[Problem]],
         operation["description"] = description
     responses = {"200": ok, **_failures(problems)}
     return {**operation, "parameters": [REQUEST_ID], "responses": responses}
+
+
+def _get_model(problems: Iterable[type[Problem]]) -> Object:
+    """Describe the one address that answers two ways: JSON, or a page for who accepts text/html rather than JSON."""
+    operation = _get(
+        "model", "What the model says of itself", _json_answer("Its card", "CardAnswer"), problems,
+        "Its labels, the size of picture it takes, what it was trained on and how well it did. A caller that rather "
+        "accepts text/html, as browsers do, gets a page of it: with the versions that are served, the labels given "
+        "lately, and its errors in words, too.",
+    )  # fmt: skip
+    for response in operation["responses"].values():
+        response["content"]["text/html"] = {"schema": {"type": "string"}}
+        response["headers"]["Vary"] = {"schema": {"type": "string"}}
+    return operation
 
 
 def _get_sample(samples: Sequence[str]) -> Object:

@@ -2,6 +2,7 @@
 
     model = ModelClient(settings)
     answer = model.predict(prepare)                     # prepare: card → uint8 or float32 [N, height, width, 3]
+    model.versions()                                    # [(3, "AVAILABLE"), …]
     model.predict(prepare, caller_deadline=deadline)    # stops at the caller's deadline as well (request/deadline.py)
 
 The card comes from the model itself (its signature `describe`) and is asked for again each second. For a model that
@@ -42,7 +43,7 @@ CHANGING = "The model is changing versions just now; try again in a second."
 CLOCK_DIFFERENCE = 0.005  # seconds; gRPC's clock may be ahead by so much
 MAX_TRIES = 3  # times that one request is prepared, if versions change meanwhile
 
-_METHODS = (proto.PREDICT, proto.GET_MODEL_METADATA)
+_METHODS = (proto.PREDICT, proto.GET_MODEL_METADATA, proto.GET_MODEL_STATUS)
 _log = logging.getLogger(__name__)
 # The only layer that retries. Each failure takes a token, each success gives half a token back. With fewer than half of
 # the tokens left nothing is retried: a model server in trouble gets 20 more calls, not twice as many.
@@ -105,6 +106,13 @@ class ModelClient:
     def card(self) -> tuple[int, Card]:
         """Ask the model server for the version served now and its card."""
         return self._ask_card(time.monotonic() + min(PROBE_SECONDS, self._settings.model_timeout))
+
+    def versions(self) -> list[tuple[int, str]]:
+        """Ask the model server which versions it has and in which state each is (proto.STATES), the newest first."""
+        request = proto.GetModelStatusRequest(model_spec=proto.model_spec(self._settings.model))
+        deadline = time.monotonic() + min(PROBE_SECONDS, self._settings.model_timeout)
+        told = self._call_model(proto.GET_MODEL_STATUS, request, deadline).model_version_status
+        return sorted(((each.version, proto.STATES.get(each.state, "UNKNOWN")) for each in told), reverse=True)
 
     def predict(self, prepare: Prepare, *, heatmaps: bool = False, caller_deadline: float = NEVER) -> Answer:
         try:

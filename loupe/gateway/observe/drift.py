@@ -68,6 +68,11 @@ class Windows:
             self._set_window(label, version_label, window.counts[label])
         return [(label, version_label) for label in shown]
 
+    def of(self, version: int) -> tuple[dict[str, float], dict[str, float]]:
+        """Return the counts of this version's last predictions and of its training pictures, by label."""
+        window = self._windows.get(self._version_label(version))
+        return ({}, {}) if window is None else (dict(+window.counts), dict(window.trained))
+
     def _version_label(self, version: int) -> str:
         label = str(version)
         if len(self._known_versions) < MAX_VERSIONS:
@@ -77,7 +82,7 @@ class Windows:
     def _use_card(self, window: _Window, version_label: str, card: Card) -> None:
         window.card = card
         window.names = {label: label[:MAX_LETTERS] for label in card.labels[:MAX_LABELS]}
-        counts = _training_counts(card, window.names)
+        counts = training_counts(card, window.names)
         if counts != window.trained:
             for label in {*counts, *window.trained}:
                 self._set_training(label, version_label, counts.get(label, 0))
@@ -111,7 +116,7 @@ class _Window:
         return changed
 
 
-def _training_counts(card: Card, names: Mapping[str, str]) -> dict[str, float]:
+def training_counts(card: Card, names: Mapping[str, str]) -> dict[str, float]:
     """Return the training counts by shown label. People edit cards, so whatever is not a count is left out."""
     counts: dict[str, float] = {}
     for label in card.labels:

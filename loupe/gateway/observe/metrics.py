@@ -4,9 +4,11 @@
     metrics.record(entry)         # of a request that ended
     metrics.in_flight(3)
     metrics.scrape()              # bytes for Prometheus
+    metrics.recent(version)       # the labels given lately, and those of training
 
 Each worker writes its numbers to files in one folder, which gunicorn.conf.py makes (prometheus_client's multiprocess
 mode). When a worker ends its counters stay; its gauges (requests in flight, its window of predictions) go with it.
+Where metrics are off a worker still knows its own last predictions.
 No text from a caller becomes a Prometheus label, and at most MAX_LABELS labels of a card do.
 """
 
@@ -16,7 +18,7 @@ import logging
 import os
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from loupe.gateway.observe.drift import Windows, psi
 from loupe.gateway.observe.record import Entry
@@ -35,6 +37,14 @@ FILE_SIZE = 1 << 18  # bytes, enough for more than a thousand time series
 
 _log = logging.getLogger(__name__)
 _metrics: _Metrics | None = None
+_own = Windows(lambda *_: None, lambda *_: None)  # this worker's last predictions, where metrics are off
+_own_lock = threading.Lock()
+
+
+class Recent(NamedTuple):
+    window: dict[str, float]  # label → of the last predictions
+    trained: dict[str, float]  # label → training pictures
+    all_workers: bool  # False: of this worker alone
 
 
 def start(limit: int) -> None:
@@ -61,8 +71,25 @@ def _reserve_disk(files: list[Path]) -> None:
 
 
 def record(entry: Entry) -> None:
-    if _metrics and entry.counted:
+    if not entry.counted:
+        return
+    if _metrics:
         _metrics.record(entry)
+    elif entry.version is not None and entry.card is not None:
+        with _own_lock:
+            _own.add(entry.version, entry.card, [given.label for given in entry.predictions])
+
+
+def recent(version: int) -> Recent:
+    """Return the labels that this version gave lately: to all workers where metrics are on, else to this one."""
+    if not _metrics:
+        with _own_lock:
+            return Recent(*_own.of(version), all_workers=False)
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    files: Any = MultiProcessCollector(None)  # type: ignore[no-untyped-call]
+    counts = _drift_counts({metric.name: metric for metric in files.collect()}).get(str(version), {})
+    return Recent(counts.get(WINDOW, {}), counts.get(TRAINING, {}), all_workers=True)
 
 
 def in_flight(count: int) -> None:
@@ -189,15 +216,9 @@ class _SummedCollector:
     def collect(self) -> Any:
         from prometheus_client.core import GaugeMetricFamily
 
-        # The sums, and from them the counts by version, gauge and label.
+        # The sums, and from them the counts.
         metrics = {metric.name: metric for metric in self._files.collect()}
-        counts: dict[str, dict[str, dict[str, float]]] = {}
-        for name in (WINDOW, TRAINING):
-            if metric := metrics.get(name):
-                metric.samples = [sample for sample in metric.samples if sample.value]  # 0: gone since
-                for sample in metric.samples:
-                    by_label = counts.setdefault(sample.labels["version"], {}).setdefault(name, {})
-                    by_label[sample.labels["label"]] = sample.value
+        counts = _drift_counts(metrics)
         yield from (metrics[name] for name in sorted(metrics))
         # The drift of each version.
         drift = GaugeMetricFamily(
@@ -210,3 +231,15 @@ class _SummedCollector:
             if value is not None:
                 drift.add_metric([version], value)
         yield drift
+
+
+def _drift_counts(metrics: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the counts by version, gauge and label. Samples of what is gone since are taken out of the metrics."""
+    counts: dict[str, dict[str, dict[str, float]]] = {}
+    for name in (WINDOW, TRAINING):
+        if metric := metrics.get(name):
+            metric.samples = [sample for sample in metric.samples if sample.value]
+            for sample in metric.samples:
+                by_label = counts.setdefault(sample.labels["version"], {}).setdefault(name, {})
+                by_label[sample.labels["label"]] = sample.value
+    return counts

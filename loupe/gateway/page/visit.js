@@ -1,0 +1,120 @@
+// The list of this visit: a card for each picture, the counts above them, and what a screen reader is told.
+import { makeCard, showPreview, showState } from "./card.js";
+import { makePreview } from "./preview.js";
+import { csv, download, json } from "./table.js";
+import { plural } from "./words.js";
+
+const $ = (id) => document.getElementById(id);
+const MOST = 1000; // pictures on the list
+const SPEAK_EVERY = 4000; // ms; a screen reader would read each change otherwise
+const OPEN = ["waiting", "asking"];
+
+export class Visit {
+  #pictures = [];
+  #actions;
+  #numbered = 0;
+  #heat = 0;
+  #summing = 0; // timers
+  #speaking = 0;
+  #text = "";
+
+  // again(pictures) and cancel(pictures) are called when a button is pressed
+  constructor({ again, cancel }) {
+    this.#actions = { again: (picture) => again([picture]), cancel: (picture) => cancel([picture]) };
+    this.#setHeat(70);
+    $("cancel-all").addEventListener("click", () => { cancel(this.#in(...OPEN)); $("visit-title").focus(); });
+    $("again-all").addEventListener("click", () => { again(this.#in("failed", "cancelled")); $("visit-title").focus(); });
+    $("clear").addEventListener("click", () => { cancel(this.#in(...OPEN)); this.#clear(); $("file").focus(); });
+    $("as-csv").addEventListener("click", () => download("loupe.csv", "text/csv", csv(this.#pictures)));
+    $("as-json").addEventListener("click", () => download("loupe.json", "application/json", json(this.#pictures)));
+    $("list").addEventListener("input", (event) => { if (event.target.type === "range") this.#setHeat(event.target.value); });
+    window.addEventListener("beforeunload", (event) => { if (this.#in(...OPEN).length) event.preventDefault(); });
+  }
+
+  // How many more pictures there is room for.
+  room() { return MOST - this.#pictures.length; }
+
+  full(leftOut) {
+    return `The list holds ${plural(MOST, "picture")}, so ${plural(leftOut, "picture")} had no room on it. `
+      + "Download it, clear it, and choose these again; predict.py takes folders of any size.";
+  }
+
+  // Put pictures on top of the list, in their order, and return them.
+  add(found) {
+    const pictures = found.map((each) => ({ ...each, id: ++this.#numbered, state: "waiting", note: "", answer: null }));
+    const cards = document.createDocumentFragment();
+    for (const picture of pictures) {
+      picture.card = makeCard(picture, this.#actions);
+      picture.card.querySelector("input[type=range]").value = this.#heat;
+      cards.append(picture.card);
+      if (picture.file) this.#preview(picture);
+    }
+    const isFirst = !this.#pictures.length;
+    this.#pictures.push(...pictures);
+    $("list").prepend(cards);
+    $("visit").hidden = !this.#pictures.length;
+    if (isFirst && pictures.length && $("visit").getBoundingClientRect().top > innerHeight * 0.7)
+      $("visit").scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+    return pictures;
+  }
+
+  changed(picture) {
+    showState(picture.card, picture);
+    this.#summing ||= setTimeout(() => this.#sumUp(), 100);
+  }
+
+  async #preview(picture) {
+    picture.preview = await makePreview(picture.file, () => this.#pictures.includes(picture));
+    if (this.#pictures.includes(picture)) showPreview(picture.card, picture.preview, picture.name);
+    else if (picture.preview) URL.revokeObjectURL(picture.preview); // cleared meanwhile
+  }
+
+  #in(...states) {
+    return this.#pictures.filter(({ state }) => states.includes(state));
+  }
+
+  #setHeat(value) {
+    this.#heat = value;
+    $("list").style.setProperty("--heat", value / 100);
+    for (const slider of $("list").querySelectorAll("input[type=range]")) slider.value = value;
+  }
+
+  #clear() {
+    for (const { preview } of this.#pictures) if (preview) URL.revokeObjectURL(preview);
+    this.#pictures = [];
+    $("list").replaceChildren();
+    $("visit").hidden = true;
+    this.#sumUp();
+  }
+
+  #sumUp() {
+    this.#summing = 0;
+    const open = this.#in(...OPEN).length;
+    const answered = this.#in("answered").length;
+    const failed = this.#in("failed").length;
+    const cancelled = this.#in("cancelled").length;
+    const text = [
+      `${plural(this.#pictures.length, "picture")}: ${answered} answered`,
+      failed && `${failed} failed`, cancelled && `${cancelled} cancelled`, open && `${open} to go`,
+    ].filter(Boolean).join(", ");
+    $("counts").textContent = text;
+    $("cancel-all").hidden = !open;
+    $("again-all").hidden = !(failed + cancelled);
+    $("progress").hidden = !open;
+    Object.assign($("progress"), { max: Math.max(1, this.#pictures.length), value: this.#pictures.length - open });
+    this.#speak(text, open > 0);
+  }
+
+  // Tell a screen reader where it stands: now and then, and at the end. Of the picture that was added last, what it is.
+  #speak(text, isOpen) {
+    this.#text = text;
+    if (isOpen) {
+      this.#speaking ||= setTimeout(() => { this.#speaking = 0; $("spoken").textContent = this.#text; }, SPEAK_EVERY);
+      return;
+    }
+    clearTimeout(this.#speaking);
+    this.#speaking = 0;
+    const last = this.#pictures.at(-1);
+    $("spoken").textContent = (last?.answer ? `${last.name}: ${last.answer.label}. ` : "") + text;
+  }
+}
