@@ -17,6 +17,7 @@ from werkzeug.exceptions import HTTPException
 from loupe.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, Problem, Stopping, without_traceback
 from loupe.gateway.access.guard import add_access_checks
 from loupe.gateway.docs.page import add_docs
+from loupe.gateway.feedback import Corrections
 from loupe.gateway.model.client import ModelClient
 from loupe.gateway.model.readiness import Readiness
 from loupe.gateway.observe import metrics, recorder, tracing
@@ -49,6 +50,7 @@ def create_app(settings: Settings) -> Flask:
     tracing.start()
     _add_recording(app, settings)
     _add_health(app, model, settings)
+    _add_feedback(app, model, settings)
     _add_page(app, settings)
     add_docs(app, settings, sorted(path.name for path in SAMPLES.glob("*.jpg")))
     _add_errors(app)
@@ -160,11 +162,26 @@ def _add_health(app: Flask, model: ModelClient, settings: Settings) -> None:
         return _json_response({**model_card.to_dict(), "version": version})
 
 
+def _add_feedback(app: Flask, model: ModelClient, settings: Settings) -> None:
+    corrections = Corrections(settings, model)
+
+    @app.post("/feedback")
+    def feedback() -> Response:
+        """Keep a picture whose label was wrong, and say what the model makes of it (feedback.py)."""
+        return _json_response(corrections.take(request.args, request.environ, request.headers.get(HEADER)))
+
+
 def _add_page(app: Flask, settings: Settings) -> None:
     @app.get("/")
     def page() -> str:
         samples = sorted(path.name for path in SAMPLES.glob("*.jpg")) if settings.model == SAMPLES_MODEL else []
-        return render_template("index.html", samples=samples, model=settings.model, keys=bool(settings.api_keys))
+        return render_template(
+            "index.html",
+            samples=samples,
+            model=settings.model,
+            keys=bool(settings.api_keys),
+            feedback=bool(settings.feedback_dir),
+        )
 
     @app.get("/samples/<name>")
     def sample(name: str) -> Response:
