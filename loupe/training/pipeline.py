@@ -5,6 +5,9 @@
     pipeline.model                          # from pixels to logits, in float32
     result = pipeline.evaluate()            # calibrated, and measured on the test pictures
 
+With `base`, a finished run, only a head is trained: on that run's own backbone, whether it was trained whole, in part
+or not at all. The features are that backbone's.
+
 While the backbone is frozen nothing is trained on pixels: its features are computed once and cached. A network without
 trained weights (a plain one, or a backbone with --weights none --fine-tune all) is trained whole, in one stage.
 """
@@ -24,6 +27,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from loupe.card import Card
 from loupe.errors import UserError
 from loupe.images.decode import FIT, RESIZE
 from loupe.training.data.dataset import Dataset
@@ -38,11 +42,21 @@ from loupe.training.network.plain import fuse_norms
 from loupe.training.settings import ALL, Settings
 
 TRIAL_EPOCHS = 20
+TUNED_FILE = "tuned.json"  # what the search chose
 TUNED = ("lr", "head", "dropout", "decay")
 
 
 class Pipeline:
-    def __init__(self, settings: Settings, data: Dataset, devices: Devices, state: Path, cache: Cache) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        data: Dataset,
+        devices: Devices,
+        state: Path,
+        cache: Cache,
+        base: Path | None = None,
+    ) -> None:
+        self.base = base
         self.settings, self.data, self.devices, self.state, self.cache = settings.resolved, data, devices, state, cache
         self.history: list[dict[str, Any]] = []
         self.seconds: dict[str, float] = {}
@@ -67,16 +81,19 @@ class Pipeline:
         return finished
 
     def evaluate(self) -> Result:
-        served_features = self.features if self.devices.precision == "float32" else None
+        # Features in half precision are not quite the served network's. With `base` they are taken all the same: they
+        # may be all that is left of the pictures.
+        served_features = self.features if self.devices.precision == "float32" or self.base else None
         with self.timed("measuring"):
             return evaluate(Trained(self.model, self.data, self.settings.seed, self.settings.certain, served_features))
 
     def _trains_from_scratch(self) -> bool:
-        return self.settings.fine_tune == ALL and self.settings.weights == "none"
+        return not self.base and self.settings.fine_tune == ALL and self.settings.weights == "none"
 
     def _trunk(self, height: int, width: int) -> keras.Model:
         keras.utils.set_random_seed(self.settings.seed)  # the weights must not depend on what was built before
-        return build_trunk(self.settings.backbone, height, width, self.settings.weights)
+        weights = str(self.base) if self.base else self.settings.weights
+        return build_trunk(self.settings.backbone, height, width, weights)
 
     def _with_new_head(self, trunk: keras.Model) -> keras.Model:
         keras.utils.set_random_seed(self.settings.seed)
@@ -114,9 +131,19 @@ class Pipeline:
         batches = self._training_batches(self.features, stage, size=self.batch_size, views=self.settings.views)
         outcome = self._fit(head, stage, batches, self._validation_batches(self.features))
         # Fine-tuning, if it is asked for.
-        if not outcome.finished or not self.settings.fine_tune:
+        if self.base:
+            self._note_augmentation()
+        if self.base or not outcome.finished or not self.settings.fine_tune:
             return outcome.finished
         return self._fine_tune(outcome.best_loss)
+
+    def _note_augmentation(self) -> None:
+        if self.settings.views > 1:
+            self.notes.append(f"Corrections were varied as the run's pictures: {self.settings.views} views of each.")
+        elif not self.augment.augmentation.is_none:
+            self.notes.append(
+                "The run's augmentation varied pixels; the new head learnt from features of the pictures as they are."
+            )
 
     def _fine_tune(self, head_loss: float) -> bool:
         """Train the last layers of the backbone. The head alone is kept if this does not beat `head_loss`."""
@@ -156,7 +183,7 @@ class Pipeline:
 
         Ctrl-C ends the search, and the best settings so far are trained. A resumed run keeps what the search chose.
         """
-        tuned_path = self.state / "tuned.json"
+        tuned_path = self.state / TUNED_FILE
         if tuned_path.exists():
             tuned = json.loads(tuned_path.read_text())
         else:
@@ -343,6 +370,8 @@ def augmentation(settings: Settings) -> Augmentation:
 
 def backbone_of(pipeline: Pipeline) -> dict[str, Any]:
     """Return the backbone as the card describes it."""
+    if pipeline.base:
+        return Card.read(pipeline.base / "card.json").backbone  # it is as it was
     settings = pipeline.settings
     layers = min(pipeline.tuned_layers, len(trunk_layers(pipeline.model)))
     return {"name": settings.backbone, "weights": Path(settings.weights).name, "fine_tuned_layers": layers}

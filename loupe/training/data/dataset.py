@@ -131,6 +131,16 @@ class Dataset:
             digest.update(b"\n")
         return digest.hexdigest()
 
+    def has_pixels(self, row: int) -> bool:
+        """Return False for a picture whose pixels are read when they are asked for (record.py), if its file is gone."""
+        if isinstance(self.pixels, np.ndarray):
+            return True
+        picture = self.pictures[row]
+        try:
+            return picture.file.path.stat().st_size == picture.size
+        except OSError:
+            return False
+
     def resized(self, height: int, width: int, spill: Path) -> Dataset:
         """Return the same pictures and splits, decoded at another size."""
         pixels, pictures, skipped = decode_all([picture.file for picture in self.pictures], height, width, spill)
