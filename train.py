@@ -106,20 +106,21 @@ def add(args: argparse.Namespace, started: float) -> int:
     # The run and its corrections. Nothing of its pictures is read here.
     if not args.no_publish:
         check_writable(args.models)
-    earlier = read_run(args.base)
+    base = args.base if args.base.name not in ("", "..") else args.base.resolve()
+    earlier = read_run(base)
     corrections, problems = accepted(args.add)
     inputs = {**earlier.inputs, "corrections": str(args.add.resolve())}
     inputs.pop("pictures", None)
-    with Run(args.base.parent, args.base.name, inputs, args.resume, args.fresh) as run:
+    with Run(base.parent, base.name, inputs, args.resume, args.fresh) as run:
         data, changes = correct(earlier.data, corrections, problems, run.staging)
         print(changes.table())
         if not changes.count:
-            print(f"nothing to add     {args.base} has learnt from these corrections already, or may not")
+            print(f"nothing to add     {base} has learnt from these corrections already, or may not")
             return 0
         run.check_pictures(data.digest)
         # Its head, as a training of its own.
-        name, cache = earlier.card.name, args.base.parent / ".features"
-        folder, finished = train(run, name, earlier.settings, data, cache, started, base=args.base)
+        name, cache = earlier.card.name, base.parent / ".features"
+        folder, finished = train(run, name, earlier.settings, data, cache, started, base)
     return conclude(args, folder, finished, name)
 
 

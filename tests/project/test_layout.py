@@ -26,6 +26,7 @@ SHARED = """
     engines         checksums errors files
     errors
     familiarity     errors
+    feedback        errors files
     files
     gradcam         errors
     images          errors
@@ -34,9 +35,10 @@ SHARED = """
     tfrecord        files
 """
 GATEWAY = """
-    app             access docs model observe predictions problems request settings
+    app             access docs feedback model observe predictions problems request settings
     keys            access
     predictions     model request settings
+    feedback        model observe predictions request settings
     door            observe problems settings
     docs            problems request settings
     access          observe settings
@@ -48,6 +50,8 @@ GATEWAY = """
 """
 TRAINING = """
     artifacts       data evaluate pipeline progress report
+    review          report
+    corrections     data evaluate network pipeline settings
     pipeline        data evaluate fit network settings tune
     report          data evaluate
     evaluate        data network progress

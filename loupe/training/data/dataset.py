@@ -93,7 +93,8 @@ class Dataset:
         are of another size."""
         # Classes, pictures of each split, and their size.
         _, height, width, _ = self.pixels.shape
-        size_read = f"at {width}×{height}, {self.pixels.nbytes / 1e6:.0f} MB of pixels"
+        in_memory = f", {self.pixels.nbytes / 1e6:.0f} MB of pixels" if self.pixels.nbytes else ""
+        size_read = f"at {width}×{height}{in_memory}"
         size_text = f"to be read at {size}×{size}" if size else size_read
         lines = [
             f"{name}: {len(self.labels)} classes, {len(self.train)} training, {len(self.validation)} validation, "
