@@ -278,6 +278,9 @@ def test_the_sheet_fits_phones_and_screens(chromium: Browser, root: Path, width:
     page.on("request", lambda request: request.url.startswith(("file:", "data:")) or wrong.append(request.url))
     page.goto(f"file://{root}/review.html")
     assert page.locator(".number").all_inner_texts() == [str(number) for number in range(1, 14)]
+    corner = "(number) => { const at = (e) => { const r = e.getBoundingClientRect(); return [r.left, r.top] };"
+    corner += " return `${at(number)}` === `${at(number.parentNode)}` }"
+    assert all(number.evaluate(corner) for number in page.locator(".number").all()), "each on its picture, top left"
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
     text = page.locator("main").inner_text()
