@@ -37,10 +37,10 @@ def paint(folder: Path, count: int, labels: tuple[str, ...] = ("blue", "red")) -
     return folder
 
 
-def train(*arguments: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None) -> Any:
+def train(*arguments: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None, patience: float = 300) -> Any:
     command: list[str | Path] = [sys.executable, ROOT / "train.py", *arguments]
     environment = {**os.environ, **(env or {})}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=patience)
 
 
 def trained(folder: Path, data: Path, *flags: str | Path, name: str = "mine") -> Path:
