@@ -117,4 +117,4 @@ class Corrections:
 def _unknown(label: str, card: Card) -> str:
     named = ", ".join(plain(known, 60) for known in card.labels[:LABELS_NAMED])
     more = f" and {len(card.labels) - LABELS_NAMED} more, see /model" if len(card.labels) > LABELS_NAMED else ""
-    return f"{plain(label, 60)!r} is no label of this model; it has {named}{more}."
+    return f"{label[:60]!r} is no label of this model; it has {named}{more}."

@@ -53,7 +53,7 @@ def write(
         # What --add goes on with: the data set, and the settings that a search chose.
         record.write(staging / "data.json", data)
         if pipeline.trials:
-            shutil.copyfile(pipeline.state / TUNED_FILE, staging / TUNED_FILE)
+            shutil.copyfile(pipeline.tuned_path, staging / TUNED_FILE)
         # History and metrics, with the labels that look wrong.
         _write_table(staging / "history.csv", pipeline.history)
         with pipeline.timed("label check"):

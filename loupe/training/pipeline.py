@@ -183,18 +183,21 @@ class Pipeline:
 
         Ctrl-C ends the search, and the best settings so far are trained. A resumed run keeps what the search chose.
         """
-        tuned_path = self.state / TUNED_FILE
-        if tuned_path.exists():
-            tuned = json.loads(tuned_path.read_text())
+        if self.base or self.tuned_path.exists():
+            tuned = json.loads(self.tuned_path.read_text())
         else:
             tuned = self._search()
-            tuned_path.with_suffix(".part").write_text(json.dumps(tuned))
-            tuned_path.with_suffix(".part").replace(tuned_path)
+            self.tuned_path.with_suffix(".part").write_text(json.dumps(tuned))
+            self.tuned_path.with_suffix(".part").replace(self.tuned_path)
         self.trials, self.notes = tuned["trials"], [*self.notes, *tuned["notes"]]
         self.settings = replace(self.settings, **tuned["settings"])
         self.batch_size, self.head_epochs = tuned["batch_size"], TRIAL_EPOCHS  # as the search tried it
         summary = ", ".join(f"{name} {value:g}" for name, value in tuned["settings"].items())
         print(f"tuned     {summary}; its head learns for {TRIAL_EPOCHS} epochs in batches of {self.batch_size}")
+
+    @property
+    def tuned_path(self) -> Path:
+        return (self.base or self.state) / TUNED_FILE
 
     def _search(self) -> dict[str, Any]:
         """Search on features, at the size of --tune-size if given. Return what tuned.json stores."""
@@ -306,7 +309,9 @@ class Pipeline:
             if rows[-1] < count:
                 return data.pixels[list(rows)]
             # one by one: a view must not depend on which other views are missing
-            return np.concatenate([self.augment(data.pixels[[row % count]], row) for row in rows])
+            return np.concatenate(
+                [data.pixels[[row]] if row < count else self.augment(data.pixels[[row % count]], row) for row in rows]
+            )
 
         # Give each view of a training picture an id of its own.
         if views > 1:  # only training pictures are varied; every view of the others is the picture itself

@@ -81,7 +81,7 @@ def correct(data: Dataset, corrections: list[Correction], problems: list[str], s
     """Return the data set with the corrections in its training part."""
     for label, count in sorted(Counter(one.label for one in corrections if one.label not in data.labels).items()):
         raise UserError(
-            f"{count:,} corrections say {plain(label, 60)!r}, which the run does not know, and --add keeps its labels. "
+            f"{count:,} corrections say {label[:60]!r}, which the run does not know, and --add keeps its labels. "
             "Train anew with a folder of that name, or take them out of the accepted ones."
         )
     # Pictures of the run first: whatever is left is new.
@@ -90,7 +90,7 @@ def correct(data: Dataset, corrections: list[Correction], problems: list[str], s
     corrected = _extend(relabelled, new, changes, spill)
     for label, count in corrected.counts(corrected.train).items():
         if not count:
-            raise UserError(f"The corrections leave {plain(label, 60)!r} without a training picture: add some of it.")
+            raise UserError(f"The corrections leave {label[:60]!r} without a training picture: add some of it.")
     return corrected, changes
 
 
