@@ -176,6 +176,7 @@ def test_a_run_of_a_csv_that_was_tuned_varied_and_fine_tuned_keeps_all_of_that(
     assert "known" in add(root, run)
 
 
+@pytest.mark.slow
 def test_wrong_labels_among_the_corrections_do_not_get_past_the_validation_pictures(
     root: Path, run: Path, whole: Path, photos: Path
 ) -> None:

@@ -255,6 +255,13 @@ def test_tuning_finds_a_head_and_trains_it_at_another_size(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_heads_learn_from_several_views(tmp_path: Path) -> None:
+    flags = ("--backbone", "cnn", "--fine-tune", "0", "--size", "32", "--views", "2", "--flip", "horizontal")
+    run = trained(tmp_path, paint(tmp_path / "photos", 30), *flags, "--epochs", "30", "--lr", "1e-2")
+    assert accuracy(run) >= 0.8
+
+
+@pytest.mark.slow
 def test_fine_tuning_that_finds_nothing_better_is_not_claimed(tmp_path: Path) -> None:
     flags = ("--backbone", "cnn", "--fine-tune", "0", "--size", "32", "--epochs", "30", "--lr", "1e-2")
     tuned = (*flags[:2], "--fine-tune", "3", "--fine-tune-lr", "0.9", "--fine-tune-epochs", "1", *flags[4:])
