@@ -274,8 +274,10 @@ def test_the_sheet_fits_phones_and_screens(chromium: Browser, root: Path, width:
     review(root)
     page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     wrong: list[str] = []
+    asked: list[str] = []
     page.on("console", lambda message: wrong.append(message.text))
-    page.on("request", lambda request: request.url.startswith(("file:", "data:")) or wrong.append(request.url))
+    page.on("requestfinished", lambda request: asked.append(request.url))
+    page.on("requestfailed", lambda request: asked.append(request.url))
     page.goto(f"file://{root}/review.html")
     assert page.locator(".number").all_inner_texts() == [str(number) for number in range(1, 14)]
     corner = "(number) => { const at = (e) => { const r = e.getBoundingClientRect(); return [r.left, r.top] };"
@@ -287,6 +289,7 @@ def test_the_sheet_fits_phones_and_screens(chromium: Browser, root: Path, width:
     assert "the model said normal (97\u202f%, not certain)" in text
     assert "2026-05-04 10:20:30 UTC · version 3 · key anne" in text
     assert wrong == []
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
     if folder := os.environ.get("LOUPE_SHOTS"):
         page.screenshot(path=f"{folder}/review-{width}-{scheme}.png", full_page=True)
     page.close()

@@ -144,7 +144,7 @@ def _extend(data: Dataset, new: list[Correction], changes: Changes, spill: Path)
     return replace(
         data,
         pictures=pictures,
-        pixels=record.Unread(pictures, height, width),
+        pixels=record.unread(pictures, height, width),
         classes=np.array([*data.classes, *(data.labels.index(picture.file.label) for picture in fresh)], np.int64),
         train=np.array([*data.train, *range(count, len(pictures))], np.int64),
     )

@@ -134,7 +134,7 @@ class Dataset:
 
     def has_pixels(self, row: int) -> bool:
         """Return False for a picture whose pixels are read when they are asked for (record.py), if its file is gone."""
-        if isinstance(self.pixels, np.ndarray):
+        if self.pixels.nbytes:
             return True
         picture = self.pictures[row]
         try:

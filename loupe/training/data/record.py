@@ -22,7 +22,8 @@ import numpy as np
 
 from loupe.errors import UserError
 from loupe.images.api import decode
-from loupe.training.data.dataset import Dataset, File, Picture, Skipped, Submission
+from loupe.training.data.dataset import Dataset, File, Picture, Skipped
+from loupe.training.data.names import Submission
 from loupe.training.data.splits import Indices
 
 ADVICE = (
@@ -40,7 +41,7 @@ class Unread:
     def __init__(self, pictures: Sequence[Picture], height: int, width: int) -> None:
         self.pictures = pictures
         self.shape = (len(pictures), height, width, 3)
-        self.nbytes = 0
+        self.nbytes = 0  # none is in memory
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -61,6 +62,11 @@ class Unread:
         if hashlib.sha256(data).hexdigest() != picture.sha256:
             raise UserError(f"{picture.file.path} is another picture than the run learnt from{ADVICE}")
         return decode(data, height, width)
+
+
+def unread(pictures: Sequence[Picture], height: int, width: int) -> Any:
+    """Return the pictures' pixels as a data set has them, though none is read yet."""
+    return Unread(pictures, height, width)
 
 
 def write(path: Path, data: Dataset) -> None:
@@ -96,7 +102,7 @@ def read(path: Path) -> Dataset:
             root=Path(content["root"]),
             labels=tuple(content["labels"]),
             pictures=pictures,
-            pixels=Unread(pictures, content["height"], content["width"]),  # type: ignore[arg-type]  # as an array
+            pixels=unread(pictures, content["height"], content["width"]),
             classes=_indices(content["classes"]),
             **{name: _indices(content[name]) for name in SPLITS},
             skipped=[Skipped(Path(name), why, category) for name, why, category in content["skipped"]],

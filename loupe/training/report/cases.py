@@ -46,7 +46,7 @@ def cases(story: Story, evaluation: Evaluation) -> Facts:
     doubtful = doubtful[np.argsort(confidence[doubtful], kind="stable")][:CASES]
     # Both with thumbnails and heat maps. Of a run's earlier data set pictures may be gone.
     mistakes, doubtful = (
-        [position for position in some if story.dataset.has_pixels(int(evaluation.rows[position]))]
+        np.array([position for position in some if story.dataset.has_pixels(int(evaluation.rows[position]))], np.int64)
         for some in (mistakes, doubtful)
     )
     positions = [*mistakes, *doubtful]
