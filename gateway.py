@@ -29,6 +29,8 @@ def main() -> None:
     if not find_spec("gunicorn"):
         raise ModuleNotFoundError(name="gunicorn")
     check_ports(settings)
+    if settings.feedback_dir:
+        os.environ["LOUPE_FEEDBACK_DIR"] = settings.feedback_dir  # as it was meant where this was started
     os.chdir(Path(__file__).resolve().parent)
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "--config", "gunicorn.conf.py", "gateway:app"])
 

@@ -51,6 +51,8 @@ def main() -> int:
     environment = {**os.environ, "LOUPE_PORT": arguments.port, "MODEL_NAME": arguments.model_name}
     environment["LOUPE_LOG_FORMAT"] = os.environ.get("LOUPE_LOG_FORMAT") or "text"
     settings = Settings.from_environment(environment, checks={"api_keys": keys.check, "feedback_dir": feedback.check})
+    if settings.feedback_dir:
+        environment["LOUPE_FEEDBACK_DIR"] = settings.feedback_dir  # the gateway is started in another folder
     check_ports(settings, instead="choose another: make PORT=8080 up")
     # Start the model server, then the gateway.
     for number in SIGNALS:

@@ -162,8 +162,7 @@ def train(
     read_seconds = time.monotonic() - started
 
     # TensorFlow takes seconds to load and prints warnings: load it only once arguments and pictures are right.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    silence_tensorflow()
     from loupe.training.artifacts import summarize, write
     from loupe.training.corrections.compare import compare
     from loupe.training.fit.feature_cache import Cache
@@ -183,6 +182,11 @@ def train(
     folder = run.keep() if finished else run.keep_interrupted()
     print(summarize(result, pipeline, folder, time.monotonic() - started), *filter(None, [comparison]), sep="\n")
     return folder, finished
+
+
+def silence_tensorflow() -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
 def publish(folder: Path, models: Path, name: str) -> None:

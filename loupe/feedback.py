@@ -20,6 +20,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -110,10 +111,13 @@ def size(root: Path, state: str) -> tuple[int, int]:
     """Return how many pictures are in this state, and how many bytes they have with their notes."""
     count = total = 0
     for folder in _folders(root, state):
-        for path in folder.iterdir():
-            with suppress(FileNotFoundError):  # somebody tidies up by hand
-                total += path.stat().st_size
-                count += path.suffix != ".json"
+        with os.scandir(
+            folder
+        ) as entries:  # 20,000 files are looked at for each correction: pathlib is five times slower
+            for entry in entries:
+                with suppress(FileNotFoundError):  # somebody tidies up by hand
+                    total += entry.stat().st_size
+                    count += not entry.name.endswith(".json")
     return count, total
 
 

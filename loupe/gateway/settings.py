@@ -15,6 +15,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from loupe.errors import UserError
@@ -112,6 +113,11 @@ def _preprocessor(text: str) -> str:
     return name
 
 
+def _folder(text: str) -> str:
+    """Return the absolute path: a process that is started from this one may work in another folder."""
+    return str(Path(text).absolute()) if text else ""
+
+
 def _log_format(text: str) -> str:
     if text.strip() not in LOG_FORMATS:
         raise ValueError(" or ".join(LOG_FORMATS))
@@ -135,7 +141,7 @@ SETTINGS = {
     "LOUPE_FETCH_TIMEOUT": Setting("fetch_timeout", "10", _seconds),
     "LOUPE_FETCH_ALLOW": Setting("fetch_allow", "", _addresses),
     "LOUPE_API_KEYS": Setting("api_keys", "", str.strip),
-    "LOUPE_FEEDBACK_DIR": Setting("feedback_dir", "", str),
+    "LOUPE_FEEDBACK_DIR": Setting("feedback_dir", "", _folder),
     "LOUPE_FEEDBACK_MAX": Setting("feedback_max", "10000", _whole_number(1, 1_000_000)),
     "LOUPE_FEEDBACK_BYTES": Setting("feedback_bytes", "1000000000", _whole_number(1, 1 << 50)),
     "LOUPE_CORS_ORIGINS": Setting("cors_origins", "", _origins),

@@ -27,7 +27,7 @@ from loupe.gateway.access.keys import digest_of
 from tests.gateway.test_metrics import scrape
 from tests.support import models
 from tests.support.backends import backend
-from tests.support.gateways import Answer, Gateway, gateway, internet
+from tests.support.gateways import Answer, Gateway, gateway, internet, running
 from tests.support.pictures import encoded, picture
 from tests.support.servers import ROOT, ModelServer, free_port, until
 
@@ -60,8 +60,8 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def here(server: ModelServer, root: Path) -> Iterator[Gateway]:
-    with gateway(f"localhost:{server.port}", LOUPE_FEEDBACK_DIR=str(root)) as running:
-        yield running
+    with gateway(f"localhost:{server.port}", LOUPE_FEEDBACK_DIR=str(root)) as started:
+        yield started
 
 
 # ------------------------------------------------------------------------------------------------ what is kept
@@ -96,13 +96,13 @@ def test_one_picture_may_be_sent_in_every_way_that_predict_takes_one(server: Mod
     sent = [encoded(picture(seed=seed)) for seed in range(4)]
     with (
         internet(lambda _, write: write(b"HTTP/1.0 200 OK\r\n\r\n" + sent[3])) as port,
-        gateway(f"localhost:{server.port}", LOUPE_FEEDBACK_DIR=str(root), LOUPE_FETCH_ALLOW="127.0.0.1") as running,
+        gateway(f"localhost:{server.port}", LOUPE_FEEDBACK_DIR=str(root), LOUPE_FETCH_ALLOW="127.0.0.1") as started,
     ):
         answers = [
-            running.post("/feedback?label=worn", sent[0], "image/jpeg"),
-            running.post_files("/feedback?label=worn", sent[1]),
-            running.post_json("/feedback?label=worn", {"b64": base64.b64encode(sent[2]).decode()}),
-            running.post_json("/feedback?label=worn", {"url": f"http://127.0.0.1:{port}/a.jpg"}),
+            started.post("/feedback?label=worn", sent[0], "image/jpeg"),
+            started.post_files("/feedback?label=worn", sent[1]),
+            started.post_json("/feedback?label=worn", {"b64": base64.b64encode(sent[2]).decode()}),
+            started.post_json("/feedback?label=worn", {"url": f"http://127.0.0.1:{port}/a.jpg"}),
         ]
     assert [(answer.status, answer.json()["kept"]) for answer in answers] == [(200, True)] * 4
     assert kept(root)["worn"] == sorted(f"{hashlib.sha256(data).hexdigest()}.jpg" for data in sent)
@@ -141,10 +141,10 @@ def test_what_cannot_be_kept_is_refused_and_leaves_nothing(here: Gateway, root: 
 def test_a_correction_counts_in_the_log_and_not_as_a_prediction(server: ModelServer, root: Path) -> None:
     port = free_port()
     settings = {"LOUPE_FEEDBACK_DIR": str(root), "LOUPE_METRICS_PORT": str(port)}
-    with gateway(f"localhost:{server.port}", **settings) as running:
-        label = running.post("/feedback?label=worn", PICTURE, **{"X-Request-ID": "mine-2"}).json()["predicted"]["label"]
-        until(lambda: "mine-2" in running.log.read_text(), "the log")
-        (line,) = [json.loads(line) for line in running.log.read_text().splitlines() if '"mine-2"' in line]
+    with gateway(f"localhost:{server.port}", **settings) as started:
+        label = started.post("/feedback?label=worn", PICTURE, **{"X-Request-ID": "mine-2"}).json()["predicted"]["label"]
+        until(lambda: "mine-2" in started.log.read_text(), "the log")
+        (line,) = [json.loads(line) for line in started.log.read_text().splitlines() if '"mine-2"' in line]
         numbers = scrape(port)
     assert (line["path"], line["labels"], line["version"], line["pictures"]) == ("/feedback", {label: 1}, 1, 1)
     assert numbers['loupe_requests_total{endpoint="/feedback",status="200"}'] == 1
@@ -174,8 +174,21 @@ def test_what_was_reviewed_is_not_asked_for_again(here: Gateway, root: Path, sta
 
 def test_a_restart_forgets_nothing(server: ModelServer, root: Path) -> None:
     for expected in (True, False):
-        with gateway(f"localhost:{server.port}", LOUPE_FEEDBACK_DIR=str(root)) as running:
-            assert running.post("/feedback?label=worn", PICTURE).json()["kept"] is expected
+        with gateway(f"localhost:{server.port}", LOUPE_FEEDBACK_DIR=str(root)) as started:
+            assert started.post("/feedback?label=worn", PICTURE).json()["kept"] is expected
+
+
+def test_a_folder_is_where_the_gateway_was_started(server: ModelServer, tmp_path: Path) -> None:
+    """gateway.py goes on in the folder of the code, where the relative path would be another one."""
+    port = free_port()
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("LOUPE_")},
+        "TF_SERVING_HOST": f"localhost:{server.port}", "LOUPE_PORT": str(port), "LOUPE_FEEDBACK_DIR": "mine",
+    }  # fmt: skip
+    with running([sys.executable, str(ROOT / "gateway.py")], tmp_path, environment, port) as here:
+        assert here.post("/feedback?label=worn", PICTURE).json()["kept"]
+    assert kept(tmp_path / "mine") == {"worn": [f"{SHA256}.jpg"]}
+    assert not (ROOT / "mine").exists()
 
 
 def test_what_a_kill_left_half_written_is_written_again(here: Gateway, root: Path) -> None:
@@ -206,13 +219,13 @@ def test_a_label_never_leaves_its_folder_and_is_told_as_it_is(tmp_path: Path, la
     root = tmp_path / "corrections"
     with (
         backend(lambda *_: None, models.card(labels=labels)) as behind,
-        gateway(f"localhost:{behind.port}", LOUPE_FEEDBACK_DIR=str(root)) as running,
+        gateway(f"localhost:{behind.port}", LOUPE_FEEDBACK_DIR=str(root)) as started,
     ):
         for seed, label in enumerate(labels):
-            answer = running.post(f"/feedback?label={quote(label, safe='')}", encoded(picture(seed=seed)))
+            answer = started.post(f"/feedback?label={quote(label, safe='')}", encoded(picture(seed=seed)))
             assert answer.json()["label"] == label
             assert answer.json()["kept"], label
-        refused(running.post("/feedback?label=" + quote("../../x", safe=""), PICTURE), 400, "bad_request")
+        refused(started.post("/feedback?label=" + quote("../../x", safe=""), PICTURE), 400, "bad_request")
     corrections = [feedback.read(path) for path in feedback.pictures(root, "waiting")]
     assert Counter(one.label for one in corrections) == Counter(labels)
     assert {one.picture.parent.parent for one in corrections} == {root / "waiting"}
@@ -234,41 +247,41 @@ def test_no_more_wait_than_may_and_two_workers_count_together(server: ModelServe
     settings = {"LOUPE_FEEDBACK_MAX": "10", "LOUPE_WORKERS": "2", "LOUPE_QUEUE": "64"}
     pictures = [encoded(picture(seed=seed)) for seed in range(30)]
     with (
-        gateway(f"localhost:{server.port}", LOUPE_FEEDBACK_DIR=str(root), **settings) as running,
+        gateway(f"localhost:{server.port}", LOUPE_FEEDBACK_DIR=str(root), **settings) as started,
         ThreadPoolExecutor(12) as pool,
     ):
-        answers = list(pool.map(lambda data: running.post("/feedback?label=worn", data), pictures))
+        answers = list(pool.map(lambda data: started.post("/feedback?label=worn", data), pictures))
         assert Counter(answer.status for answer in answers) == {200: 10, 507: 20}
         full = next(answer for answer in answers if answer.status == 507)
         assert "train.py --review" in refused(full, 507, "feedback_full")
         assert len(kept(root)["worn"]) == 10
         # What is there may still be corrected, and what is taken away leaves room.
         there = next(data for data, answer in zip(pictures, answers, strict=True) if answer.status == 200)
-        assert running.post("/feedback?label=normal", there).json()["kept"]
+        assert started.post("/feedback?label=normal", there).json()["kept"]
         for path in (root / "waiting" / "normal").iterdir():
             path.unlink()
-        assert running.post("/feedback?label=worn", there).json()["kept"]
+        assert started.post("/feedback?label=worn", there).json()["kept"]
 
 
 def test_bytes_are_bounded_too(server: ModelServer, root: Path) -> None:
     room = str(2 * len(PICTURE))  # for one and its note, and not for another
-    with gateway(f"localhost:{server.port}", LOUPE_FEEDBACK_DIR=str(root), LOUPE_FEEDBACK_BYTES=room) as running:
-        assert running.post("/feedback?label=worn", PICTURE).status == 200
-        refused(running.post("/feedback?label=worn", encoded(picture(seed=2))), 507, "feedback_full")
+    with gateway(f"localhost:{server.port}", LOUPE_FEEDBACK_DIR=str(root), LOUPE_FEEDBACK_BYTES=room) as started:
+        assert started.post("/feedback?label=worn", PICTURE).status == 200
+        refused(started.post("/feedback?label=worn", encoded(picture(seed=2))), 507, "feedback_full")
 
 
 def test_two_workers_keep_one_picture_once(server: ModelServer, root: Path) -> None:
     with (
         gateway(
             f"localhost:{server.port}", LOUPE_FEEDBACK_DIR=str(root), LOUPE_WORKERS="2", LOUPE_QUEUE="64"
-        ) as running,
+        ) as started,
         ThreadPoolExecutor(12) as pool,
     ):
-        same = pool.map(lambda _: running.post("/feedback?label=worn", PICTURE).json()["kept"], range(24))
+        same = pool.map(lambda _: started.post("/feedback?label=worn", PICTURE).json()["kept"], range(24))
         assert Counter(same) == {True: 1, False: 23}
         labels = ["worn", "normal", "cracked"] * 12
         assert {answer.status for answer in pool.map(
-            lambda label: running.post(f"/feedback?label={label}", PICTURE), labels
+            lambda label: started.post(f"/feedback?label={label}", PICTURE), labels
         )} == {200}  # fmt: skip
     (waiting,) = feedback.pictures(root, "waiting")
     assert feedback.read(waiting).label in labels
@@ -316,20 +329,20 @@ def test_a_lock_that_is_never_given_back_is_waited_for_and_then_told(here: Gatew
 @pytest.mark.slow
 def test_a_gateway_that_is_killed_again_and_again_leaves_whole_corrections(server: ModelServer, root: Path) -> None:
     pictures = [encoded(picture(seed=seed)) for seed in range(60)]
-    with gateway(f"localhost:{server.port}", LOUPE_FEEDBACK_DIR=str(root), LOUPE_WORKERS="2") as running:
+    with gateway(f"localhost:{server.port}", LOUPE_FEEDBACK_DIR=str(root), LOUPE_WORKERS="2") as started:
 
         def send(number: int) -> None:
             if number % 10 == 9:
-                for worker in running.workers()[:1]:
+                for worker in started.workers()[:1]:
                     os.kill(worker, signal.SIGKILL)
             with suppress(OSError, HTTPException):  # its worker was killed
-                running.post(f"/feedback?label={'worn' if number % 3 else 'normal'}", pictures[number % 60])
+                started.post(f"/feedback?label={'worn' if number % 3 else 'normal'}", pictures[number % 60])
 
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(send, range(240)))
-        until(lambda: running.get("/healthz").status == 200, "the gateway")
+        until(lambda: started.get("/healthz").status == 200, "the gateway")
         for data in pictures:
-            assert running.post("/feedback?label=cracked", data).status == 200
+            assert started.post("/feedback?label=cracked", data).status == 200
     corrections = [feedback.read(path) for path in feedback.pictures(root, "waiting")]
     assert {one.sha256 for one in corrections} == {hashlib.sha256(data).hexdigest() for data in pictures}
     assert len(corrections) == 60
@@ -355,10 +368,10 @@ def test_a_folder_that_is_none_stops_the_gateway_with_all_that_is_wrong(
 
 
 def test_it_is_off_unless_a_folder_is_named(server: ModelServer) -> None:
-    with gateway(f"localhost:{server.port}") as running:
-        assert "not taken here" in refused(running.post("/feedback?label=worn", PICTURE), 404, "not_found")
-        assert "/feedback" not in running.get("/openapi.json").json()["paths"]
-        assert b"/feedback" not in running.get("/docs").body
+    with gateway(f"localhost:{server.port}") as started:
+        assert "not taken here" in refused(started.post("/feedback?label=worn", PICTURE), 404, "not_found")
+        assert "/feedback" not in started.get("/openapi.json").json()["paths"]
+        assert b"/feedback" not in started.get("/docs").body
 
 
 def test_it_needs_a_key_where_keys_are_on_and_notes_whose_it_was(
@@ -366,23 +379,23 @@ def test_it_needs_a_key_where_keys_are_on_and_notes_whose_it_was(
 ) -> None:
     (tmp_path / "keys").write_text(f"anne:{digest_of('loupe_anne')}\n")
     settings = {"LOUPE_FEEDBACK_DIR": str(root), "LOUPE_API_KEYS": str(tmp_path / "keys")}
-    with gateway(f"localhost:{server.port}", **settings) as running:
-        refused(running.post("/feedback?label=worn", PICTURE), 401, "unauthorized")
+    with gateway(f"localhost:{server.port}", **settings) as started:
+        refused(started.post("/feedback?label=worn", PICTURE), 401, "unauthorized")
         assert kept(root) == {}
-        assert running.post("/feedback?label=worn", PICTURE, **{"X-API-Key": "loupe_anne"}).json()["kept"]
-        assert "security" in running.get("/openapi.json").json()["paths"]["/feedback"]["post"]
+        assert started.post("/feedback?label=worn", PICTURE, **{"X-API-Key": "loupe_anne"}).json()["kept"]
+        assert "security" in started.get("/openapi.json").json()["paths"]["/feedback"]["post"]
     assert note(root, "worn")["key"] == "anne"
 
 
 def test_it_is_described_and_pages_of_allowed_sites_may_send(server: ModelServer, root: Path) -> None:
     site = "https://app.example.org"
     settings = {"LOUPE_FEEDBACK_DIR": str(root), "LOUPE_CORS_ORIGINS": site}
-    with gateway(f"localhost:{server.port}", **settings) as running:
-        described = running.get("/openapi.json").json()
-        assert b"/feedback?label=cracked" in running.get("/docs").body
-        answer = running.post("/feedback?label=worn", PICTURE, Origin=site)
+    with gateway(f"localhost:{server.port}", **settings) as started:
+        described = started.get("/openapi.json").json()
+        assert b"/feedback?label=cracked" in started.get("/docs").body
+        answer = started.post("/feedback?label=worn", PICTURE, Origin=site)
         asked = {"Origin": site, "Access-Control-Request-Method": "POST"}
-        assert running.ask("OPTIONS", "/feedback", None, asked).headers["Access-Control-Allow-Origin"] == site
+        assert started.ask("OPTIONS", "/feedback", None, asked).headers["Access-Control-Allow-Origin"] == site
     assert answer.headers["Access-Control-Allow-Origin"] == site
     assert set(answer.json()) == set(described["components"]["schemas"]["Kept"]["properties"])
     assert set(answer.json()["predicted"]) == set(described["components"]["schemas"]["Predicted"]["properties"])

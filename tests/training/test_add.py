@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +24,9 @@ from loupe.training.data import record
 from loupe.training.data.dataset import Dataset, Source, read
 from tests.support.corrections import put
 from tests.support.pictures import encoded, photograph
+from tests.support.servers import ROOT
 from tests.training.test_correction_loop import mislabel, paint_splits
-from tests.training.test_training import accuracy, refused, train, trained
+from tests.training.test_training import accuracy, refused, the_same, train, trained, until
 
 CNN = ("--backbone", "cnn", "--size", "32", "--epochs", "8")
 FROZEN = ("--backbone", "cnn", "--size", "32", "--fine-tune", "0", "--epochs", "20", "--lr", "1e-2")
@@ -174,6 +177,24 @@ def test_a_run_of_a_csv_that_was_tuned_varied_and_fine_tuned_keeps_all_of_that(
     for mine, other in zip(trunk(run), trunk(before), strict=True):
         np.testing.assert_array_equal(mine, other)
     assert "known" in add(root, run)
+
+
+@pytest.mark.slow
+def test_what_was_killed_goes_on_as_if_nothing_had_happened(root: Path, run: Path, tmp_path: Path) -> None:
+    for seed in range(12):
+        put(root, "green", green(seed), state="accepted")
+    undisturbed = shutil.copytree(run.parent, tmp_path / "other") / run.name
+    add(root, undisturbed)
+    command: list[str | Path] = [
+        sys.executable, "-u", ROOT / "train.py", "--add", root, "--from", run, "--no-publish"
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    until(process, " 4/8")
+    process.kill()
+    process.wait()
+    assert "--resume goes on" in refused(train("--add", root, "--from", run, "--no-publish"))
+    add(root, run, "--resume")
+    the_same(run, undisturbed)
 
 
 @pytest.mark.slow
