@@ -17,6 +17,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from loupe import feedback
 from loupe.cli import Parser, run_script
 from loupe.gateway.access import keys
 from loupe.gateway.door.ports import check_ports
@@ -25,10 +26,12 @@ from loupe.gateway.settings import Settings
 
 def main() -> None:
     Parser(__doc__).read()  # no flags: settings come from the environment, as they do under gunicorn
-    settings = Settings.from_environment(os.environ, check_keys=keys.check)
+    settings = Settings.from_environment(os.environ, checks={"api_keys": keys.check, "feedback_dir": feedback.check})
     if not find_spec("gunicorn"):
         raise ModuleNotFoundError(name="gunicorn")
     check_ports(settings)
+    if settings.feedback_dir:
+        os.environ["LOUPE_FEEDBACK_DIR"] = settings.feedback_dir  # as it was meant where this was started
     os.chdir(Path(__file__).resolve().parent)
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "--config", "gunicorn.conf.py", "gateway:app"])
 

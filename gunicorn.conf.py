@@ -11,6 +11,7 @@ from typing import Any
 
 from gunicorn.glogging import Logger
 
+from loupe import feedback
 from loupe.errors import UserError
 from loupe.gateway.access import keys
 from loupe.gateway.door.ports import check_ports
@@ -19,7 +20,7 @@ from loupe.gateway.settings import Settings
 
 os.environ.pop("SCRIPT_NAME", None)  # set by the starting shell script, but gunicorn takes it for a prefix of our paths
 try:
-    _settings = Settings.from_environment(os.environ, check_keys=keys.check)
+    _settings = Settings.from_environment(os.environ, checks={"api_keys": keys.check, "feedback_dir": feedback.check})
 except UserError as error:
     sys.exit(f"gateway: {error}")
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's C core writes to stderr directly, in its own format

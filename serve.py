@@ -27,6 +27,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from loupe import feedback
 from loupe.cli import Parser, run_script
 from loupe.errors import UserError
 from loupe.gateway.access import keys
@@ -49,7 +50,9 @@ def main() -> int:
     _check_model(models / arguments.model_name, arguments.model_name)
     environment = {**os.environ, "LOUPE_PORT": arguments.port, "MODEL_NAME": arguments.model_name}
     environment["LOUPE_LOG_FORMAT"] = os.environ.get("LOUPE_LOG_FORMAT") or "text"
-    settings = Settings.from_environment(environment, check_keys=keys.check)
+    settings = Settings.from_environment(environment, checks={"api_keys": keys.check, "feedback_dir": feedback.check})
+    if settings.feedback_dir:
+        environment["LOUPE_FEEDBACK_DIR"] = settings.feedback_dir  # the gateway is started in another folder
     check_ports(settings, instead="choose another: make PORT=8080 up")
     # Start the model server, then the gateway.
     for number in SIGNALS:

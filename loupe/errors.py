@@ -20,6 +20,8 @@ LoupeError
     │   └── TooManyPixels   422
     ├── FetchFailed         422  the picture's server
     ├── AllFailed           422  of many pictures, none could be used
+    ├── FeedbackFull        507  as many corrections wait as may be
+    ├── FeedbackUnwritable  507  the corrections' folder cannot be written to
     ├── InternalError       500  a fault of our own
     ├── OutOfTime           504  the caller's own limit is over, wherever its time went
     └── ModelError          the model's side
@@ -124,6 +126,14 @@ class AllFailed(Problem):
         """Take the message, and the problem of each picture in their order."""
         super().__init__(message)
         self.problems = problems
+
+
+class FeedbackFull(Problem):
+    status, code = 507, "feedback_full"
+
+
+class FeedbackUnwritable(Problem):
+    status, code = 507, "feedback_unwritable"
 
 
 class InternalError(Problem):

@@ -2,6 +2,7 @@
 
     with files.opened(path) as file: ...
     data = files.read(path, most=1 << 20)
+    folder = home / files.folder_name(label)
 
 A path that is no regular file, or one that is too large, raises an OSError as any other failure does. Links are
 followed, since model stores use them.
@@ -10,10 +11,14 @@ followed, since model stores use them.
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import stat
 from pathlib import Path
+from urllib.parse import quote
+
+LONGEST_NAME = 120  # bytes of a label's folder; file systems take 255
 
 
 def opened(path: Path) -> io.BufferedReader:
@@ -31,3 +36,18 @@ def read(path: Path, most: int) -> bytes:
         if size > most:
             raise OSError(errno.EFBIG, f"it is larger than {most} bytes", str(path))
         return file.read(size)
+
+
+def folder_name(label: str) -> str:
+    """Return the folder's name for a label. Most stay as they are; in others each odd byte becomes %XX. It never is a
+    path, and never hidden. Labels that are too long are cut, and keep a checksum of the whole."""
+    name = "".join(char if _is_plain(char) else quote(char, safe="", errors="surrogatepass") for char in label)
+    name = f"%2E{name[1:]}" if name.startswith(".") else name or "%"
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(label.encode(errors="surrogatepass")).hexdigest()[:16]
+    return f"{name.encode()[: LONGEST_NAME - 17].decode(errors='ignore')}%{digest}"
+
+
+def _is_plain(char: str) -> bool:
+    return char.isprintable() and char not in '%/\\:*?"<>|'

@@ -26,6 +26,7 @@ from loupe.errors import (
 )
 from loupe.gateway.access.guard import add_access_checks
 from loupe.gateway.docs.page import add_docs
+from loupe.gateway.feedback import Corrections
 from loupe.gateway.model.client import ModelClient
 from loupe.gateway.model.readiness import Readiness
 from loupe.gateway.model_page import Told, model_page, problem_page, wants_page
@@ -60,6 +61,7 @@ def create_app(settings: Settings) -> Flask:
     _add_recording(app, settings)
     _add_health(app, model, settings)
     _add_model(app, model, settings)
+    _add_feedback(app, model, settings)
     _add_page(app, settings)
     add_docs(app, settings, sorted(path.name for path in SAMPLES.glob("*.jpg")))
     _add_errors(app, settings)
@@ -189,6 +191,15 @@ def _add_model(app: Flask, model: ModelClient, settings: Settings) -> None:
         return response
 
 
+def _add_feedback(app: Flask, model: ModelClient, settings: Settings) -> None:
+    corrections = Corrections(settings, model)
+
+    @app.post("/feedback")
+    def feedback() -> Response:
+        """Keep a picture whose label was wrong, and say what the model makes of it (feedback.py)."""
+        return _json_response(corrections.take(request.args, request.environ, request.headers.get(HEADER)))
+
+
 def _add_page(app: Flask, settings: Settings) -> None:
     @app.get("/")
     def page() -> str:
@@ -199,7 +210,7 @@ def _add_page(app: Flask, settings: Settings) -> None:
             model=settings.model,
             keys=bool(settings.api_keys),
             max_bytes=settings.max_bytes,
-            feedback=bool(getattr(settings, "feedback_dir", "")),
+            feedback=bool(settings.feedback_dir),
         )
 
     @app.get("/samples/<name>")

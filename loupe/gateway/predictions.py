@@ -38,6 +38,13 @@ class Batch:
             picture = next(fetched) if isinstance(item, URL) else item
             self._pictures.append(self._keep_or_raise(picture) if isinstance(picture, Problem) else picture)
 
+    def first(self) -> bytes:
+        """Return the bytes of the first picture, as they were sent or fetched. Raise its problem if there is one."""
+        picture = self._pictures[0]
+        if isinstance(picture, Problem):
+            raise picture
+        return picture
+
     def pixels(self, card: Card) -> np.ndarray[Any, Any]:
         """Decode the pictures for the model with this card. Raise AllFailed if none could be decoded."""
         decoded = []

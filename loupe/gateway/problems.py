@@ -32,6 +32,8 @@ MEANINGS = {  # code → what happened, and what to do
     "too_many_pixels": "The picture has more pixels than are decoded; send a smaller one.",
     "fetch_failed": "The picture's server did not give it; check the URL, or upload the picture.",
     "all_failed": "Of many pictures none could be used; errors says why of each, in their order.",
+    "feedback_full": "As many corrections wait as may be; whoever runs this gateway has to review them first.",
+    "feedback_unwritable": "Corrections cannot be kept now; tell whoever runs this gateway, whose log says why.",
     "head_too_large": "The address or the headers are too long; send a URL in the body.",
     "internal_error": "A fault of the gateway; its log has it by the request's id.",
     "model_unfit": "The model's answer or card is not one that this gateway understands; tell whoever runs it.",

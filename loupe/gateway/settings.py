@@ -2,8 +2,8 @@
 
     settings = Settings.from_environment(os.environ)      # one UserError that names all mistakes
 
-When the gateway starts, check_keys=keys.check is passed, so that a broken file of keys is reported as well. Workers do
-not pass it: one that is started later must not fail because of it.
+When the gateway starts, `checks` are passed for settings that name files, so that a broken file of keys, say, is
+reported as well. Workers do not pass them: one that is started later must not fail because of it.
 
 A test compares README's table of settings with SETTINGS below.
 """
@@ -15,6 +15,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from loupe.errors import UserError
@@ -112,6 +113,11 @@ def _preprocessor(text: str) -> str:
     return name
 
 
+def _folder(text: str) -> str:
+    """Return the absolute path: a process that is started from this one may work in another folder."""
+    return str(Path(text).absolute()) if text else ""
+
+
 def _log_format(text: str) -> str:
     if text.strip() not in LOG_FORMATS:
         raise ValueError(" or ".join(LOG_FORMATS))
@@ -135,6 +141,9 @@ SETTINGS = {
     "LOUPE_FETCH_TIMEOUT": Setting("fetch_timeout", "10", _seconds),
     "LOUPE_FETCH_ALLOW": Setting("fetch_allow", "", _addresses),
     "LOUPE_API_KEYS": Setting("api_keys", "", str.strip),
+    "LOUPE_FEEDBACK_DIR": Setting("feedback_dir", "", _folder),
+    "LOUPE_FEEDBACK_MAX": Setting("feedback_max", "10000", _whole_number(1, 1_000_000)),
+    "LOUPE_FEEDBACK_BYTES": Setting("feedback_bytes", "1000000000", _whole_number(1, 1 << 50)),
     "LOUPE_CORS_ORIGINS": Setting("cors_origins", "", _origins),
     "LOUPE_LABELS": Setting("labels", "", _labels),
     "LOUPE_PREPROCESS": Setting("preprocess", "", _preprocessor),
@@ -160,6 +169,9 @@ class Settings:
     fetch_timeout: float  # seconds for all URLs of a request together, host name look-ups included
     fetch_allow: tuple[str | Network, ...]  # hosts fetched from although not public, and on any port
     api_keys: str  # the file with their hashes; empty: no key is needed
+    feedback_dir: str  # where corrections are kept; empty: they are not taken
+    feedback_max: int  # pictures that may wait there for a review
+    feedback_bytes: int  # which they may have together, notes included
     cors_origins: tuple[str, ...]  # sites whose pages may ask; "*": any site
     labels: tuple[str, ...]  # for a model without a card, in the order of its outputs
     preprocess: str  # for a float32 model without a card: one of PREPROCESSORS
@@ -172,8 +184,9 @@ class Settings:
 
     @classmethod
     def from_environment(
-        cls, environment: Mapping[str, str], *, check_keys: Callable[[str], None] | None = None
+        cls, environment: Mapping[str, str], *, checks: Mapping[str, Callable[[Any], None]] | None = None
     ) -> Settings:
+        """Read all settings. `checks` has functions for some fields, which raise a UserError if the value is wrong."""
         # Read each setting.
         values: dict[str, Any] = {}
         mistakes: list[str] = []
@@ -193,9 +206,10 @@ class Settings:
         # Check what no setting can check alone.
         if values.get("metrics_port") and values["metrics_port"] == values.get("port"):
             mistakes.append("LOUPE_METRICS_PORT must be another than LOUPE_PORT")
-        if check_keys and "api_keys" in values:
+        for field, check in (checks or {}).items():
             try:
-                check_keys(values["api_keys"])
+                if field in values:
+                    check(values[field])
             except UserError as error:
                 mistakes.append(str(error).rstrip("."))
         # Report all mistakes at once.

@@ -51,6 +51,7 @@ HEIC_BRANDS = {
     b"mif1",
     b"msf1",
 }
+_SUFFIXES = {b"\x89PNG": "png", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp"}  # JPEGs have none of these
 _UNSUPPORTED = (  # first bytes of known formats that are not read here
     (b"%PDF", b"%!PS", b"\xc5\xd0\xd3\xc6", b"8BPS", b"gimp xcf")  # PDF, PostScript, Photoshop, GIMP
     + (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"II\xbc", b"IIRO", b"FUJIFILM")  # TIFF and cameras' raw files
@@ -120,6 +121,13 @@ def upright_size_here(data: bytes) -> tuple[int, int]:
     limits.check_limits(data)
     image = _open(data)
     return (image.width, image.height) if _orientation(image) in _QUARTER_TURNS else (image.height, image.width)
+
+
+def suffix_of(data: bytes) -> str:
+    """Return the suffix for a file of these bytes, which can be decoded: "jpg", "png", …"""
+    if data[4:8] == b"ftyp":
+        return "heic" if data[8:12] in HEIC_BRANDS else "avif"
+    return next((suffix for first_bytes, suffix in _SUFFIXES.items() if data.startswith(first_bytes)), "jpg")
 
 
 def _plain_size(data: bytes, height: int, width: int) -> tuple[int, int] | None:

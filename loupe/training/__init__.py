@@ -6,6 +6,7 @@ settings (flags and their defaults; recipes has those of known problems) → dat
 → pipeline (the order of what follows): network/ (the backbone), fit/ (cached features, head, fine-tuning),
     tune/ (--tune), evaluate/ (calibrate, measure)
 → artifacts (the files of a run) → report/.
+review/ lets people judge corrections, corrections/ puts accepted ones into a finished run, whose head is trained again.
 run is the folder of a run, complete or absent.
 
 A killed run ends as the undisturbed one. So a new callback draws its random numbers from the seed and the epoch alone,

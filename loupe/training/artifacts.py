@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -21,6 +22,7 @@ from loupe.errors import ImageError, UserError
 from loupe.gradcam import heatmaps
 from loupe.images.api import decode
 from loupe.progress import bar, clock
+from loupe.training.data import record
 from loupe.training.data.dataset import Dataset
 from loupe.training.data.doctor import Findings
 from loupe.training.data.label_errors import describe, label_errors, out_of_fold
@@ -28,7 +30,7 @@ from loupe.training.data.names import printable, printable_path
 from loupe.training.evaluate import heldout
 from loupe.training.evaluate.evaluate import BATCH, Result
 from loupe.training.evaluate.metrics import Evaluation, confidence_bins, merge_bins, softmax
-from loupe.training.pipeline import Pipeline, backbone_of
+from loupe.training.pipeline import TUNED_FILE, Pipeline, backbone_of
 from loupe.training.report import render
 from loupe.training.report.story import Story
 
@@ -48,6 +50,10 @@ def write(
             result.calibration.familiarity.save(staging / "familiarity.npz")
         (staging / "card.json").write_text(card(name, pipeline, result).to_json(), encoding="utf-8")
         heldout.write(staging / "pictures.json", data, result.heldout)
+        # What --add goes on with: the data set, and the settings that a search chose.
+        record.write(staging / "data.json", data)
+        if pipeline.trials:
+            shutil.copyfile(pipeline.tuned_path, staging / TUNED_FILE)
         # History and metrics, with the labels that look wrong.
         _write_table(staging / "history.csv", pipeline.history)
         with pipeline.timed("label check"):
@@ -63,7 +69,7 @@ def write(
             json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
         # Predictions for a competition, if the data set asks for some.
-        if data.predict:
+        if any(file.path.exists() for file in data.predict):
             _write_submission(staging / "submission.csv", pipeline, result.calibration.temperature)
         # The report, from everything above.
         story = Story(
@@ -149,6 +155,9 @@ def suspected_labels(pipeline: Pipeline) -> list[tuple[int, int, float]]:
     they would, each picture is described without a network.
     """
     data = pipeline.data
+    if pipeline.base and (pipeline.settings.weights == "none" or backbone_of(pipeline)["fine_tuned_layers"]):
+        pipeline.notes.append("Labels were not checked again: the features of this backbone come from these labels.")
+        return []
     if pipeline.frozen is None or pipeline.settings.weights == "none":
         features = describe(data.pixels)
     else:
@@ -162,6 +171,8 @@ def contact_sheet(pipeline: Pipeline) -> Any:
     if pipeline.augment.augmentation.is_none:
         return None
     rows = pipeline.data.train[:: max(1, len(pipeline.data.train) // SHEET)][:SHEET]
+    if pipeline.base and (pipeline.settings.views == 1 or not all(map(pipeline.data.has_pixels, rows))):
+        return None  # nothing was varied, or the pictures are gone
     pixels = pipeline.data.pixels[rows]
     views = [np.asarray(pixels, np.float32), *(pipeline.augment(pixels, number) for number in range(VIEWS))]
     return np.clip(np.stack(views, axis=1), 0, 255).astype(np.uint8)

@@ -5,6 +5,9 @@
     pipeline.model                          # from pixels to logits, in float32
     result = pipeline.evaluate()            # calibrated, and measured on the test pictures
 
+With `base`, a finished run, only a head is trained: on that run's own backbone, whether it was trained whole, in part
+or not at all. The features are that backbone's.
+
 While the backbone is frozen nothing is trained on pixels: its features are computed once and cached. A network without
 trained weights (a plain one, or a backbone with --weights none --fine-tune all) is trained whole, in one stage.
 """
@@ -24,6 +27,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from loupe.card import Card
 from loupe.errors import UserError
 from loupe.images.decode import FIT, RESIZE
 from loupe.training.data.dataset import Dataset
@@ -38,11 +42,21 @@ from loupe.training.network.plain import fuse_norms
 from loupe.training.settings import ALL, Settings
 
 TRIAL_EPOCHS = 20
+TUNED_FILE = "tuned.json"  # what the search chose
 TUNED = ("lr", "head", "dropout", "decay")
 
 
 class Pipeline:
-    def __init__(self, settings: Settings, data: Dataset, devices: Devices, state: Path, cache: Cache) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        data: Dataset,
+        devices: Devices,
+        state: Path,
+        cache: Cache,
+        base: Path | None = None,
+    ) -> None:
+        self.base = base
         self.settings, self.data, self.devices, self.state, self.cache = settings.resolved, data, devices, state, cache
         self.history: list[dict[str, Any]] = []
         self.seconds: dict[str, float] = {}
@@ -67,16 +81,19 @@ class Pipeline:
         return finished
 
     def evaluate(self) -> Result:
-        served_features = self.features if self.devices.precision == "float32" else None
+        # Features in half precision are not quite the served network's. With `base` they are taken all the same: they
+        # may be all that is left of the pictures.
+        served_features = self.features if self.devices.precision == "float32" or self.base else None
         with self.timed("measuring"):
             return evaluate(Trained(self.model, self.data, self.settings.seed, self.settings.certain, served_features))
 
     def _trains_from_scratch(self) -> bool:
-        return self.settings.fine_tune == ALL and self.settings.weights == "none"
+        return not self.base and self.settings.fine_tune == ALL and self.settings.weights == "none"
 
     def _trunk(self, height: int, width: int) -> keras.Model:
         keras.utils.set_random_seed(self.settings.seed)  # the weights must not depend on what was built before
-        return build_trunk(self.settings.backbone, height, width, self.settings.weights)
+        weights = str(self.base) if self.base else self.settings.weights
+        return build_trunk(self.settings.backbone, height, width, weights)
 
     def _with_new_head(self, trunk: keras.Model) -> keras.Model:
         keras.utils.set_random_seed(self.settings.seed)
@@ -114,9 +131,19 @@ class Pipeline:
         batches = self._training_batches(self.features, stage, size=self.batch_size, views=self.settings.views)
         outcome = self._fit(head, stage, batches, self._validation_batches(self.features))
         # Fine-tuning, if it is asked for.
-        if not outcome.finished or not self.settings.fine_tune:
+        if self.base:
+            self._note_augmentation()
+        if self.base or not outcome.finished or not self.settings.fine_tune:
             return outcome.finished
         return self._fine_tune(outcome.best_loss)
+
+    def _note_augmentation(self) -> None:
+        if self.settings.views > 1:
+            self.notes.append(f"Corrections were varied as the run's pictures: {self.settings.views} views of each.")
+        elif not self.augment.augmentation.is_none:
+            self.notes.append(
+                "The run's augmentation varied pixels; the new head learnt from features of the pictures as they are."
+            )
 
     def _fine_tune(self, head_loss: float) -> bool:
         """Train the last layers of the backbone. The head alone is kept if this does not beat `head_loss`."""
@@ -156,18 +183,21 @@ class Pipeline:
 
         Ctrl-C ends the search, and the best settings so far are trained. A resumed run keeps what the search chose.
         """
-        tuned_path = self.state / "tuned.json"
-        if tuned_path.exists():
-            tuned = json.loads(tuned_path.read_text())
+        if self.base or self.tuned_path.exists():
+            tuned = json.loads(self.tuned_path.read_text())
         else:
             tuned = self._search()
-            tuned_path.with_suffix(".part").write_text(json.dumps(tuned))
-            tuned_path.with_suffix(".part").replace(tuned_path)
+            self.tuned_path.with_suffix(".part").write_text(json.dumps(tuned))
+            self.tuned_path.with_suffix(".part").replace(self.tuned_path)
         self.trials, self.notes = tuned["trials"], [*self.notes, *tuned["notes"]]
         self.settings = replace(self.settings, **tuned["settings"])
         self.batch_size, self.head_epochs = tuned["batch_size"], TRIAL_EPOCHS  # as the search tried it
         summary = ", ".join(f"{name} {value:g}" for name, value in tuned["settings"].items())
         print(f"tuned     {summary}; its head learns for {TRIAL_EPOCHS} epochs in batches of {self.batch_size}")
+
+    @property
+    def tuned_path(self) -> Path:
+        return (self.base or self.state) / TUNED_FILE
 
     def _search(self) -> dict[str, Any]:
         """Search on features, at the size of --tune-size if given. Return what tuned.json stores."""
@@ -279,7 +309,9 @@ class Pipeline:
             if rows[-1] < count:
                 return data.pixels[list(rows)]
             # one by one: a view must not depend on which other views are missing
-            return np.concatenate([self.augment(data.pixels[[row % count]], row) for row in rows])
+            return np.concatenate(
+                [data.pixels[[row]] if row < count else self.augment(data.pixels[[row % count]], row) for row in rows]
+            )
 
         # Give each view of a training picture an id of its own.
         if views > 1:  # only training pictures are varied; every view of the others is the picture itself
@@ -343,6 +375,8 @@ def augmentation(settings: Settings) -> Augmentation:
 
 def backbone_of(pipeline: Pipeline) -> dict[str, Any]:
     """Return the backbone as the card describes it."""
+    if pipeline.base:
+        return Card.read(pipeline.base / "card.json").backbone  # it is as it was
     settings = pipeline.settings
     layers = min(pipeline.tuned_layers, len(trunk_layers(pipeline.model)))
     return {"name": settings.backbone, "weights": Path(settings.weights).name, "fine_tuned_layers": layers}

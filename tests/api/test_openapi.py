@@ -35,8 +35,9 @@ def server() -> Iterator[ModelServer]:
 
 
 @pytest.fixture(scope="module")
-def here(server: ModelServer) -> Iterator[Gateway]:
-    with gateway(f"localhost:{server.port}", LOUPE_MAX_IMAGES="7") as running:
+def here(server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    corrections = str(tmp_path_factory.mktemp("corrections"))
+    with gateway(f"localhost:{server.port}", LOUPE_MAX_IMAGES="7", LOUPE_FEEDBACK_DIR=corrections) as running:
         yield running
 
 
@@ -110,7 +111,7 @@ def assert_held(tried: Tried, least: int) -> None:
     assert tried.cases >= least
     assert [status for _, status in tried.statuses if status >= 500] == []
     asked = {label for label, _ in tried.statuses}
-    assert {"POST /predict", "GET /model", "GET /docs", "GET /samples/{name}"} <= asked
+    assert {"POST /predict", "POST /feedback", "GET /model", "GET /docs", "GET /samples/{name}"} <= asked
     assert tried.statuses["POST /predict", 200] > least / 100, "pictures were classified, too"
     assert {400, 415, 422} <= {status for label, status in tried.statuses if label == "POST /predict"}
 
@@ -128,7 +129,7 @@ def test_two_thousand_cases_are_answered_as_the_description_says(here: Gateway) 
 
 
 def test_it_describes_every_error_of_the_tree_and_says_what_to_do_about_each() -> None:
-    described = document(Settings.from_environment({}), ["a.jpg"], keys=True)
+    described = document(Settings.from_environment({"LOUPE_FEEDBACK_DIR": "corrections"}), ["a.jpg"], keys=True)
     codes: set[str] = set()
     for methods in described["paths"].values():
         for operation in methods.values():

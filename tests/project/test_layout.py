@@ -26,6 +26,7 @@ SHARED = """
     engines         checksums errors files proto
     errors
     familiarity     errors
+    feedback        errors files
     files
     gradcam         errors
     images          errors
@@ -36,10 +37,11 @@ SHARED = """
     tfrecord        files
 """
 GATEWAY = """
-    app             access docs model model_page observe predictions problems request settings
+    app             access docs feedback model model_page observe predictions problems request settings
     keys            access
     predictions     model request settings
     model_page      observe settings
+    feedback        model observe predictions request settings
     door            observe problems settings
     docs            problems request settings
     access          observe settings
@@ -51,6 +53,8 @@ GATEWAY = """
 """
 TRAINING = """
     artifacts       data evaluate pipeline report
+    review          report
+    corrections     data evaluate network pipeline settings
     pipeline        data evaluate fit network settings tune
     report          data evaluate
     evaluate        data network

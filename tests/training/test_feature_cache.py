@@ -67,6 +67,21 @@ def test_the_order_asked_for_is_the_order_given_and_copies_are_computed_once(tmp
     np.testing.assert_array_equal(turned.array[-1], turned.array[-2])
 
 
+def test_of_rows_with_one_id_the_first_is_computed_and_rows_come_in_order(tmp_path: Path) -> None:
+    """A validation picture has the same id in every view. The last view's row was asked for, which no pixels had."""
+    asked: list[int] = []
+
+    def pixels(rows: Sequence[int]) -> Any:
+        asked.extend(rows)
+        return PIXELS[np.array(rows) % 70]
+
+    views = [f"{row:064x}" if row % 2 else IDS[row] for row in range(70)]
+    kept = Cache(tmp_path, ROOM).features(front(), pixels, IDS + views, {"network": "small"})
+    assert asked[:70] == list(range(70))
+    assert sorted(asked[70:]) == asked[70:] == list(range(71, 140, 2))
+    assert kept.computed == 105
+
+
 def test_other_weights_and_other_settings_are_other_features(tmp_path: Path) -> None:
     cache = Cache(tmp_path, ROOM)
     keep(cache)

@@ -37,10 +37,10 @@ def paint(folder: Path, count: int, labels: tuple[str, ...] = ("blue", "red")) -
     return folder
 
 
-def train(*arguments: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None) -> Any:
+def train(*arguments: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None, patience: float = 300) -> Any:
     command: list[str | Path] = [sys.executable, ROOT / "train.py", *arguments]
     environment = {**os.environ, **(env or {})}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=patience)
 
 
 def trained(folder: Path, data: Path, *flags: str | Path, name: str = "mine") -> Path:
@@ -254,6 +254,13 @@ def test_tuning_finds_a_head_and_trains_it_at_another_size(tmp_path: Path) -> No
     assert len(metrics["trials"]) == 4
     assert (run / "trials.png").exists()
     assert Card.read(run / "card.json").height == 48
+
+
+@pytest.mark.slow
+def test_heads_learn_from_several_views(tmp_path: Path) -> None:
+    flags = ("--backbone", "cnn", "--fine-tune", "0", "--size", "32", "--views", "2", "--flip", "horizontal")
+    run = trained(tmp_path, paint(tmp_path / "photos", 30), *flags, "--epochs", "30", "--lr", "1e-2")
+    assert accuracy(run) >= 0.8
 
 
 @pytest.mark.slow

@@ -15,8 +15,9 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
+from loupe import files
 from loupe.client.picture import Picture
 from loupe.errors import UserError
 
@@ -26,7 +27,7 @@ class Sorter:
         self._folder, self._link = folder, link
 
     def put(self, picture: Picture, label: str) -> Path:
-        target = self._folder / folder_name(label)
+        target = self._folder / files.folder_name(label)
         try:
             target.mkdir(parents=True, exist_ok=True)
             if isinstance(picture.source, Path):
@@ -71,10 +72,3 @@ def _names(folder: Path, name: str) -> Iterator[Path]:
     while True:
         yield folder / f"{stem}-{number}{ending}"
         number += 1
-
-
-def folder_name(label: str) -> str:
-    """Return a label as a folder's name: itself, unless it could lead elsewhere or be hidden."""
-    if label.strip() and not label.startswith(".") and "/" not in label and "\0" not in label and len(label) < 200:
-        return label
-    return quote(label, safe=" ").replace(".", "%2E")[:200] or "%"

@@ -2,8 +2,8 @@
 
 add_access_checks(app, settings)          # after recording and the error handlers
 
-With keys on, /predict and /model need one; the page, the probes and the descriptions do not. The log shows the key's
-name.
+With keys on, /predict, /model and /feedback need one; the page, the probes and the descriptions do not. The log shows
+the key's name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from loupe.gateway.access.keys import Keys
 from loupe.gateway.observe.record import current_entry
 from loupe.gateway.settings import Settings
 
-NEED_KEY = ("predict", "card")  # Flask endpoints, not paths: a path can be written in several ways
+NEED_KEY = ("predict", "card", "feedback")  # Flask endpoints, not paths: a path can be written in several ways
 CHALLENGE = 'Bearer realm="loupe"'
 ALLOWED_HEADERS = "Authorization, Content-Type, X-API-Key, X-Request-ID, X-Request-Timeout, traceparent, tracestate"
 EXPOSED_HEADERS = "X-Request-ID, Retry-After"

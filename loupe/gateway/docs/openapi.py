@@ -3,7 +3,7 @@
     document(settings, samples=["cracked-1.jpg"])      # a dict; page.py shows it to people
 
 It is made from the types that check requests (request/schema.py), the tree of errors and the settings. A new error
-class is listed for /predict unless it stands in NOT_FROM_PREDICT.
+class is listed for /predict and /feedback unless it stands in NOT_FROM_PREDICT or NOT_FROM_FEEDBACK.
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ HOST = "http://localhost:9696"  # in the examples; /docs shows its own address i
 
 # The problems that any address may answer with.
 COMMON = (errors.BadRequest, errors.TooSlow, errors.TooLarge, errors.HeadTooLarge, errors.Busy, errors.InternalError)
-NOT_FROM_PREDICT = (errors.NotFound, errors.MethodNotAllowed, errors.Stopping)
+NOT_FROM_PREDICT = (
+    errors.NotFound,
+    errors.MethodNotAllowed,
+    errors.Stopping,
+    errors.FeedbackFull,
+    errors.FeedbackUnwritable,
+)
+NOT_FROM_FEEDBACK = (errors.NotFound, errors.MethodNotAllowed, errors.Stopping, errors.AllFailed)
+NEED_KEY = {"/predict", "/model", "/feedback"}
 SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "Authorization: Bearer KEY"},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -102,11 +110,9 @@ def _paths(settings: Settings, samples: Sequence[str], keys: bool) -> Object:
     # The problems that addresses can answer with.
     key_problems: tuple[type[Problem], ...] = (errors.Unauthorized,) if keys else ()
     model_problems = tuple(every_problem(errors.ModelError))
-    predict_problems = [
-        problem
-        for problem in every_problem()
-        if problem not in NOT_FROM_PREDICT and (keys or problem is not errors.Unauthorized)
-    ]
+    possible = [problem for problem in every_problem() if keys or problem is not errors.Unauthorized]
+    predict_problems = [problem for problem in possible if problem not in NOT_FROM_PREDICT]
+    feedback_problems = [problem for problem in possible if problem not in NOT_FROM_FEEDBACK]
     # The addresses.
     paths = {
         "/predict": {"post": _post_predict(settings, predict_problems, keys)},
@@ -138,8 +144,11 @@ def _paths(settings: Settings, samples: Sequence[str], keys: bool) -> Object:
     # Those that only some gateways have, and the addresses that need a key.
     if samples:
         paths["/samples/{name}"] = {"get": _get_sample(samples)}
+    if settings.feedback_dir:
+        paths["/feedback"] = {"post": _post_feedback(settings, feedback_problems, keys)}
     if keys:
-        for operation in (paths["/predict"]["post"], paths["/model"]["get"]):
+        for path in NEED_KEY & paths.keys():
+            (operation,) = paths[path].values()
             operation["security"] = [{name: []} for name in SCHEMES]
     return paths
 
@@ -166,17 +175,56 @@ def _post_predict(settings: Settings, problems: Iterable[type[Problem]], keys: b
             "of them do. A form's field may have any name."
         ),
         "parameters": [*_query_parameters(), TIMEOUT, REQUEST_ID],
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {"schema": _reference("Question")},
-                "multipart/form-data": {"schema": form},
-                "image/*": {"schema": picture},
-                "application/octet-stream": {"schema": picture},
-            },
-        },
+        "requestBody": _body(_reference("Question"), form, picture),
         "responses": {"200": ok, **_failures(problems)},
         "x-codeSamples": _curl_examples(keys),
+    }
+
+
+def _post_feedback(settings: Settings, problems: Iterable[type[Problem]], keys: bool) -> Object:
+    # The body: one picture, in the ways that /predict takes it.
+    picture = {"type": "string", "format": "binary", "maxLength": settings.max_bytes}
+    ways = {name: schema for name, schema in schemas()["Question"]["properties"].items() if name != "urls"}
+    question = {"type": "object", "properties": ways, "oneOf": [{"required": [name]} for name in ways]}
+    form = {"type": "object", "properties": {"file": picture}, "required": ["file"]}
+    label = {"type": "string", "minLength": 1}
+    key = "-H 'X-API-Key: …' " if keys else ""
+    # The operation.
+    return {
+        "operationId": "feedback",
+        "summary": "Say what a picture shows, where the answer was wrong",
+        "description": (
+            "Keeps the picture with its label for a review; the model learns nothing from it before. Sent again it "
+            "changes nothing, and under another label it moves there, until it is reviewed."
+        ),
+        "parameters": [
+            {
+                "name": "label", "in": "query", "required": True, "schema": label,
+                "description": "What it shows: one of the model's labels, as `/model` lists them.",
+            },
+            TIMEOUT, REQUEST_ID,
+        ],
+        "requestBody": _body(question, form, picture),
+        "responses": {"200": _json_answer("Whether it is kept", "Kept"), **_failures(problems)},
+        "x-codeSamples": [
+            {
+                "lang": "Shell", "label": "It is a cracked one",
+                "source": f"curl {key}-F file=@picture.jpg '{HOST}/feedback?label=cracked'",
+            }
+        ],
+    }  # fmt: skip
+
+
+def _body(question: Object, form: Object, picture: Object) -> Object:
+    """Return the ways in which pictures are sent, with the schema of each."""
+    return {
+        "required": True,
+        "content": {
+            "application/json": {"schema": question},
+            "multipart/form-data": {"schema": form},
+            "image/*": {"schema": picture},
+            "application/octet-stream": {"schema": picture},
+        },
     }
 
 

@@ -25,7 +25,7 @@ from loupe.gateway.observe.record import Entry
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-PATHS = ("/", "/predict", "/model", "/healthz", "/readyz", "/openapi.json", "/docs")
+PATHS = ("/", "/predict", "/model", "/feedback", "/healthz", "/readyz", "/openapi.json", "/docs")
 PREFIXES = ("/samples/", "/page/")
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)

@@ -81,6 +81,14 @@ def read_query(arguments: Any) -> Query:
         raise BadRequest(next(text for name, text in _QUERY.items() if f"$.{name}" in str(error))) from None
 
 
+def read_label(arguments: Any) -> str:
+    """Read the label of a correction from werkzeug's `request.args`."""
+    labels: list[str] = arguments.getlist("label")
+    if len(labels) != 1 or not labels[0]:
+        raise BadRequest("Say once what the picture shows: POST it to /feedback?label=LABEL.")
+    return labels[0]
+
+
 def read_question(body: bytes) -> Question:
     """Read the JSON body. Refuse it unless it has exactly one of url, urls and b64."""
     body = body.removeprefix(BYTE_ORDER_MARK)
@@ -204,6 +212,25 @@ class Answers(Struct):
     request_id: RequestId
 
 
+class Predicted(Struct):
+    """What the model says of a picture that is corrected."""
+
+    label: str
+    confidence: Share
+    certain: bool | None
+    reason: Literal["below_threshold", "unfamiliar"] | None
+
+
+class Kept(Struct):
+    """The answer to a correction."""
+
+    kept: Annotated[bool, Meta(description="false: this picture was kept under this label before, or reviewed.")]
+    label: Annotated[str, Meta(description="What the picture is said to be.")]
+    predicted: Predicted
+    model: Served
+    request_id: RequestId
+
+
 class Alive(Struct):
     status: Literal["ok"]
 
@@ -239,7 +266,7 @@ class CardAnswer(Struct):
     parity: dict[str, Any] | None
 
 
-TYPES = (Question, Query, Answer, Answers, Prediction, FailedPrediction, FaultAnswer, Alive, Ready, CardAnswer)
+TYPES = (Question, Query, Answer, Answers, Kept, Prediction, FailedPrediction, FaultAnswer, Alive, Ready, CardAnswer)
 
 
 def schemas() -> Mapping[str, Any]:

@@ -93,7 +93,8 @@ class Dataset:
         are of another size."""
         # Classes, pictures of each split, and their size.
         _, height, width, _ = self.pixels.shape
-        size_read = f"at {width}×{height}, {self.pixels.nbytes / 1e6:.0f} MB of pixels"
+        in_memory = f", {self.pixels.nbytes / 1e6:.0f} MB of pixels" if self.pixels.nbytes else ""
+        size_read = f"at {width}×{height}{in_memory}"
         size_text = f"to be read at {size}×{size}" if size else size_read
         lines = [
             f"{name}: {len(self.labels)} classes, {len(self.train)} training, {len(self.validation)} validation, "
@@ -130,6 +131,16 @@ class Dataset:
                 digest.update(f"{self.pictures[row].sha256} {self.labels[self.classes[row]]}\n".encode())
             digest.update(b"\n")
         return digest.hexdigest()
+
+    def has_pixels(self, row: int) -> bool:
+        """Return False for a picture whose pixels are read when they are asked for (record.py), if its file is gone."""
+        if self.pixels.nbytes:
+            return True
+        picture = self.pictures[row]
+        try:
+            return picture.file.path.stat().st_size == picture.size
+        except OSError:
+            return False
 
     def resized(self, height: int, width: int, spill: Path) -> Dataset:
         """Return the same pictures and splits, decoded at another size."""

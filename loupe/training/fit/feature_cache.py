@@ -73,7 +73,7 @@ class Cache:
                 self._make_room(folder, bytes_needed)
                 entry = Entry(folder, shape, dependencies)
                 missing = [row for row, picture_id in enumerate(ids) if picture_id not in entry.row_of]
-                missing = list({ids[row]: row for row in missing}.values())
+                missing = sorted({ids[row]: row for row in reversed(missing)}.values())  # of an id, its first row
                 for rows, values in compute_features(front, pixels, missing):
                     entry.append([ids[row] for row in rows], values)
                 array = entry.take(ids)

@@ -44,7 +44,11 @@ def cases(story: Story, evaluation: Evaluation) -> Facts:
     mistakes = wrong[np.argsort(-confidence[wrong], kind="stable")][:CASES]
     doubtful = np.setdiff1d(np.argsort(confidence, kind="stable")[: CASES * 2], mistakes)
     doubtful = doubtful[np.argsort(confidence[doubtful], kind="stable")][:CASES]
-    # Both with thumbnails and heat maps.
+    # Both with thumbnails and heat maps. Of a run's earlier data set pictures may be gone.
+    mistakes, doubtful = (
+        np.array([position for position in some if story.dataset.has_pixels(int(evaluation.rows[position]))], np.int64)
+        for some in (mistakes, doubtful)
+    )
     positions = [*mistakes, *doubtful]
     shown = _cases_of(story, evaluation, positions)
     return {

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 from loupe.errors import ImageError
-from loupe.images.api import decode
+from loupe.images.api import decode, upright_size
 from loupe.images.resize import Pixels
 
 SIDE = 176  # px, the longer one
@@ -30,8 +30,6 @@ MAX_BYTES = 9_000  # of a thumbnail of that side; photographs need about half
 WARMTH = (255, 72, 0)  # as on the gateway's page
 OPAQUE = 0.65  # at most, so that the picture stays visible
 SMOOTH = 48  # px, side of a heat map; the browser does the rest
-
-_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,11 @@ class Thumbnail:
 def thumbnail(path: Path, side: int = SIDE) -> Thumbnail | None:
     """Return a thumbnail of the file's picture, upright."""
     try:
-        width, height = _fit_size(*_upright_size(path), side)
-        pixels = decode(path.read_bytes(), height, width)
-    except (ImageError, OSError, ValueError, Image.DecompressionBombError):
+        data = path.read_bytes()
+        height, width = upright_size(data)
+        width, height = _fit_size(width, height, side)
+        pixels = decode(data, height, width)
+    except (ImageError, OSError):
         return None
     return _encode(pixels, side)
 
@@ -91,12 +91,6 @@ def _data_uri(image: Image.Image, image_format: str, **options: Any) -> str:
     file = io.BytesIO()
     image.save(file, image_format, **options)
     return f"data:image/{image_format.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _upright_size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as image:
-        sideways = image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS
-        return (image.height, image.width) if sideways else image.size
 
 
 def _fit_size(width: int, height: int, side: int) -> tuple[int, int]:
