@@ -72,6 +72,8 @@ def connect(
         served = OverGrpc(target, model, tuple(labels), preprocess, timeout)
         return _ready(Model(TensorBackend(served, address, 4, GRPC_BATCH, patience)))
     if separator and scheme in ("http", "https"):
+        if key is not None and not re.fullmatch(r"[\x21-\x7e]+", key):
+            raise UserError("This is no key: keys are letters, digits and signs of ASCII, without a space.")
         server = HttpServer(address, timeout)
         if model is None:
             return _ready(Model(_gateway(server, key, patience)))

@@ -338,6 +338,7 @@ def test_a_model_without_a_card_needs_its_labels(tmp_path: Path) -> None:
         ("http://", {}, "is no server's address"),
         ("http://localhost:99999", {}, "is no address"),
         ("http://localhost:9/predict?x=1", {}, "without more"),
+        ("http://localhost:9", {"key": "…"}, "This is no key"),
     ],
 )
 def test_an_address_that_cannot_be_is_explained(address: str, options: dict[str, str], text: str) -> None:

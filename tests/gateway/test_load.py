@@ -155,6 +155,18 @@ def test_a_refusal_comes_before_the_body_is_sent(here: Gateway, slow_origin: str
     assert (status, found["code"]) == (503, "busy")
 
 
+def test_the_page_and_its_files_come_while_all_other_places_are_taken(here: Gateway, slow_origin: str) -> None:
+    """Without one of its files the page stays dead, and cannot say why."""
+    bodies = json.dumps({"url": slow_origin})
+    paths = ["/", *(f"/page/{name}" for name in ("page.js", "page.css", "icon.svg")), "/samples/cracked-1.jpg"] * 3
+    with ThreadPoolExecutor(4 + len(paths)) as pool:
+        taken = [pool.submit(here.post, "/predict", bodies, "application/json") for _ in range(4)]
+        time.sleep(0.4)
+        assert here.post("/predict", PICTURE).status == 503
+        assert not any(future.done() for future in taken)
+        assert {answer.status for answer in pool.map(here.get, paths)} == {200}
+
+
 def everything_half_closed(connection: socket.socket) -> bytes:
     parts = []
     while part := connection.recv(65536):

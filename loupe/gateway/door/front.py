@@ -37,6 +37,8 @@ from loupe.gateway.observe.record import handover, stopping
 
 ALIVE, PROBES = b"/healthz", (b"/healthz", b"/readyz")
 PROBE_THREADS = 2
+PAGE_FILES = (b"/page/", b"/samples/")
+PAGE_PLACES = 32  # a browser asks for twenty files of the page at once; without one of them it stays dead
 MOST_GATHERED = 1 << 27  # bytes of requests that are not whole yet, and at least what two of them may have
 LONG_HEAD = "The request's address or headers are too long; send a URL in the body."
 NO_HTTP = "This is not a request that HTTP/1.1 knows; send it again with a usual client."
@@ -136,7 +138,7 @@ class Front(Parting):
             self._refuse(
                 connection, TooLarge(f"The body is larger than {limit:,} bytes; send less, or smaller pictures.")
             )
-        elif not probe and self._is_full() and (request.state != "body" or not connection.admitted):
+        elif not probe and self._is_full(request.target) and (request.state != "body" or not connection.admitted):
             self._refuse(connection, Busy("As many requests are in hand as this service takes; try again in a second."))
         elif request.state in ("whole", "odd"):
             self._no_longer_arriving(connection)
@@ -150,9 +152,11 @@ class Front(Parting):
             return False
         return True
 
-    def _is_full(self) -> bool:
+    def _is_full(self, target: bytes) -> bool:
+        """Whether one more for this target would be too many. The page and its files have some places more."""
         self._count_down()
-        return self.in_hand >= self.settings.threads + self.settings.queue
+        more = PAGE_PLACES if target == b"/" or target.startswith(PAGE_FILES) else 0
+        return self.in_hand >= self.settings.threads + self.settings.queue + more
 
     # Whole requests, to the threads and back.
 
