@@ -86,6 +86,14 @@ def foreign_card(
     """Make a card from a model's signatures and the settings. Raise ModelUnfit if they do not suffice. `names` are
     those of the two settings, for its messages."""
     labels_name, preprocess_name = names
+    # The names must be known.
+    try:
+        if preprocess and preprocess != "rescale":
+            create_preprocessor(preprocess, target_size=(1, 1))
+    except Exception as error:  # the library has no class of its own for it
+        raise ModelUnfit(
+            f"{preprocess_name} {preprocess!r} is unknown to keras-image-helper, and not rescale."
+        ) from error
     # The signature to use.
     if not labels and not preprocess:
         raise ModelUnfit(f"The model {model!r} does not describe itself; {EXPORT_AGAIN}, or set {labels_name}.")

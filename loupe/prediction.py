@@ -52,6 +52,11 @@ def ranked_scores(card: Card, probabilities: Array, top: int | None = None) -> d
     return {card.labels[index]: round(float(probabilities[index]), 6) for index in order}
 
 
+def percent(share: float) -> str:
+    """Return a share in percent. None is ever quite 0 or 1, so none is shown as that."""
+    return "> 99.9 %" if share > 0.999 else "< 0.1 %" if share < 0.001 else f"{share * 100:.1f} %"
+
+
 def overlay(heatmap: Array, card: Card) -> Image.Image:
     """Return an image of the model's input size in one colour: the hotter, the more opaque."""
     alpha = Image.fromarray((heatmap * 255).astype(np.uint8)).resize(

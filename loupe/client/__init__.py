@@ -11,7 +11,7 @@
     ['normal', 'cracked']
 
     model = loupe.connect("http://localhost:9696")               # a gateway; key="…" if it wants one
-    model = loupe.connect("grpc://localhost:8500", model="tires")
+    model = loupe.connect("grpc://localhost:8500/tires")
     model = loupe.connect("http://localhost:8501", model="tires")
     model.predict(…)                                             # a path, bytes, array, PIL image, address; or many
 

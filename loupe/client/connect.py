@@ -2,7 +2,7 @@
 
     load("models/tires")                                     # the newest version; version=3 for another
     connect("http://localhost:9696", key="…")                # a Loupe gateway
-    connect("grpc://localhost:8500", model="tires")          # any TensorFlow Serving, over gRPC
+    connect("grpc://localhost:8500/tires")                   # any TensorFlow Serving, over gRPC
     connect("http://localhost:8501", model="tires")          # or over REST
 
 A model that Loupe did not make has no card: give `labels` in the order of its outputs and, if it takes float32,
@@ -23,7 +23,8 @@ from loupe.client.backends.over_rest import OverRest
 from loupe.client.backends.tensors import TensorBackend
 from loupe.client.model import Model
 from loupe.engines import machine
-from loupe.errors import ModelUnavailable, UserError
+from loupe.engines.choose import CHOICES
+from loupe.errors import UserError
 
 PATIENCE = 10.0  # seconds to ask again while a server is away
 IN_PROCESS_BATCH, GRPC_BATCH, REST_BATCH = 8, 8, 4
@@ -35,7 +36,7 @@ def load(
     version: int | None = None,
     engine: str = "openvino",
     at_once: int = 0,
-    labels: Sequence[str] = (),
+    labels: str | Sequence[str] = (),
     preprocess: str = "",
 ) -> Model:
     """Load a model that `train.py` or `convert.py` published, or another SavedModel.
@@ -44,8 +45,12 @@ def load(
     all of them. For many pictures, as many as there are processors is fastest: at_once=-1."""
     from loupe.client.backends.in_process import InProcess  # here, so that connect() needs no engine
 
+    if "://" in str(path):
+        raise UserError(f"{path} is an address, and load() takes a folder: loupe.connect({str(path)!r}).")
+    if engine not in CHOICES:
+        raise UserError(f"There is no engine {engine!r}; there are {', '.join(CHOICES)}.")
     streams = machine.share() if at_once < 0 else at_once
-    served = InProcess.open(Path(path), version, engine, streams, tuple(labels), preprocess)
+    served = InProcess.open(Path(path).expanduser(), version, engine, streams, _labels(labels), preprocess)
     return Model(TensorBackend(served, served.about, max(1, streams), IN_PROCESS_BATCH, patience=0))
 
 
@@ -54,7 +59,7 @@ def connect(
     *,
     model: str | None = None,
     key: str | None = None,
-    labels: Sequence[str] = (),
+    labels: str | Sequence[str] = (),
     preprocess: str = "",
     timeout: float = 30,
     patience: float = PATIENCE,
@@ -63,13 +68,15 @@ def connect(
 
     `timeout` is the seconds for each answer, `patience` those for which a server that went away is asked again."""
     scheme, separator, rest = address.partition("://")
-    if separator and scheme in ("grpc", "dns"):
+    scheme = scheme.lower()
+    if separator and scheme == "grpc":
+        rest, _, named = rest.rstrip("/").partition("/")
+        model = model or named
         if not model:
             raise UserError(f"Which model at {address}? Name it: connect({address!r}, model='tires').")
-        target = rest.rstrip("/") if scheme == "grpc" else address
-        if not re.search(r":\d+$", target):
+        if not re.search(r":\d+$", rest):
             raise UserError(f"{address} names no port; a model server's is usually 8500: grpc://host:8500.")
-        served = OverGrpc(target, model, tuple(labels), preprocess, timeout)
+        served = OverGrpc(rest, model, _labels(labels), preprocess, timeout)
         return _ready(Model(TensorBackend(served, address, 4, GRPC_BATCH, patience)))
     if separator and scheme in ("http", "https"):
         if key is not None and not re.fullmatch(r"[\x21-\x7e]+", key):
@@ -77,7 +84,7 @@ def connect(
         server = HttpServer(address, timeout)
         if model is None:
             return _ready(Model(_gateway(server, key, patience)))
-        rest_served = OverRest(server, model, tuple(labels), preprocess)
+        rest_served = OverRest(server, model, _labels(labels), preprocess)
         return _ready(Model(TensorBackend(rest_served, address, 2, REST_BATCH, patience)))
     hint = f" To load a folder: loupe.load({address!r})." if Path(address).is_dir() else ""
     raise UserError(
@@ -97,7 +104,11 @@ def _gateway(server: HttpServer, key: str | None, patience: float) -> GatewayBac
 def _ready(model: Model) -> Model:
     try:
         _ = model.card
-    except ModelUnavailable:
+    except BaseException:
         model.close()
         raise
     return model
+
+
+def _labels(labels: str | Sequence[str]) -> tuple[str, ...]:
+    return tuple(label.strip() for label in labels.split(",")) if isinstance(labels, str) else tuple(labels)

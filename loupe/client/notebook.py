@@ -12,12 +12,14 @@ import base64
 import io
 from collections.abc import Iterable, Mapping
 from html import escape
+from itertools import islice
 
 from PIL import Image
 
 from loupe.client.picture import Picture
 from loupe.errors import LoupeError
 from loupe.images.api import decode, upright_size
+from loupe.prediction import percent
 
 SIDE = 224  # px, of a picture's longer side
 MOST_SCORES, MOST_FIGURES = 5, 60
@@ -26,15 +28,10 @@ _BAR = "height:6px;border-radius:3px;background:#ea580c;min-width:1px;width:{:.1
 _LAYER = "position:absolute;left:0;top:0;width:100%;height:100%"
 
 
-def sheet(figures: Iterable[str]) -> str:
-    shown: list[str] = []
-    more = 0
-    for each in figures:
-        if len(shown) < MOST_FIGURES:
-            shown.append(each)
-        else:
-            more += 1
-    return f"<div>{''.join(shown)}{f'<p>… and {more} more</p>' if more else ''}</div>"
+def sheet(figures: Iterable[str], count: int = 1) -> str:
+    """Return the first figures of so many as one piece of HTML. The rest is not even made."""
+    more = f"<p>… and {count - MOST_FIGURES:,} more</p>" if count > MOST_FIGURES else ""
+    return f"<div>{''.join(islice(figures, MOST_FIGURES))}{more}</div>"
 
 
 def figure(
@@ -55,12 +52,12 @@ def figure(
         image = f"<i>{escape(str(error))}</i>"
     # What is said of it.
     rows = "".join(_bar(each, score) for each, score in list(scores.items())[:MOST_SCORES])
-    title = f'<b style="font-size:16px">{escape(label)}</b> {confidence:.1%}, {escape(doubt)}'
+    title = f'<b style="font-size:16px">{escape(label)}</b> {percent(confidence)}, {escape(doubt)}'
     return f'<div style="{_CELL}">{image}<div>{title}</div>{rows}<small>{escape(name)}</small></div>'
 
 
 def _bar(label: str, score: float) -> str:
-    share = f'<span style="float:right">{score:.1%}</span>'
+    share = f'<span style="float:right">{percent(score)}</span>'
     return f'<div>{escape(label)} {share}</div><div style="{_BAR.format(score * 100)}"></div>'
 
 

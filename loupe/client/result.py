@@ -9,7 +9,7 @@ result.version, result.card       # of the model that answered
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsIndex, TypeVar, overload
 
 from PIL import Image
 
@@ -17,6 +17,7 @@ from loupe.card import Card
 from loupe.client import notebook
 from loupe.client.picture import Picture
 
+T = TypeVar("T")
 DOUBTS = {"below_threshold": "not certain", "unfamiliar": "like nothing the model knows"}
 
 
@@ -43,13 +44,22 @@ class Result:
         )
 
 
-class Results(list[Any]):
+class Results(list[T]):
     """A list of results, and of errors where these were asked for. A notebook shows it as a sheet of pictures."""
 
     def _repr_html_(self) -> str:
-        return notebook.sheet(
-            each.figure() if isinstance(each, Result) else notebook.failure(str(each)) for each in self
-        )
+        figures = (each.figure() if isinstance(each, Result) else notebook.failure(str(each)) for each in self)
+        return notebook.sheet(figures, len(self))
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> T: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Results[T]: ...
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return an item, or for a slice another sheet."""
+        return Results(super().__getitem__(index)) if isinstance(index, slice) else super().__getitem__(index)
 
 
 def _doubt(result: Result) -> str:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -417,3 +418,110 @@ def test_what_loupe_lacks_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nix'"):
         _ = loupe.nix
     assert os.path.basename(loupe.__file__) == "__init__.py"  # noqa: PTH119
+
+
+class Numpyish:
+    """As tensors of other libraries look from outside."""
+
+    def numpy(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "given", [None, np.zeros((8, 8, 3), np.float32), Image.new("F", (8, 8)), Image.new("RGB", (0, 8)), Numpyish()]
+)
+def test_what_is_no_picture_stands_in_its_place_among_others(model: loupe.Model, given: Any) -> None:
+    answers = model.predict([CRACKED, given], return_errors=True)
+    assert answers[0].label == "cracked"
+    assert isinstance(answers[1], PictureUnreadable)
+    with pytest.raises(PictureUnreadable, match="no picture"):
+        model.predict([CRACKED, given])
+
+
+def test_open_files_and_arrays_of_paths_are_taken_and_tables_are_not(ways: dict[str, loupe.Model]) -> None:
+    model = ways["in process"]
+    with CRACKED.open("rb") as file:
+        result = model.predict(file)
+    assert (result.label, result.name) == ("cracked", str(CRACKED))
+    assert model.predict(io.BytesIO(NORMAL.read_bytes())).label == "normal"
+    assert [each.label for each in model.predict(np.array([str(CRACKED), str(NORMAL)]))] == ["cracked", "normal"]
+    with pytest.raises(UserError, match="dict is no picture"):
+        model.predict({"a": CRACKED})
+    with pytest.raises(UserError, match="takes many"):
+        next(model.stream("photo.jpg"))
+
+
+def test_sixteen_bits_are_scaled_and_not_cut(ways: dict[str, loupe.Model]) -> None:
+    model = ways["in process"]
+    grey = np.asarray(Image.open(CRACKED).convert("L")).astype(np.uint16) * 257
+    eight = model.predict(Image.open(CRACKED).convert("L"))
+    for image in (Image.fromarray(grey), Image.fromarray(grey.astype(np.int32))):
+        assert image.mode in ("I;16", "I")
+        assert model.predict(image).confidence == pytest.approx(eight.confidence, abs=1e-3)
+
+
+def test_a_pipe_is_no_picture_and_is_not_waited_for(ways: dict[str, loupe.Model], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "f.jpg")
+    with pytest.raises(PictureUnreadable, match="no file"):
+        ways["in process"].predict(tmp_path / "f.jpg")
+    with pytest.raises(PictureUnreadable, match="no file"):
+        ways["in process"].predict("/dev/zero")
+
+
+def test_what_was_answered_is_given_before_an_error_of_whoever_gives_the_pictures(ways: dict[str, loupe.Model]) -> None:
+    def pictures() -> Iterator[Path]:
+        yield from [CRACKED] * 61
+        raise RuntimeError("the list ends here")
+
+    labels = []
+    with pytest.raises(RuntimeError, match="ends here"):
+        for _, answer in ways["in process"].stream(pictures()):
+            labels.append(getattr(answer, "label", None))
+    assert labels == ["cracked"] * 61
+
+
+def test_a_closed_model_says_so_and_one_without_its_server_can_be_looked_at(sample_models: Path) -> None:
+    with model_server(sample_models, "tires") as server:
+        model = loupe.connect(f"grpc://localhost:{server.port}/tires", patience=0.1)
+        assert model.predict(CRACKED).label == "cracked"
+    assert "does not answer" in repr(model)
+    model.close()
+    for ask in (lambda: model.predict(CRACKED), lambda: model.card):
+        with pytest.raises(UserError, match="was closed"):
+            ask()
+    assert "was closed" in repr(model)
+
+
+def test_waiting_for_a_server_ends_when_nobody_wants_the_rest(sample_models: Path) -> None:
+    with model_server(sample_models, "tires") as server:
+        model = loupe.connect(f"grpc://localhost:{server.port}/tires", patience=60)
+        answers = model.stream([CRACKED] * 1000)
+        next(answers)
+    waiting = threading.Timer(0.5, answers.close)  # as Ctrl-C does: the generator is closed while its threads wait
+    began = time.monotonic()
+    waiting.start()
+    waiting.join(30)
+    assert time.monotonic() - began < 30
+    model.close()
+
+
+@pytest.mark.parametrize("top", [0, -1, 1.5, "2"])
+def test_a_top_that_is_none_is_refused(model: loupe.Model, top: Any) -> None:
+    with pytest.raises(UserError, match="top must be"):
+        model.predict(CRACKED, top=top)
+
+
+def test_a_sheet_of_many_shows_the_first_and_stays_a_sheet_when_it_is_cut(ways: dict[str, loupe.Model]) -> None:
+    results = ways["in process"].predict([CRACKED] * 70, heatmaps=False)
+    assert results._repr_html_().count("<img") == 60
+    assert "and 10 more" in results._repr_html_()
+    assert results[:2]._repr_html_().count("<img") == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [({"engine": "numpy"}, "no engine 'numpy'"), ({"preprocess": "foo", "labels": "a,b"}, "unknown to keras")],
+)
+def test_options_that_are_unknown_are_refused_when_loading(tmp_path: Path, options: Any, text: str) -> None:
+    models.write_plain(tmp_path / "zoo" / "1")
+    with pytest.raises(LoupeError, match=text):
+        loupe.load(tmp_path / "zoo", **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -19,8 +20,10 @@ class Backend(Protocol):
     def card(self) -> tuple[int, Card]:
         """Return the version that is served now, and its card."""
 
-    def answer(self, pictures: Sequence[Picture], *, heatmaps: bool, top: int | None) -> list[Result | LoupeError]:
+    def answer(
+        self, pictures: Sequence[Picture], *, heatmaps: bool, top: int | None, stop: threading.Event
+    ) -> list[Result | LoupeError]:
         """Return a result for each picture, or the error that is the picture's own. What concerns all of them, such as
-        a server that is not there, is raised. Many threads may call it at once."""
+        a server that is not there, is raised; once `stop` is set, without asking again. Many threads may call it."""
 
     def close(self) -> None: ...

@@ -12,6 +12,7 @@ import base64
 import binascii
 import io
 import json
+import threading
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +25,15 @@ from loupe.client.backends.http import HttpServer, Reply
 from loupe.client.backends.patience import patiently
 from loupe.client.picture import Picture
 from loupe.client.result import Result
-from loupe.errors import LoupeError, ModelUnavailable, ModelUnfit, PictureUnreadable, Problem, UserError
+from loupe.errors import (
+    LoupeError,
+    ModelUnavailable,
+    ModelUnfit,
+    PictureUnreadable,
+    Problem,
+    UserError,
+    without_traceback,
+)
 
 MAX_FORM = 8_000_000  # bytes; a gateway takes 10 MB unless told otherwise
 _PICTURES_OWN = {  # the codes of problems that are one picture's own, whatever the others are
@@ -47,20 +56,23 @@ class GatewayBackend:
         self.where = server.address
         self._server, self._patience = server, patience
         self._headers = {"X-API-Key": key} if key else {}
-        self._card: tuple[int, Card] | None = None
+        self._cards: dict[int, Card] = {}  # by version
 
     def card(self) -> tuple[int, Card]:
         content = self._checked(self._server.ask("GET", "/model", headers=self._headers))
         try:
-            self._card = (int(content["version"]), _card(content))
+            version, card = int(content["version"]), _card(content)
         except (KeyError, TypeError, ValueError, UserError) as error:
             raise ModelUnfit(f"{self.where}/model gives no card; is a Loupe gateway there?") from error
-        return self._card
+        self._cards[version] = card
+        return version, card
 
     def close(self) -> None:
         self._server.close()
 
-    def answer(self, pictures: Sequence[Picture], *, heatmaps: bool, top: int | None) -> list[Result | LoupeError]:
+    def answer(
+        self, pictures: Sequence[Picture], *, heatmaps: bool, top: int | None, stop: threading.Event
+    ) -> list[Result | LoupeError]:
         # Addresses in one call; files in forms that the gateway takes.
         answers: dict[int, Result | LoupeError] = {}
         addresses = [index for index, picture in enumerate(pictures) if picture.address]
@@ -72,7 +84,7 @@ class GatewayBackend:
             try:
                 content = picture.read()
             except PictureUnreadable as error:
-                answers[index] = error
+                answers[index] = without_traceback(error)
                 continue
             size += len(content)
             if size > MAX_FORM:
@@ -84,10 +96,12 @@ class GatewayBackend:
         query = f"?heatmap={int(heatmaps)}" + (f"&top={top}" if top else "")
         for indices, contents in groups:
             given = [pictures[index] for index in indices]
-            answers |= dict(zip(indices, self._ask_group(given, contents, query), strict=True))
+            answers |= dict(zip(indices, self._ask_group(given, contents, query, stop), strict=True))
         return [answers[index] for index in range(len(pictures))]
 
-    def _ask_group(self, pictures: Sequence[Picture], contents: list[bytes], query: str) -> list[Result | LoupeError]:
+    def _ask_group(
+        self, pictures: Sequence[Picture], contents: list[bytes], query: str, stop: threading.Event
+    ) -> list[Result | LoupeError]:
         """Ask for pictures that are all addresses, or all have contents."""
         if contents:
             kind, body = _form(contents)
@@ -96,7 +110,9 @@ class GatewayBackend:
         headers = {**self._headers, "Content-Type": kind}
         try:
             content = patiently(
-                lambda: self._checked(self._server.ask("POST", f"/predict{query}", body, headers)), self._patience
+                lambda: self._checked(self._server.ask("POST", f"/predict{query}", body, headers)),
+                self._patience,
+                stop,
             )
         except errors.AllFailed as error:
             return list(error.problems)
@@ -105,9 +121,9 @@ class GatewayBackend:
             if len(pictures) > 1 and error.code in ("too_large", "bad_request"):
                 half = len(pictures) // 2
                 parts = ((pictures[:half], contents[:half]), (pictures[half:], contents[half:]))
-                return [answer for part in parts for answer in self._ask_group(*part, query)]
+                return [answer for part in parts for answer in self._ask_group(*part, query, stop)]
             if error.code in _PICTURES_OWN:
-                return [error]
+                return [without_traceback(error)]
             raise
         given = content.get("predictions", [content])
         if len(given) != len(pictures):
@@ -117,10 +133,11 @@ class GatewayBackend:
         return [_result(answer, picture, version, card) for answer, picture in zip(given, pictures, strict=True)]
 
     def _card_of(self, version: int) -> Card:
-        if not self._card or self._card[0] != version:
-            self.card()
-        assert self._card
-        return self._card[1]
+        """Return the card of the version that answered; if it has gone meanwhile, that of the one after it."""
+        if version not in self._cards:
+            _, card = self.card()
+            self._cards.setdefault(version, card)
+        return self._cards[version]
 
     def _checked(self, reply: Reply) -> Any:
         """Return the reply's JSON. Raise what its problem says."""

@@ -44,8 +44,7 @@ class InProcess:
             opened = chooser(engine, Options(streams=streams))(model)
         except Refused as error:
             raise UserError(f"{folder} cannot be loaded: {error}.") from error
-        number = int(folder.name) if folder.name.isdecimal() else 0
-        return cls(opened, number, card)
+        return cls(opened, _number(folder), card)
 
     def describe(self) -> tuple[int, Card]:
         return self._version, self._card
@@ -62,9 +61,14 @@ class InProcess:
         self._engine.close()
 
 
+def _number(folder: Path) -> int:
+    """Return a version's number; 0 for a SavedModel in a folder of another name."""
+    return int(folder.name) if folder.name.isdecimal() else 0
+
+
 def version_folder(path: Path, version: int | None) -> Path:
     """Return the folder of a version: of that number, or the newest, or `path` itself if it is one."""
-    if (path / "saved_model.pb").is_file() and version is None:
+    if (path / "saved_model.pb").is_file() and version in (None, _number(path)):
         return path
     folders = {int(entry.name): entry for entry in path.glob("*") if entry.name.isdecimal() and entry.is_dir()}
     if not folders:

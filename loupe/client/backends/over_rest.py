@@ -19,7 +19,7 @@ from loupe.card import Card
 from loupe.cardless import foreign_card
 from loupe.client.backends.http import HttpServer, Reply
 from loupe.client.backends.tensors import DESCRIBE
-from loupe.errors import ModelGone, ModelUnavailable, ModelUnfit
+from loupe.errors import ModelGone, ModelUnavailable, ModelUnfit, UserError
 
 _JSON = {"Content-Type": "application/json"}
 
@@ -71,11 +71,13 @@ class OverRest:
     def _checked(self, reply: Reply) -> Any:
         """Return the reply's JSON. Raise what its status says."""
         where, text = self._server.address, _error(reply)
+        content = reply.json()
+        if isinstance(content, dict) and "code" in content:
+            raise UserError(f"{where} is a Loupe gateway, which has one model: connect without naming it.")
         if reply.status == 404:
             raise ModelGone(f"{where} serves no such model: {text}.")
         if reply.status in (429, 502, 503):
             raise ModelUnavailable(f"{where} does not answer now ({text}).")
-        content = reply.json()
         if reply.status != 200 or not isinstance(content, dict):
             raise ModelUnfit(f"{where} refused the question ({reply.status}): {text}")
         return content

@@ -21,7 +21,15 @@ from loupe.cardless import ForeignCard, Interface, interface, is_distribution, p
 from loupe.client.backends.patience import patiently
 from loupe.client.picture import Picture
 from loupe.client.result import Result
-from loupe.errors import FetchFailed, ImageError, LoupeError, ModelGone, ModelUnfit, PictureUnreadable
+from loupe.errors import (
+    FetchFailed,
+    ImageError,
+    LoupeError,
+    ModelGone,
+    ModelUnfit,
+    PictureUnreadable,
+    without_traceback,
+)
 from loupe.prediction import decide, overlay, ranked_scores
 
 CARD_SECONDS = 1.0  # for which a card is used before it is asked for again: a new version may be served
@@ -45,7 +53,7 @@ class TensorBackend:
         self._served, self._patience = served, patience
         self._lock = threading.Lock()
         self._last: tuple[int, Card, float] | None = None  # version, its card, and when it was asked for
-        self._gives_logits = False
+        self._logits_version: int | None = None  # the version without a card that last answered in logits
 
     def card(self) -> tuple[int, Card]:
         version, card = self._served.describe()
@@ -56,12 +64,14 @@ class TensorBackend:
     def close(self) -> None:
         self._served.close()
 
-    def answer(self, pictures: Sequence[Picture], *, heatmaps: bool, top: int | None) -> list[Result | LoupeError]:
+    def answer(
+        self, pictures: Sequence[Picture], *, heatmaps: bool, top: int | None, stop: threading.Event
+    ) -> list[Result | LoupeError]:
         # Read the pictures once, whatever happens afterwards.
         contents = [_read(picture) for picture in pictures]
         # Prepare and ask; once more if the version has gone meanwhile.
         try:
-            return patiently(lambda: self._answer(pictures, contents, heatmaps, top), self._patience)
+            return patiently(lambda: self._answer(pictures, contents, heatmaps, top), self._patience, stop)
         except ModelGone:
             self._last = None
             return self._answer(pictures, contents, heatmaps, top)
@@ -92,7 +102,7 @@ class TensorBackend:
         self, version: int, card: Card, wanted: Interface, outputs: Mapping[str, Array], count: int, top: int | None
     ) -> list[tuple[Any, ...]]:
         """Return the fields of each row's Result, from `label` to `heatmap`."""
-        probabilities = self._probabilities(card, outputs[wanted.outputs[0]], count)
+        probabilities = self._probabilities(version, card, outputs[wanted.outputs[0]], count)
         maps = outputs.get("heatmap")
         return [
             (
@@ -107,16 +117,19 @@ class TensorBackend:
             for row, prediction in enumerate(decide(card, probabilities, outputs.get("familiarity")))
         ]
 
-    def _probabilities(self, card: Card, rows: Array, count: int) -> Array:
+    def _probabilities(self, version: int, card: Card, rows: Array, count: int) -> Array:
         if rows.shape != (count, len(card.labels)):
             raise ModelUnfit(
                 f"The model gave numbers of shape {list(rows.shape)} for {count} pictures, and its card has "
                 f"{len(card.labels)} labels; export it again."
             )
-        if isinstance(card, ForeignCard) and not (is_distribution(rows) and not self._gives_logits):
-            self._gives_logits = True  # from now on: logits may look like probabilities by chance
-            return softmax(rows)
-        return rows
+        if not isinstance(card, ForeignCard):
+            return rows
+        if version != self._logits_version:  # else it has said what it gives: logits may look otherwise by chance
+            if is_distribution(rows):
+                return rows
+            self._logits_version = version
+        return softmax(rows)
 
     def _current_card(self) -> tuple[int, Card]:
         last = self._last
@@ -129,7 +142,7 @@ def _read(picture: Picture) -> bytes | LoupeError:
     try:
         return picture.read()
     except (PictureUnreadable, FetchFailed) as error:
-        return error
+        return without_traceback(error)
 
 
 def _prepare(card: Card, content: bytes | LoupeError) -> Array | LoupeError:
@@ -138,4 +151,4 @@ def _prepare(card: Card, content: bytes | LoupeError) -> Array | LoupeError:
     try:
         return prepare_picture(card, content)
     except ImageError as error:
-        return error
+        return without_traceback(error)
