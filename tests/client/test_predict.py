@@ -144,7 +144,7 @@ def test_a_table_of_ids_names_the_pictures(photos: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("Id,label\ncracked-1\n", "has 2 columns, and row 2 has 1"),
+        ("Id,label\n\ncracked-1\n", "has 2 columns, and line 3 has 1"),
         ("", "is empty"),
         ("\xff\xfe", "is no CSV in UTF-8"),
         ("a,b\n1,2\n", "has no column 'what'; it has a, b"),

@@ -12,12 +12,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from loupe.cli import plain
+from loupe.client.bulk import stdout
 from loupe.client.bulk.find import Found
 from loupe.client.bulk.row import Row
-from loupe.client.bulk.sort_into import Sorter
+from loupe.client.bulk.sort_into import NotSorted, Sorter
 from loupe.client.bulk.summary import Summary
 from loupe.client.bulk.table_file import TableFile
 from loupe.client.model import Model
+from loupe.client.result import DOUBTS
 from loupe.progress import bar
 
 FLUSH_SECONDS = 0.5  # between two times that rows are handed to the system
@@ -38,11 +40,10 @@ def run(model: Model, pictures: list[Found], outputs: Outputs, done: list[Row], 
     with ExitStack() as stack:
         for table in outputs.tables:
             stack.enter_context(table)
-        advance = stack.enter_context(bar("pictures", len(pictures), rate=True))
+        advance = stack.enter_context(bar("pictures", len(pictures), rate=True, done=len(done)))
         # What an earlier run did already.
         for found, row in zip(pictures, done, strict=False):
             _take(found, row, outputs, summary, is_new=False)
-        advance(len(done))
         # The rest.
         written = time.monotonic()
         for found, row in _rows(model, pictures[len(done) :], outputs.top):
@@ -52,6 +53,7 @@ def run(model: Model, pictures: list[Found], outputs: Outputs, done: list[Row], 
                 for table in outputs.tables:
                     table.flush()
                 written = time.monotonic()
+    stdout.flush()
 
 
 def _rows(model: Model, pictures: list[Found], top: int | None) -> Iterator[tuple[Found, Row]]:
@@ -67,18 +69,21 @@ def _take(found: Found, row: Row, outputs: Outputs, summary: Summary, *, is_new:
         for table in outputs.tables:
             table.write(row)
     if outputs.sorter and not row.error:
-        outputs.sorter.put(found.picture, row.label)
+        try:
+            outputs.sorter.put(found.picture, row.label)
+        except NotSorted as error:
+            summary.add_unsorted(str(error))
     if outputs.rows is not None:
         outputs.rows[row.file] = row
     if outputs.show and is_new:
-        print(line(row), flush=sys.stdout.isatty())
+        stdout.write(line(row) + "\n", flush=sys.stdout.isatty())
 
 
 def line(row: Row) -> str:
     """Return a row for people."""
     if row.error:
         return f"{'—':<20} {'':>8}  {plain(row.file)}: {plain(row.error, 300)}"
-    doubt = {"below_threshold": "  not certain", "unfamiliar": "  like nothing the model knows"}.get(row.reason, "")
+    doubt = f"  {DOUBTS.get(row.reason, row.reason)}" if row.reason else ""
     return f"{plain(row.label):<20} {_percent(row.confidence or 0.0):>8}  {plain(row.file)}{doubt}"
 
 
