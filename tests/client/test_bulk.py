@@ -185,9 +185,14 @@ def test_many_of_one_name_are_sorted_without_a_search_each(tmp_path: Path, monke
         pictures.append(picture_of(path))
     first = [Sorter(tmp_path / "sorted", link=False).put(picture, "a") for picture in pictures[:1]]
     sorter = Sorter(tmp_path / "sorted", link=False)
-    looked: list[object] = []
+    looked: list[Path] = []
     is_there = os.path.lexists
-    monkeypatch.setattr(os.path, "lexists", lambda path: looked.append(path) or is_there(path))
+
+    def look(path: Path) -> bool:
+        looked.append(path)
+        return is_there(path)
+
+    monkeypatch.setattr(os.path, "lexists", look)
     put = [sorter.put(picture, "a") for picture in pictures]
     assert put[0] == first[0] and len(set(put)) == 600
     assert {path.read_text() for path in put} == {str(number) for number in range(600)}

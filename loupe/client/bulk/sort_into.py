@@ -30,6 +30,18 @@ class NotSorted(LoupeError):
     """The picture was classified, and could not be read once more."""
 
 
+@dataclass(frozen=True)
+class FetchedOnce(Picture):
+    """A picture by its address, whose bytes are kept while it is in hand: they are classified, and then written."""
+
+    _bytes: list[bytes] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def read(self) -> bytes:
+        if not self._bytes:
+            self._bytes.append(super().read())
+        return self._bytes[0]
+
+
 @dataclass
 class _Taken:
     """The files photo.jpg, photo-2.jpg … of a folder, as far as they were looked at."""
