@@ -22,7 +22,8 @@ class RateColumn(ProgressColumn):
 
 
 @contextmanager
-def bar(title: str, total: int, *, rate: bool = False) -> Iterator[Callable[[int], None]]:
+def bar(title: str, total: int, *, rate: bool = False, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Show a bar that begins at `done`; the time left and the rate are of what comes after it."""
     console = Console(stderr=True)
     columns: list[ProgressColumn] = [TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn()]
     columns += [RateColumn()] if rate else []
@@ -34,7 +35,7 @@ def bar(title: str, total: int, *, rate: bool = False) -> Iterator[Callable[[int
         disable=not console.is_terminal,
         redirect_stdout=sys.stdout.isatty(),  # else what a pipe should get would be written beside the bar
     ) as progress:
-        task = progress.add_task(title, total=total)
+        task = progress.add_task(title, total=total, completed=done)
         yield lambda count: progress.advance(task, count)
 
 

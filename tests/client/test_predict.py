@@ -126,6 +126,23 @@ def test_globs_lists_and_addresses_are_taken(photos: Path) -> None:
     assert "answered 404" in out
 
 
+def test_an_address_is_fetched_once_to_be_classified_and_sorted(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Counting(Quiet):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            super().do_GET()
+
+    handler = lambda *args: Counting(*args, directory=str(SAMPLES))  # noqa: E731
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as site:
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        predict(f"http://127.0.0.1:{site.server_address[1]}/normal-1.jpg?a=b", "--sort-into", tmp_path)
+        site.shutdown()
+    assert asked == ["/normal-1.jpg?a=b"]
+    assert (tmp_path / "normal" / "normal-1.jpg").read_bytes() == (SAMPLES / "normal-1.jpg").read_bytes()
+
+
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -144,7 +161,7 @@ def test_a_table_of_ids_names_the_pictures(photos: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("Id,label\ncracked-1\n", "has 2 columns, and row 2 has 1"),
+        ("Id,label\n\ncracked-1\n", "has 2 columns, and line 3 has 1"),
         ("", "is empty"),
         ("\xff\xfe", "is no CSV in UTF-8"),
         ("a,b\n1,2\n", "has no column 'what'; it has a, b"),

@@ -1,10 +1,10 @@
 """Write a row a picture, to a file or to the terminal's output: CSV, JSON, or JSON lines.
 
-    with opened(TableFile("csv", "labels.csv")) as table:
+    with TableFile("csv", "labels.csv") as table:
         table.write(row)
 
 A file is written as FILE.part and renamed at the end. So FILE is whole or absent, and what was done before a kill is in
-FILE.part: `done_before` reads it, and a CSV goes on from there.
+FILE.part: `done_before` reads it, and a CSV goes on from there. A pipe or a device is written straight.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
+from loupe.client.bulk import stdout
+from loupe.client.bulk.csv_table import LARGEST_FIELD, csv_line
 from loupe.client.bulk.row import FIELDS, Row
+from loupe.client.bulk.target import STDOUT, is_stream, part_of, path_of
 from loupe.errors import UserError
-
-STDOUT = "-"
 
 
 class TableFile:
     def __init__(self, kind: str, target: str, done: Iterable[Row] = ()) -> None:
         """Name the kind (csv, json or jsonl) and where to write. `done` are rows to begin with."""
         self.kind, self.target, self._done = kind, target, list(done)
-        self._path = Path(target)
+        self._path = path_of(target)
+        self._is_straight = target == STDOUT or is_stream(target)
         self.part = part_of(self._path)
         self._file: TextIO = sys.stdout
         self._count = 0
@@ -37,27 +39,34 @@ class TableFile:
     def __enter__(self) -> TableFile:
         # On stdout, or in a file whose first rows are there at once: a kill must not lose those of an earlier run.
         if self.target == STDOUT:
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # names as they are in the folder
             self._begin()
             return self
-        beginning = part_of(self.part)
+        beginning = self.part.with_name(self.part.name + ".new")
         try:
+            if self._is_straight:
+                self._file = Path(self.target).open("w", newline="", encoding="utf-8", errors="surrogateescape")
+                self._begin()
+                return self
             self._file = beginning.open("w", newline="", encoding="utf-8", errors="surrogateescape")
             self._begin()
             beginning.replace(self.part)
         except OSError as error:
-            raise UserError(f"{self.part} cannot be written ({error.strerror}); name another file.") from error
+            place = self.target if self._is_straight else self.part
+            raise UserError(f"{place} cannot be written ({error.strerror}); name another file.") from error
         return self
 
     def _begin(self) -> None:
         if self.kind == "csv":
-            self._write(_csv_line(FIELDS))
+            self._write(csv_line(FIELDS))
         for row in self._done:
             self.write(row)
         self.flush()
 
     def write(self, row: Row) -> None:
         if self.kind == "csv":
-            self._write(_csv_line(row.cells()))
+            self._write(csv_line(row.cells()))
         else:
             text = json.dumps(row.to_json(), ensure_ascii=False)
             between = ("[\n" if not self._count else ",\n") if self.kind == "json" else ""
@@ -89,34 +98,29 @@ class TableFile:
             return
         try:
             self._file.close()
-        except OSError:  # the disk is full, and that was said already
+        except OSError as failure:  # as when the disk is full
             if kind is None:
-                raise
-        if kind is None:
+                raise self._failed(failure) from failure
+        if kind is None and not self._is_straight:
             self.part.replace(self._path)
 
     def _failed(self, error: OSError) -> UserError:
+        if self.target == STDOUT:
+            return stdout.failed(error)
         if isinstance(error, BrokenPipeError):
-            return UserError("Whoever read the output has gone.")
+            return stdout.ReaderGone(f"Whoever read {self.target} has gone.")
         full = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+        if self._is_straight:
+            return UserError(f"{self.target} cannot be written: {full}.")
         go_on = "; what is done is kept there, and --resume goes on" if self.kind == "csv" else ""
         return UserError(f"{self.part} cannot be written: {full}{go_on}.")
-
-
-def _csv_line(cells: Iterable[str]) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
-    return line.getvalue()
-
-
-def part_of(path: Path) -> Path:
-    return path.with_name(path.name + ".part")
 
 
 def done_before(path: Path, names: list[str], batch: int) -> list[Row]:
     """Return the rows of a CSV that was broken off: those of whole batches, so that the rest is computed in the same
     batches as without the break. UserError if they are not of these pictures."""
-    part = part_of(path)
+    part = part_of(path_of(str(path)))
+    csv.field_size_limit(LARGEST_FIELD)
     if not part.exists():
         raise UserError(f"There is nothing to resume: {part} is not there.")
     # Read the rows up to the first that is cut off.
