@@ -21,6 +21,7 @@ from loupe.client.bulk.table_file import TableFile
 from loupe.client.model import Model
 from loupe.client.picture import Picture
 from loupe.client.result import DOUBTS
+from loupe.prediction import percent
 from loupe.progress import bar
 
 FLUSH_SECONDS = 0.5  # between two times that rows are handed to the system
@@ -88,9 +89,4 @@ def line(row: Row) -> str:
     if row.error:
         return f"{'—':<20} {'':>8}  {plain(row.file)}: {plain(row.error, 300)}"
     doubt = f"  {DOUBTS.get(row.reason, row.reason)}" if row.reason else ""
-    return f"{plain(row.label):<20} {_percent(row.confidence or 0.0):>8}  {plain(row.file)}{doubt}"
-
-
-def _percent(share: float) -> str:
-    """Return a share in percent. None is ever quite 0 or 1, so none is shown as that."""
-    return "> 99.9 %" if share > 0.999 else "< 0.1 %" if share < 0.001 else f"{share * 100:.1f} %"
+    return f"{plain(row.label):<20} {percent(row.confidence or 0.0):>8}  {plain(row.file)}{doubt}"
