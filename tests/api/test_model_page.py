@@ -167,7 +167,7 @@ def test_where_keys_are_on_the_page_asks_for_one_and_shows_the_model_then(
             page.click("text=Use this key")
             expect(page.locator("#problem")).to_contain_text("not known")
             page.evaluate(HEARD)
-            page.fill("#key", "wrong as well")
+            page.fill("#key", "wrong-too")
             page.click("text=Use this key")
             until(lambda: "not known" in page.evaluate("heard.at(-1) ?? ''"), "the second refusal to be heard")
             page.fill("#key", "loupe_page")
