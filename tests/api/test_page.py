@@ -132,6 +132,10 @@ def test_a_sample_is_one_click(either: Page) -> None:
     assert list(labels(either).items()) == [("cracked-2.jpg", "cracked"), ("normal-1.jpg", "normal")], (
         "the newest on top"
     )
+    if either.evaluate("innerWidth") == WIDE:  # where there is a mouse, it can be dragged as well
+        either.drag_and_drop("[data-sample$='normal-3.jpg'] img", "#drop")
+        await_answers(either, 3)
+        assert labels(either)["normal-3.jpg"] == "normal"
 
 
 # ---------------------------------------------------------------------------------------------------------- shown
