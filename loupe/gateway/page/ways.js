@@ -13,7 +13,7 @@ export function listenForPictures(take) {
       const files = [...$(id).files];
       $(id).value = ""; // so that the same file can be chosen again
       if (id === "folder") takeFolder(files.map((file) => ({ name: file.webkitRelativePath || file.name, file })), take);
-      else take(files.map((file) => ({ name: file.name, file })));
+      else take(files.map((file) => ({ name: file.name, file, isUnsaved: id === "photo" })));
     });
   }
   const isPhone = matchMedia("(pointer: coarse)").matches;
