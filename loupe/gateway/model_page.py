@@ -129,7 +129,7 @@ def _facts(card: Card) -> list[Fact]:
             "it cannot tell what it does not know" if card.unfamiliar_below is None else "the familiarity of a picture",
         ),
         Fact("picture", f"{card.width} × {card.height}", "pixels, as the model takes it"),
-        not foreign and Fact("precision", _text(card.precision), "of its weights"),
+        not foreign and _text(card.precision) and Fact("precision", _text(card.precision), "of its weights"),
         _text(card.backbone.get("name")) and Fact("network", _text(card.backbone.get("name")), "its backbone"),
         _text(card.training.get("finished")) and Fact("trained", _text(card.training.get("finished"))[:10]),
         Fact("heat map", "yes" if card.heatmap else "no", "whether it shows where it looked"),
@@ -164,7 +164,7 @@ def confusion_cells(card: Card) -> list[list[Cell]]:
                 Cell(
                     count,
                     f"{'right' if truth == guess else 'wrong'} s{math.ceil(SHADES * count / total)}",
-                    f"{count} of {sum(row)} {card.labels[truth]} were called {card.labels[guess]}",
+                    f"{count} of {sum(row)} {_cut(card.labels[truth])} were called {_cut(card.labels[guess])}",
                 )
                 for guess, count in enumerate(row)
             ]

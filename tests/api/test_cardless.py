@@ -169,6 +169,7 @@ def test_what_is_known_of_it_is_told(logits_here: Gateway) -> None:
     assert "This model has no card: Loupe did not make it." in shown
     assert "<bdi>bee</bdi>" in shown
     assert "certain from" not in shown
+    assert "This card" not in shown, "there is none"
 
 
 # ------------------------------------------------------------------------------------------------------- refused

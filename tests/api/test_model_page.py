@@ -18,9 +18,11 @@ from tests.support import backends, models
 from tests.support.browsers import NARROW, WIDE, assert_accessible, opened
 from tests.support.gateways import Gateway, gateway
 from tests.support.pictures import encoded
-from tests.support.servers import ROOT, ModelServer, free_port, model_server
+from tests.support.servers import ROOT, ModelServer, free_port, model_server, until
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
+HEARD = """globalThis.heard = []; const alert = document.querySelector("#problem p");
+    new MutationObserver(() => heard.push(alert.textContent)).observe(alert, {childList: true})"""
 CRACKED = ROOT / "data" / "samples" / "cracked-1.jpg"
 
 
@@ -92,10 +94,12 @@ def test_it_shows_what_the_card_says_and_is_accessible(page: Page, scheme: Any) 
 
 def test_the_page_at_the_root_leads_to_it(here: Gateway, chromium: Browser) -> None:
     with opened(chromium, f"http://127.0.0.1:{here.port}/") as page:
-        page.click("text=What this model is, and how good")
-        expect(page.locator("h2")).to_have_text("tires, version 1")
-        page.click("text=Try it")
-        expect(page.locator("#drop")).to_be_visible()
+        with page.context.expect_page() as opening:  # so that the list of this visit stays
+            page.click("text=What this model is, and how good")
+        card = opening.value
+        expect(card.locator("h2")).to_have_text("tires, version 1")
+        card.click("text=Try it")
+        expect(card.locator("#drop")).to_be_visible()
 
 
 # --------------------------------------------------------------------------------------------------- drift, versions
@@ -157,14 +161,19 @@ def test_where_keys_are_on_the_page_asks_for_one_and_shows_the_model_then(
         assert "cracked" not in refused.body.decode()
         assert here.get("/model").json()["code"] == "unauthorized"
         with opened(chromium, f"http://127.0.0.1:{here.port}/model") as page:
-            expect(page.locator("#problem")).to_contain_text("needs a key")
+            expect(page.locator("#problem")).to_contain_text("wants a key. Ask whoever runs it.")
             assert_accessible(page)
             page.fill("#key", "wrong")
             page.click("text=Use this key")
             expect(page.locator("#problem")).to_contain_text("not known")
+            page.evaluate(HEARD)
+            page.fill("#key", "wrong-too")
+            page.click("text=Use this key")
+            until(lambda: "not known" in page.evaluate("heard.at(-1) ?? ''"), "the second refusal to be heard")
             page.fill("#key", "loupe_page")
             page.keyboard.press("Enter")
             expect(page.locator("h2")).to_have_text("tires, version 1")
+            expect(page.locator("h2")).to_be_focused()
             assert table(page, "confusion")[0] == ["cracked", "58", "2"]
             page.reload()  # this tab has the key now
             expect(page.locator("h2")).to_have_text("tires, version 1")
@@ -226,6 +235,18 @@ def test_a_card_without_the_pictures_says_so() -> None:
     assert "This card does not hold it" in shown
     assert "This card does not hold what it would be drawn from" in shown
     assert "<circle" not in shown
+
+
+def test_a_precision_that_is_no_text_gets_no_box_and_titles_are_as_safe_as_labels() -> None:
+    card = models.card(labels=["a\u202eb", "c" * 200], precision=[], metrics={"confusion": [[1, 2], [3, 4]]})
+    with (
+        backends.backend(lambda call, context: None, card) as behind,
+        gateway(f"localhost:{behind.port}") as here,
+    ):
+        shown = html(here)
+    assert "<dt>precision</dt>" not in shown
+    assert 'title="1 of 3 a b were called a b"' in shown
+    assert "c" * 81 not in shown
 
 
 def card_with(labels: int = 2, **metrics: Any) -> Card:

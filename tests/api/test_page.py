@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -109,6 +110,7 @@ def test_a_picture_can_be_pasted_and_so_can_addresses(either: Page) -> None:
     either.keyboard.press("Control+V")
     await_answers(either, 1)
     assert list(labels(either).values()) == ["cracked"]
+    either.focus("#file")
     either.evaluate("navigator.clipboard.writeText('http://127.0.0.1/a.jpg\\nhttp://127.0.0.1/b.jpg')")
     either.keyboard.press("Control+V")
     expect(either.locator("#list > .failed h3")).to_have_text(["http://127.0.0.1/a.jpg", "http://127.0.0.1/b.jpg"])
@@ -130,6 +132,10 @@ def test_a_sample_is_one_click(either: Page) -> None:
     assert list(labels(either).items()) == [("cracked-2.jpg", "cracked"), ("normal-1.jpg", "normal")], (
         "the newest on top"
     )
+    if either.evaluate("innerWidth") == WIDE:  # where there is a mouse, it can be dragged as well
+        either.drag_and_drop("[data-sample$='normal-3.jpg'] img", "#drop")
+        await_answers(either, 3)
+        assert labels(either)["normal-3.jpg"] == "normal"
 
 
 # ---------------------------------------------------------------------------------------------------------- shown
@@ -150,7 +156,7 @@ def test_a_card_tells_times_model_and_version_and_its_heat_map_has_a_slider(page
 
 
 def test_its_commands_can_be_pasted_into_a_terminal_and_into_python(page: Page, address: str, tmp_path: Path) -> None:
-    for name in ("plain.jpg", 'it\'s; "one", two.jpg'):
+    for name in ("plain.jpg", 'it\'s; "one", two.jpg', " spaced.jpg"):
         shutil.copy(CRACKED, tmp_path / name)
         page.set_input_files("#file", tmp_path / name)
         card = page.locator("#list > .answered").first
@@ -162,6 +168,14 @@ def test_its_commands_can_be_pasted_into_a_terminal_and_into_python(page: Page, 
         assert python.splitlines()[2] == f'model = loupe.connect("{address[:-1]}")'
         assert python.splitlines()[3] == f"model.predict({json.dumps(name)}).label"
         compile(python, "shown", "exec")
+    page.click("[data-sample$='cracked-2.jpg']")
+    await_answers(page, 4)
+    page.locator("#list summary", has_text="The same call").first.click()
+    curl, python = page.locator("#list > li").first.locator("pre").all_inner_texts()
+    done = subprocess.run(curl, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert json.loads(done.stdout)["label"] == "cracked", curl
+    assert python.startswith(f"# first, in a terminal: curl -O {address}samples/cracked-2.jpg\n")
+    compile(python, "shown", "exec")
     page.fill("#url", "http://127.0.0.1/it's.jpg")
     page.keyboard.press("Enter")
     card = page.locator("#list > .failed")
@@ -211,8 +225,12 @@ def test_the_best_few_labels_are_shown_and_all_on_demand(page: Page) -> None:
 def test_a_browser_without_a_preview_for_a_file_says_so_and_asks_all_the_same(page: Page, tmp_path: Path) -> None:
     (tmp_path / "odd.heic").write_bytes(b"\0\0\0\x18ftypheic")
     page.set_input_files("#file", tmp_path / "odd.heic")
-    expect(page.locator("figcaption")).to_contain_text("No preview")
     expect(page.locator(".failed .state")).to_be_visible()
+    expect(page.locator("figcaption")).to_be_empty()
+    expect(page.locator(".failed .again")).to_be_hidden()
+    page.route("**/predict*", answering())
+    page.set_input_files("#file", tmp_path / "odd.heic")
+    expect(page.locator(".answered figcaption")).to_contain_text("No preview")
 
 
 # ------------------------------------------------------------------------------------------------------- the list
@@ -225,23 +243,28 @@ def downloaded(page: Page, button: str) -> str:
 
 
 def test_the_list_can_be_downloaded_and_no_name_becomes_a_formula(page: Page, tmp_path: Path) -> None:
-    names = ["=1+1.jpg", "+a.jpg", "-b.jpg", "@c.jpg", 'a "quoted", name.jpg']
+    names = ["=1+1.jpg", "+a.jpg", "-b.jpg", "@c.jpg", 'a "quoted", name.jpg', "x;=1.jpg", 'y,"+1.jpg', "z\t @1.jpg"]
     for name in names:
         shutil.copy(CRACKED, tmp_path / name)
     (tmp_path / "none.jpg").write_text("no picture")
     page.set_input_files("#file", [*(tmp_path / name for name in names), tmp_path / "none.jpg"])
-    await_answers(page, 5)
+    await_answers(page, 8)
     expect(page.locator("#list > .failed")).to_have_count(1)
-    rows = list(csv.DictReader(io.StringIO(downloaded(page, "#as-csv"))))
-    assert [row["picture"] for row in rows] == [*(f"'{name}" for name in names[:4]), names[4], "none.jpg"]
-    assert [row["label"] for row in rows] == ["cracked"] * 5 + [""]
+    text = downloaded(page, "#as-csv")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    safe = [*(f"'{name}" for name in names[:4]), names[4], "x;'=1.jpg", "y,'\"+1.jpg", "z\t' @1.jpg"]
+    assert [row["picture"] for row in rows] == [*safe, "none.jpg"]
+    assert [row["label"] for row in rows] == ["cracked"] * 8 + [""]
+    for separator in ",;\t":
+        cells = [cell.strip() for row in csv.reader(io.StringIO(text), delimiter=separator) for cell in row]
+        assert [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))] == []
     assert rows[0]["certain"] == "true"
-    assert "not a picture" in rows[5]["problem"]
+    assert "not a picture" in rows[8]["problem"]
     entries = json.loads(downloaded(page, "#as-json"))
     assert [entry["picture"] for entry in entries] == [*names, "none.jpg"]
     assert entries[0]["scores"]["cracked"] > 0.9
     assert "heatmap" not in entries[0]
-    assert "not a picture" in entries[5]["problem"]
+    assert "not a picture" in entries[8]["problem"]
 
 
 def test_the_list_can_be_cleared_and_leaves_no_picture_in_memory(page: Page) -> None:
@@ -256,6 +279,10 @@ def test_the_list_can_be_cleared_and_leaves_no_picture_in_memory(page: Page) -> 
     await_answers(page, 6)
     expect(page.locator(".preview[src]")).to_have_count(6)
     assert page.evaluate("alive.size") == 6
+    page.once("dialog", lambda dialog: dialog.dismiss())
+    page.click("#clear")
+    await_answers(page, 6)
+    page.once("dialog", lambda dialog: dialog.accept())
     page.click("#clear")
     expect(page.locator("#visit")).to_be_hidden()
     until(lambda: page.evaluate("alive.size === 0"), "the last picture to be forgotten")
@@ -281,6 +308,7 @@ def test_everything_can_be_done_by_keyboard_alone(either: Page) -> None:
             either.keyboard.press("Tab")
         raise AssertionError(f"{selector} is never reached")
 
+    either.route("**/predict", lambda route: route.fulfill(status=502))  # the address, which may then be tried again
     press_until("#file")
     press_until("#url")
     either.keyboard.type("http://127.0.0.1/x.jpg")
@@ -310,13 +338,33 @@ def test_a_screen_reader_is_told_what_came_of_it_and_not_every_step(page: Page) 
     page.set_input_files("#file", CRACKED)
     await_answers(page, 1)
     until(
-        lambda: page.evaluate("spoken.includes('cracked-1.jpg: cracked. 1 picture: 1 answered')"),
+        lambda: re.fullmatch(
+            r"cracked-1\.jpg: cracked, .* % confident, certain\. 1 picture: 1 answered",
+            page.evaluate("spoken.at(-1) ?? ''"),
+        ),
         "a word on the picture",
     )
     page.set_input_files("#file", sorted(SAMPLES.glob("*.jpg")) * 3)
     await_answers(page, 19)
     until(lambda: page.evaluate("spoken.at(-1).endsWith('19 pictures: 19 answered')"), "a word on all of them")
     assert page.evaluate("spoken.length") <= 6
+
+
+def test_a_screen_reader_is_told_why_a_picture_failed_and_again_if_it_fails_alike(page: Page) -> None:
+    page.set_input_files("#file", [CRACKED, NORMAL])
+    await_answers(page, 2)
+    page.route("**/predict", lambda route: route.fulfill(status=500, json={"detail": "It broke."}))
+    page.evaluate(
+        "globalThis.spoken = []; new MutationObserver(() => spoken.push(document.getElementById('spoken').textContent))"
+        ".observe(document.getElementById('spoken'), {childList: true})"
+    )
+    page.fill("#url", "www.example.com/a.jpg")
+    page.keyboard.press("Enter")
+    told = "https://www.example.com/a.jpg: It broke. 3 pictures: 2 answered, 1 failed"
+    until(lambda: page.evaluate("(told) => spoken.some(text => text.trim() === told)", told), "a word on it")
+    page.evaluate("spoken = []")
+    page.click(".again")
+    until(lambda: page.evaluate("(told) => spoken.some(text => text.trim() === told)", told), "the same word again")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

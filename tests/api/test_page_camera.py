@@ -55,6 +55,17 @@ def test_pictures_are_taken_one_after_the_other_and_the_camera_is_off_when_it_is
     assert live_tracks(page) == 0
     expect(page.locator("#list > .answered h3")).to_have_text(["camera-2.jpg", "camera-1.jpg"])
     expect(page.locator("#camera-way")).to_be_focused()
+    expect(page.locator("#list .call").first).to_be_hidden()  # there is no file to name
+
+
+def test_a_key_is_asked_for_where_it_can_be_typed_in(page: Page) -> None:
+    page.route("**/predict*", lambda route: route.fulfill(status=401, json={"code": "unauthorized"}))
+    page.click("#camera-way")
+    expect(page.locator("#shutter")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#camera")).to_be_hidden()
+    expect(page.locator("#key")).to_be_focused()
+    assert live_tracks(page) <= 0
 
 
 def test_where_there_is_no_camera_it_says_so(here: Gateway, chromium: Browser) -> None:

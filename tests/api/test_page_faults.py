@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 import signal
+import struct
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -78,10 +81,12 @@ def test_a_file_that_is_no_picture_is_explained_beside_it_and_the_others_are_ans
 
 
 def test_a_file_that_is_gone_is_told_from_a_gateway_that_is_gone(page: Page, tmp_path: Path) -> None:
-    (tmp_path / "bad.jpg").write_text("no picture")
-    page.set_input_files("#file", tmp_path / "bad.jpg")
+    shutil.copy(CRACKED, tmp_path / "gone.jpg")
+    page.route("**/predict*", lambda route: route.fulfill(status=502))
+    page.set_input_files("#file", tmp_path / "gone.jpg")
     cards(page, "failed", 1)
-    (tmp_path / "bad.jpg").unlink()
+    page.unroute("**/predict*")
+    (tmp_path / "gone.jpg").unlink()
     page.click(".again")
     expect(page.locator(".failed .state")).to_contain_text("Is the file still there")
     expect(page.locator("#problem")).to_be_hidden()
@@ -93,8 +98,32 @@ def test_a_file_that_is_too_large_is_not_even_sent(page: Page, tmp_path: Path) -
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.set_input_files("#file", tmp_path / "large.jpg")
-    expect(page.locator(".failed .state")).to_contain_text("25.0 MB, and at most 10.0 MB are taken")
+    expect(page.locator(".failed .state")).to_contain_text("25,000,000 bytes, and at most 9,999,000 bytes are taken")
     assert [url for url in asked if "/predict" in url] == []
+    expect(page.locator(".failed .again")).to_be_hidden()
+    expect(page.locator("#again-all")).to_be_hidden()
+
+
+def test_a_small_file_of_too_many_pixels_is_decoded_by_nobody(page: Page, tmp_path: Path) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(2501) * 20_000)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(png)
+    page.evaluate(
+        "globalThis.decoded = 0; const decode = createImageBitmap;"
+        "globalThis.createImageBitmap = (...all) => { decoded++; return decode(...all); }; null"
+    )
+    page.set_input_files("#file", tmp_path / "bomb.png")
+    expect(page.locator(".failed .state")).to_contain_text("too large")
+    assert page.evaluate("decoded") == 0
+    page.set_input_files("#file", CRACKED)
+    cards(page, "answered", 1)
+    expect(page.locator(".preview[src]")).to_have_count(1)
+    assert page.evaluate("decoded") == 1
+    expect(page.locator("figcaption", has_text="No preview")).to_have_count(0)
 
 
 @pytest.mark.parametrize(
@@ -111,8 +140,64 @@ def test_an_answer_of_something_in_between_is_told_as_what_it_is(page: Page, sta
     page.set_input_files("#file", NORMAL)
     expect(page.locator(".failed .state")).to_contain_text(text)
     page.unroute("**/predict*")
+    if status == 413:  # it would be again
+        expect(page.locator(".again")).to_be_hidden()
+        return
     page.click(".again")
     cards(page, "answered", 1)
+
+
+@pytest.mark.parametrize("answer", ["null", "[]", '{"label": "cracked"}', "<html>", '{"label": 5, "scores": {}}'])
+def test_an_answer_that_is_none_of_a_gateway_fills_no_card(page: Page, answer: str) -> None:
+    page.route("**/predict*", lambda route: route.fulfill(content_type="application/json", body=answer))
+    page.set_input_files("#file", NORMAL)
+    expect(page.locator(".failed .state")).to_have_text("The answer is not one of a Loupe gateway.")
+    for part in (".label", ".scores", ".about"):
+        expect(page.locator(f"#list {part}")).to_be_hidden()
+
+
+def test_a_detail_that_is_no_text_is_left_out(page: Page) -> None:
+    page.route("**/predict*", lambda route: route.fulfill(status=500, json={"detail": {"a": 1}, "title": "Broken"}))
+    page.set_input_files("#file", NORMAL)
+    expect(page.locator(".failed .state")).to_have_text("Broken")
+
+
+def test_a_sample_that_is_not_given_is_said(page: Page) -> None:
+    page.route("**/samples/*", lambda route: route.fulfill(status=503, body="busy"))
+    page.click("[data-sample$='normal-1.jpg']")
+    expect(page.locator("#problem p")).to_have_text("The sample could not be loaded; try again.")
+    expect(page.locator("#list > li")).to_have_count(0)
+
+
+def test_a_page_that_did_not_load_whole_says_so_and_sends_nothing(here: Gateway, chromium: Browser) -> None:
+    page = chromium.new_page()
+    page.route("**/words.js", lambda route: route.fulfill(status=503))
+    page.goto(f"http://127.0.0.1:{here.port}/")
+    page.fill("#url", "http://127.0.0.1/x.jpg")
+    expect(page.locator("text=Classify")).to_be_disabled()
+    expect(page.locator("#not-loaded")).to_be_visible(timeout=8_000)
+    assert page.input_value("#url") == "http://127.0.0.1/x.jpg"
+    page.close()
+
+
+def test_without_scripts_it_says_so_at_once(here: Gateway, chromium: Browser) -> None:
+    context = chromium.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(f"http://127.0.0.1:{here.port}/")
+    expect(page.locator(".warning:visible")).to_have_count(1)
+    expect(page.locator(".warning:visible")).to_contain_text("needs scripts")
+    context.close()
+
+
+def test_a_browser_that_keeps_nothing_or_is_older_asks_all_the_same(here: Gateway, chromium: Browser) -> None:
+    with opened(chromium, f"http://127.0.0.1:{here.port}/") as page:
+        page.add_init_script(
+            "delete AbortSignal.any;"
+            "Object.defineProperty(window, 'sessionStorage', {get() { throw new Error('SecurityError'); }})"
+        )
+        page.reload()
+        page.set_input_files("#file", NORMAL)
+        cards(page, "answered", 1)
 
 
 # ------------------------------------------------------------------------------------------------ errors of all
@@ -149,9 +234,14 @@ def test_a_gateway_that_goes_away_is_waited_for(server: ModelServer, chromium: B
     cards(page, "waiting", 4)
     page.click("#go-on")
     expect(page.locator("#problem")).to_contain_text("The gateway does not answer")
-    with gateway(f"localhost:{server.port}", LOUPE_PORT=str(port)):
-        page.click("#go-on")
-        cards(page, "answered", 5)
+    page.fill("#url", "nonsense")
+    page.click("text=Classify")
+    expect(page.locator("#problem")).to_contain_text("The gateway does not answer")
+    expect(page.locator("#problem")).to_contain_text("“nonsense” cannot be asked for")
+    page.fill("#url", "")
+    page.set_input_files("#file", CRACKED)
+    with gateway(f"localhost:{server.port}", LOUPE_PORT=str(port)):  # it goes on by itself
+        cards(page, "answered", 6)
         expect(page.locator("#problem")).to_be_hidden()
     context.__exit__(None, None, None)
 
@@ -222,4 +312,6 @@ def test_more_than_the_list_holds_is_named_and_left_out(page: Page, server: Mode
         )
         page.click("#cancel-all")
         cards(page, "cancelled", 1000)
+        page.on("dialog", lambda dialog: dialog.accept())
         page.click("#clear")
+        expect(page.locator("#visit")).to_be_hidden()

@@ -8,6 +8,7 @@ const REASONS = {
 let stream = null;
 let taken = 0;
 
+// take(picture) returns true if the list had room for it.
 export function offerCamera(take) {
   if (!navigator.mediaDevices?.getUserMedia || matchMedia("(pointer: coarse)").matches) return; // phones have their own
   $("camera-way").hidden = false;
@@ -15,8 +16,8 @@ export function offerCamera(take) {
   $("camera").addEventListener("close", stop);
   $("camera-close").addEventListener("click", () => $("camera").close());
   $("shutter").addEventListener("click", async () => {
-    take({ name: `camera-${++taken}.jpg`, file: await photograph() });
-    $("camera-says").textContent = `Picture ${taken} is taken and on the list.`;
+    const isOn = take({ name: `camera-${taken + 1}.jpg`, file: await photograph(), isUnsaved: true });
+    $("camera-says").textContent = isOn ? `Picture ${++taken} is taken and on the list.` : "The list is full. Close this, download the list, and clear it.";
   });
 }
 

@@ -12,7 +12,8 @@ export function makeCard(picture, { again, cancel }) {
   const $ = (selector) => item.querySelector(selector);
   const heading = $("h3");
   heading.id = `picture-${picture.id}`;
-  heading.textContent = picture.name;
+  heading.firstElementChild.textContent = picture.name;
+  $(".scores").setAttribute("aria-label", `Labels of ${picture.name}`); // it gets the focus once all are shown
   $("article").setAttribute("aria-labelledby", heading.id);
   for (const control of item.querySelectorAll("button, summary, input")) control.setAttribute("aria-describedby", heading.id);
   $("figcaption").textContent = picture.url ? "A picture given by its address is not shown: this page asks no other server." : "";
@@ -24,7 +25,7 @@ export function makeCard(picture, { again, cancel }) {
   return item;
 }
 
-// Show the preview; null: the browser knows none.
+// Show the preview of an answered picture; null: the browser knows none.
 export function showPreview(item, url, name) {
   const preview = item.querySelector(".preview");
   if (url) Object.assign(preview, { src: url, alt: name, hidden: false });
@@ -40,24 +41,26 @@ export function showState(item, picture) {
   item.className = `card ${picture.state}`;
   $(".state").textContent = picture.note || STATES[picture.state];
   $(".cancel").hidden = !["waiting", "asking"].includes(picture.state);
-  $(".again").hidden = !["failed", "cancelled"].includes(picture.state);
-  $(".call").hidden = false;
+  $(".again").hidden = !canBeAskedAgain(picture);
+  $(".call").hidden = Boolean(picture.isUnsaved); // there is no file to name
   if (isAnswered) showAnswer(item, picture);
   if (hasFocus) focusOn($(".ways button:not([hidden])") ?? $("h3"));
 }
+
+export const canBeAskedAgain = ({ state, isFinal }) => state === "cancelled" || (state === "failed" && !isFinal);
 
 function showAnswer(item, picture) {
   const $ = (selector) => item.querySelector(selector);
   const { answer } = picture;
   const [kind, badge, doubt] = certainty(answer);
-  $(".label").textContent = answer.label;
+  $(".label").firstElementChild.textContent = answer.label;
   $(".confidence").textContent = `${percent(answer.confidence)} confident`;
   $(".badge").textContent = badge;
   $(".badge").className = `badge ${kind}`;
   $(".doubt").textContent = doubt;
   $(".doubt").hidden = !doubt;
   $(".about").textContent = `${answer.model.name}, version ${answer.model.version} · ${times(answer.timings_ms)}`;
-  for (const part of [".label", ".note", ".about"]) $(part).hidden = false;
+  for (const part of [".label", ".note", ".scores", ".about"]) $(part).hidden = false;
   $(".correct").hidden = !isOffered() || Object.keys(answer.scores).length < 2;
   if (answer.heatmap) $(".heat").src = answer.heatmap;
   showScores(item, picture, FEW);
@@ -69,8 +72,8 @@ function showScores(item, { answer }, most) {
   item.querySelector(".scores").replaceChildren(...scores.slice(0, most).map(([label, score]) => {
     const row = document.createElement("li");
     const bar = Object.assign(document.createElement("progress"), { value: score });
-    bar.setAttribute("aria-label", label);
-    row.append(Object.assign(document.createElement("span"), { textContent: label }), percent(score), bar);
+    bar.setAttribute("aria-hidden", "true"); // the text says the same
+    row.append(Object.assign(document.createElement("bdi"), { textContent: label }), percent(score), bar);
     return row;
   }));
   const all = item.querySelector(".all");

@@ -1,4 +1,5 @@
-// Small pictures to show: an object URL of a JPEG, made one after the other, because each is decoded whole.
+// Small pictures to show: an object URL of a JPEG, made one after the other, because each is decoded whole. So they are
+// of pictures that the gateway accepted: a small file may have more pixels than the tab has memory for.
 const LONGER_SIDE = 640; // px
 let last = Promise.resolve();
 

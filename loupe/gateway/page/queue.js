@@ -55,8 +55,8 @@ export class Queue {
     this.#active.set(picture, controller);
     this.#set(picture, "asking");
     try {
-      picture.answer = await this.#askPatiently(picture, controller.signal);
-      if (!controller.signal.aborted) this.#set(picture, "answered");
+      const answer = await this.#askPatiently(picture, controller.signal);
+      if (!controller.signal.aborted) this.#set(picture, "answered", { answer });
     } catch (problem) {
       if (!controller.signal.aborted) this.#fail(picture, problem);
     }
@@ -65,7 +65,7 @@ export class Queue {
   }
 
   #fail(picture, problem) {
-    if (!problem.gone && problem.status !== 401) return this.#set(picture, "failed", problem.message);
+    if (!problem.gone && problem.status !== 401) return this.#set(picture, "failed", { note: problem.message, isFinal: problem.isFinal });
     this.#waiting.unshift(picture);
     this.#set(picture, "waiting");
     this.#hold = problem;
@@ -80,15 +80,15 @@ export class Queue {
       } catch (problem) {
         if (!problem.retryAfter || tried === TRIES || signal.aborted) throw problem;
         const seconds = Math.min(LONGEST_PAUSE, problem.retryAfter);
-        this.#set(picture, "asking", `${problem.message} Asked again in ${seconds} s, ${TRIES - tried} times at most.`);
+        this.#set(picture, "asking", { note: `${problem.message} Asked again in ${seconds} s, ${TRIES - tried} times at most.` });
         await pause(seconds * 1000 + Math.random() * 500, signal); // not all at the same moment
         this.#set(picture, "asking");
       }
     }
   }
 
-  #set(picture, state, note = "") {
-    Object.assign(picture, { state, note });
+  #set(picture, state, { note = "", answer = null, isFinal = false } = {}) {
+    Object.assign(picture, { state, note, answer, isFinal });
     this.#changed(picture);
   }
 }

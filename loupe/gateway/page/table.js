@@ -28,12 +28,12 @@ function problemOf(picture) {
   return picture.state === "failed" ? picture.note : `${picture.state}, and not answered`;
 }
 
-// A spreadsheet takes a text that begins so for a formula, and runs it.
+// A spreadsheet takes a text that begins with one of = + - @ for a formula, and runs it. It may also take another sign
+// than the comma for the separator, and then a cell begins inside of a text. So an apostrophe goes before what would be
+// a formula, at the beginning and after each of the usual separators, with spaces and quotes in between or not.
 function cell(value) {
-  if (value === undefined || value === null) return "";
-  let text = String(value);
-  if (typeof value === "string" && /^[=+\-@\t\r]/.test(text)) text = `'${text}`;
-  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  const text = String(value ?? "").replace(/(^|[;,\t\r\n])(?=["'\s]*[=+\-@])/g, "$1'");
+  return `"${text.replaceAll('"', '""')}"`;
 }
 
 export function download(name, type, text) {

@@ -1,11 +1,12 @@
 // The list of this visit: a card for each picture, the counts above them, and what a screen reader is told.
-import { makeCard, showPreview, showState } from "./card.js";
+import { canBeAskedAgain, makeCard, showPreview, showState } from "./card.js";
 import { makePreview } from "./preview.js";
 import { csv, download, json } from "./table.js";
-import { plural } from "./words.js";
+import { announce, outcome, plural } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
 const MOST = 1000; // pictures on the list
+const FEW = 3; // are cleared without a question
 const SPEAK_EVERY = 4000; // ms; a screen reader would read each change otherwise
 const OPEN = ["waiting", "asking"];
 
@@ -17,14 +18,21 @@ export class Visit {
   #summing = 0; // timers
   #speaking = 0;
   #text = "";
+  #latest = null; // the picture that was answered or failed last, until it is told
 
   // again(pictures) and cancel(pictures) are called when a button is pressed
   constructor({ again, cancel }) {
     this.#actions = { again: (picture) => again([picture]), cancel: (picture) => cancel([picture]) };
     this.#setHeat(70);
     $("cancel-all").addEventListener("click", () => { cancel(this.#in(...OPEN)); $("visit-title").focus(); });
-    $("again-all").addEventListener("click", () => { again(this.#in("failed", "cancelled")); $("visit-title").focus(); });
-    $("clear").addEventListener("click", () => { cancel(this.#in(...OPEN)); this.#clear(); $("file").focus(); });
+    $("again-all").addEventListener("click", () => { again(this.#pictures.filter(canBeAskedAgain)); $("visit-title").focus(); });
+    $("clear").addEventListener("click", () => {
+      const count = this.#pictures.length;
+      if (count > FEW && !confirm(`Clear the list of its ${plural(count, "picture")} and what was answered?`)) return;
+      cancel(this.#in(...OPEN));
+      this.#clear();
+      $("file").focus();
+    });
     $("as-csv").addEventListener("click", () => download("loupe.csv", "text/csv", csv(this.#pictures)));
     $("as-json").addEventListener("click", () => download("loupe.json", "application/json", json(this.#pictures)));
     $("list").addEventListener("input", (event) => { if (event.target.type === "range") this.#setHeat(event.target.value); });
@@ -47,19 +55,20 @@ export class Visit {
       picture.card = makeCard(picture, this.#actions);
       picture.card.querySelector("input[type=range]").value = this.#heat;
       cards.append(picture.card);
-      if (picture.file) this.#preview(picture);
     }
-    const isFirst = !this.#pictures.length;
     this.#pictures.push(...pictures);
     $("list").prepend(cards);
     $("visit").hidden = !this.#pictures.length;
-    if (isFirst && pictures.length && $("visit").getBoundingClientRect().top > innerHeight * 0.7)
+    const { top } = $("visit").getBoundingClientRect();
+    if (pictures.length && (top < 0 || top > innerHeight * 0.7)) // the new ones are out of sight
       $("visit").scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
     return pictures;
   }
 
   changed(picture) {
     showState(picture.card, picture);
+    if (["answered", "failed"].includes(picture.state)) this.#latest = picture;
+    if (picture.state === "answered" && picture.file) this.#preview(picture);
     this.#summing ||= setTimeout(() => this.#sumUp(), 100);
   }
 
@@ -82,6 +91,7 @@ export class Visit {
   #clear() {
     for (const { preview } of this.#pictures) if (preview) URL.revokeObjectURL(preview);
     this.#pictures = [];
+    this.#latest = null;
     $("list").replaceChildren();
     $("visit").hidden = true;
     this.#sumUp();
@@ -99,22 +109,22 @@ export class Visit {
     ].filter(Boolean).join(", ");
     $("counts").textContent = text;
     $("cancel-all").hidden = !open;
-    $("again-all").hidden = !(failed + cancelled);
+    $("again-all").hidden = !this.#pictures.some(canBeAskedAgain);
     $("progress").hidden = !open;
     Object.assign($("progress"), { max: Math.max(1, this.#pictures.length), value: this.#pictures.length - open });
     this.#speak(text, open > 0);
   }
 
-  // Tell a screen reader where it stands: now and then, and at the end. Of the picture that was added last, what it is.
+  // Tell a screen reader where it stands: now and then, and at the end. Of the last one, what came of it.
   #speak(text, isOpen) {
     this.#text = text;
     if (isOpen) {
-      this.#speaking ||= setTimeout(() => { this.#speaking = 0; $("spoken").textContent = this.#text; }, SPEAK_EVERY);
+      this.#speaking ||= setTimeout(() => { this.#speaking = 0; announce($("spoken"), this.#text); }, SPEAK_EVERY);
       return;
     }
     clearTimeout(this.#speaking);
     this.#speaking = 0;
-    const last = this.#pictures.at(-1);
-    $("spoken").textContent = (last?.answer ? `${last.name}: ${last.answer.label}. ` : "") + text;
+    announce($("spoken"), (this.#latest ? `${outcome(this.#latest)} ` : "") + text);
+    this.#latest = null;
   }
 }

@@ -1,6 +1,7 @@
 // The ways that pictures come in: chosen, dropped, pasted, by their addresses, or the samples.
 //
-// listenForPictures((pictures, leftOut) => …): each is {name, file} or {name, url}; leftOut says what was left out.
+// listenForPictures((pictures, leftOut) => …): each is {name, file} or {name, url}; leftOut says what was left out. Of a
+// file, `sample` is the address it is at, and isUnsaved says that it is on no disk.
 const $ = (id) => document.getElementById(id);
 const PICTURE = /\.(jpe?g|jfif|png|webp|gif|bmp|avif|heic|heif)$/i;
 const MOST_FILES = 20_000; // looked at in a folder
@@ -12,7 +13,7 @@ export function listenForPictures(take) {
       const files = [...$(id).files];
       $(id).value = ""; // so that the same file can be chosen again
       if (id === "folder") takeFolder(files.map((file) => ({ name: file.webkitRelativePath || file.name, file })), take);
-      else take(files.map((file) => ({ name: file.name, file })));
+      else take(files.map((file) => ({ name: file.name, file, isUnsaved: id === "photo" })));
     });
   }
   const isPhone = matchMedia("(pointer: coarse)").matches;
@@ -37,8 +38,8 @@ export function listenForPictures(take) {
 
   // Pasted: pictures, or addresses, unless they are pasted into a field.
   document.addEventListener("paste", (event) => {
-    if (event.clipboardData.files.length) takeTransfer(event.clipboardData, take);
-    else if (!event.target.closest?.("input, textarea")) takeAddresses(event.clipboardData.getData("text"), take);
+    if (event.clipboardData.files.length) takeTransfer(event.clipboardData, take, { isPasted: true });
+    else if (!event.target.closest?.("textarea, input:not([type=file], [type=range])")) takeAddresses(event.clipboardData.getData("text"), take);
   });
 
   // Addresses that are typed in. Without any, the button opens the choice of files.
@@ -55,26 +56,32 @@ export function listenForPictures(take) {
 
   // The samples.
   for (const button of document.querySelectorAll("[data-sample]")) {
-    button.addEventListener("click", async () => {
-      const name = button.dataset.sample.split("/").pop();
-      try {
-        const answer = await fetch(button.dataset.sample);
-        take([{ name, file: new File([await answer.blob()], name, { type: "image/jpeg" }) }]);
-      } catch {
-        take([], `The sample ${name} could not be loaded; is the gateway still running?`);
-      }
-    });
+    button.addEventListener("click", () => takeSample(button.dataset.sample, take));
   }
 }
 
+async function takeSample(sample, take) {
+  const name = sample.split("/").pop();
+  let data = null;
+  try {
+    const answer = await fetch(sample);
+    if (answer.ok) data = await answer.blob();
+  } catch { /* the same as an answer that is none */ }
+  if (data) take([{ name, file: new File([data], name, { type: "image/jpeg" }), sample }]);
+  else take([], "The sample could not be loaded; try again.");
+}
+
 // Entries must be asked for before the event ends: afterwards the browser has emptied the list.
-async function takeTransfer(transfer, take) {
+async function takeTransfer(transfer, take, { isPasted = false } = {}) {
   const entries = [...transfer.items].filter((item) => item.kind === "file").map((item) => item.webkitGetAsEntry?.());
   const files = [...transfer.files];
-  if (!files.length) return takeAddresses(transfer.getData("text/uri-list"), take);
+  const address = transfer.getData("text/uri-list").trim();
+  const sample = [...document.querySelectorAll("[data-sample]")].find((button) => button.firstElementChild.src === address);
+  if (sample) return takeSample(sample.dataset.sample, take);
+  if (!files.length) return takeAddresses(address, take);
   const folders = entries.filter((entry) => entry?.isDirectory);
   const single = files.filter((_, index) => !entries[index]?.isDirectory);
-  if (single.length) take(single.map((file) => ({ name: file.name, file })));
+  if (single.length) take(single.map((file) => ({ name: file.name, file, isUnsaved: isPasted && file.name === "image.png" })));
   for (const folder of folders) {
     const found = [];
     try {
@@ -110,7 +117,7 @@ function takeFolder(found, take, problem = "") {
 
 // Return false if there is no address in the text.
 function takeAddresses(text, take) {
-  const words = text.split(/\s+/).filter((word) => word && !word.startsWith("#"));
+  const words = text.split(/\s+/).filter((word) => word && !word.startsWith("#")).map((word) => word.replace(/^www\./i, "https://$&"));
   const urls = words.filter((word) => /^https?:\/\/./i.test(word));
   const others = words.filter((word) => !urls.includes(word));
   if (!urls.length && !others.length) return false;

@@ -15,8 +15,24 @@ export function certainty({ certain, reason }) {
   return ["no", "not certain", "It is less confident than an answer has to be to count as certain."];
 }
 
+// What came of a picture, to be heard.
+export function outcome({ name, answer, note }) {
+  if (!answer) return `${name}: ${note}`;
+  const [kind, badge] = certainty(answer);
+  const doubt = kind === "unknown" ? "nothing is known of its certainty" : badge;
+  return `${name}: ${answer.label}, ${percent(answer.confidence)} confident, ${doubt}.`;
+}
+
 export function times({ fetch, decode, model }) {
   return `${fetch} ms to receive, ${decode} ms to decode, ${model} ms in the model`;
+}
+
+// What the gateway says of a problem. Its words are for programs too, so some are others for people at a page.
+export function said(answer, withKey) {
+  if (answer?.code === "unauthorized")
+    return withKey ? "This key is not known here. Ask whoever runs this service." : "This service wants a key. Ask whoever runs it.";
+  if (answer?.code === "unsupported_image") return "A picture of this kind cannot be opened here. Save it as JPEG or PNG, and send that.";
+  return [answer?.detail, answer?.title].find((text) => text && typeof text === "string");
 }
 
 // What stands between this page and the gateway has no words of its own for people.
@@ -28,4 +44,9 @@ export function unsaid(response) {
 
 export function plural(count, one, many = `${one}s`) {
   return `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
+}
+
+// Put a text where a screen reader hears it, even if it is the one that it heard last.
+export function announce(element, text) {
+  element.textContent = text && element.textContent === text ? `${text}\u00a0` : text;
 }
