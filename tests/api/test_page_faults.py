@@ -104,6 +104,16 @@ def test_a_file_that_is_too_large_is_not_even_sent(page: Page, tmp_path: Path) -
     expect(page.locator("#again-all")).to_be_hidden()
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF"])
+def test_a_picture_is_shown_before_it_is_answered(page: Page, tmp_path: Path, kind: str) -> None:
+    page.route("**/predict*", lambda route: None)
+    file = tmp_path / f"picture.{kind.lower()}"
+    file.write_bytes(encoded(picture(90, 60), kind))
+    page.set_input_files("#file", file)
+    expect(page.locator(".asking .preview[src]")).to_be_visible()
+    page.wait_for_function("document.querySelector('.preview').naturalWidth === 90")
+
+
 def test_a_small_file_of_too_many_pixels_is_decoded_by_nobody(page: Page, tmp_path: Path) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -25,7 +25,7 @@ export function makeCard(picture, { again, cancel }) {
   return item;
 }
 
-// Show the preview of an answered picture; null: the browser knows none.
+// Show the preview; null: the browser knows none.
 export function showPreview(item, url, name) {
   const preview = item.querySelector(".preview");
   if (url) Object.assign(preview, { src: url, alt: name, hidden: false });

@@ -1,7 +1,15 @@
-// Small pictures to show: an object URL of a JPEG, made one after the other, because each is decoded whole. So they are
-// of pictures that the gateway accepted: a small file may have more pixels than the tab has memory for.
+// Small pictures to show: an object URL of a JPEG, made one after the other, because each is decoded whole.
+import { declaredPixels } from "./pixels.js";
+
 const LONGER_SIDE = 640; // px
+const MOST_PIXELS = 40e6; // as many as the gateway takes
 let last = Promise.resolve();
+
+// Whether it can be decoded here before the gateway has accepted it.
+export async function isHarmless(file) {
+  const pixels = await declaredPixels(file);
+  return pixels !== null && pixels <= MOST_PIXELS;
+}
 
 // Return an object URL, or null if this browser cannot show the file. `wanted()` says if it is still wanted.
 export function makePreview(file, wanted) {

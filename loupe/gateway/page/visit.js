@@ -1,6 +1,6 @@
 // The list of this visit: a card for each picture, the counts above them, and what a screen reader is told.
 import { canBeAskedAgain, makeCard, showPreview, showState } from "./card.js";
-import { makePreview } from "./preview.js";
+import { isHarmless, makePreview } from "./preview.js";
 import { csv, download, json } from "./table.js";
 import { announce, outcome, plural } from "./words.js";
 
@@ -58,6 +58,7 @@ export class Visit {
     }
     this.#pictures.push(...pictures);
     $("list").prepend(cards);
+    for (const picture of pictures) this.#previewAtOnce(picture);
     $("visit").hidden = !this.#pictures.length;
     const { top } = $("visit").getBoundingClientRect();
     if (pictures.length && (top < 0 || top > innerHeight * 0.7)) // the new ones are out of sight
@@ -68,13 +69,20 @@ export class Visit {
   changed(picture) {
     showState(picture.card, picture);
     if (["answered", "failed"].includes(picture.state)) this.#latest = picture;
-    if (picture.state === "answered" && picture.file) this.#preview(picture);
+    if (picture.state === "answered") this.#preview(picture);
     this.#summing ||= setTimeout(() => this.#sumUp(), 100);
   }
 
+  async #previewAtOnce(picture) {
+    if (picture.file && await isHarmless(picture.file)) this.#preview(picture);
+  }
+
   async #preview(picture) {
+    if (!picture.file || picture.hasPreview) return;
+    picture.hasPreview = true;
     picture.preview = await makePreview(picture.file, () => this.#pictures.includes(picture));
-    if (this.#pictures.includes(picture)) showPreview(picture.card, picture.preview, picture.name);
+    if (!picture.preview && picture.state !== "answered") picture.hasPreview = false; // perhaps it is no picture
+    else if (this.#pictures.includes(picture)) showPreview(picture.card, picture.preview, picture.name);
     else if (picture.preview) URL.revokeObjectURL(picture.preview); // cleared meanwhile
   }
 
