@@ -111,7 +111,7 @@ def test_a_picture_is_shown_before_it_is_answered(page: Page, tmp_path: Path, ki
     file.write_bytes(encoded(picture(90, 60), kind))
     page.set_input_files("#file", file)
     expect(page.locator(".asking .preview[src]")).to_be_visible()
-    page.wait_for_function("document.querySelector('.preview').naturalWidth === 90")
+    until(lambda: page.evaluate("document.querySelector('.preview').naturalWidth") == 90, "the preview")
 
 
 def test_a_small_file_of_too_many_pixels_is_decoded_by_nobody(page: Page, tmp_path: Path) -> None:
