@@ -162,6 +162,7 @@ def test_its_commands_can_be_pasted_into_a_terminal_and_into_python(page: Page, 
         card = page.locator("#list > .answered").first
         expect(card.locator("h3")).to_have_text(name)
         card.locator("summary", has_text="The same call").click()
+        expect(card.locator("pre")).to_have_count(2)
         curl, python = card.locator("pre").all_inner_texts()
         done = subprocess.run(f"{curl} -s", shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=60)
         assert json.loads(done.stdout)["label"] == "cracked", curl
@@ -171,7 +172,9 @@ def test_its_commands_can_be_pasted_into_a_terminal_and_into_python(page: Page, 
     page.click("[data-sample$='cracked-2.jpg']")
     await_answers(page, 4)
     page.locator("#list summary", has_text="The same call").first.click()
-    curl, python = page.locator("#list > li").first.locator("pre").all_inner_texts()
+    shown = page.locator("#list > li").first.locator("pre")
+    expect(shown).to_have_count(2)
+    curl, python = shown.all_inner_texts()
     done = subprocess.run(curl, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert json.loads(done.stdout)["label"] == "cracked", curl
     assert python.startswith(f"# first, in a terminal: curl -O {address}samples/cracked-2.jpg\n")

@@ -263,7 +263,7 @@ def test_a_busy_gateway_is_asked_again_when_it_said_so(server: ModelServer, chro
         page.on("response", lambda it: waits.append(it.headers.get("retry-after")) if it.status == 503 else None)
         with stopped(server):
             calls = [others.submit(here.post, "/predict", encoded()) for _ in range(8)]
-            until(lambda: sum(call.done() for call in calls) == 2, "two of them to be refused")
+            until(lambda: sum(call.done() for call in calls) >= 2, "two of them to be refused")
             page.set_input_files("#file", pictures(tmp_path, 6))
             expect(page.locator(".asking .state", has_text="Asked again in 1 s")).to_have_count(3)
         cards(page, "answered", 6)
