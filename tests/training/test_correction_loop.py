@@ -34,7 +34,10 @@ def correct_on_the_page(here: Gateway, browser: Browser, paths: list[Path], labe
         page.set_input_files("#file", paths)
         expect(page.locator("#list > .answered")).to_have_count(len(paths), timeout=60_000)
         for number in range(len(paths)):
-            correction = page.locator("#list > li").nth(number).locator(".correct")
+            card = page.locator("#list > li").nth(number)
+            if card.locator(".label").text_content() == label:  # it is answered rightly all the same
+                continue
+            correction = card.locator(".correct")
             correction.locator("summary").click()
             correction.locator("select").select_option(label)
             correction.locator("button").click()
