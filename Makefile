@@ -1,7 +1,7 @@
 # Every verb sets up what it needs by itself, in .venv, and says how much it downloads first.
 #
 #   make up                 the model server and the gateway with its page, on http://localhost:9696
-#   make test               all tests but the slow ones and those of containers: 15 minutes on two cores
+#   make test               all tests but the slow ones and those of containers: 16 minutes on two cores
 #   make check              style and types
 #   make train              draw the sample pictures, train on them, publish the next version of models/tires
 #

@@ -161,7 +161,7 @@ def check_model(args: argparse.Namespace) -> None:
         if value is not None:
             kind = "an address" if is_address else "a folder"
             raise UserError(f"{flag} has no effect where --model is {kind}; leave it out.")
-    if args.model.startswith(("grpc://", "dns:")) and not args.name:
+    if args.model.startswith("grpc://") and "/" not in args.model[7:].rstrip("/") and not args.name:
         raise UserError(f"Which model at {args.model}? --name says it, such as --name tires.")
     args.engine = args.engine or "openvino"
     args.patience = 30.0 if args.patience is None else args.patience

@@ -66,7 +66,7 @@ def connect(
 ) -> Model:
     """Connect to a server, and see that it answers.
 
-    `timeout` is the seconds for each answer, `patience` those for which a server that went away is asked again."""
+    `timeout` is how many seconds a server may be silent, `patience` for how many one that went away is asked again."""
     scheme, separator, rest = address.partition("://")
     scheme = scheme.lower()
     if separator and scheme == "grpc":
