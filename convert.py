@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from loupe.cli import Parser, run_script
 from loupe.errors import UserError
-from loupe.export.run_folder import check_run
+from loupe.export.run_folder import check_run, refuse_unfinished
 
 if TYPE_CHECKING:
     from loupe.export.source import Source
@@ -32,7 +32,7 @@ OUTPUT_KINDS = ("logits", "softmax", "sigmoid")
 MAX_COUNT = 1024  # of versions to keep, and of pictures in a batch
 FOREIGN_FLAGS = ("labels", "preprocess", "size", "ends_in")
 EXPORTS = Path("exports")
-PUBLISH_FLAGS = ("precision", "int8", "keep", "warm_up", "no_parity")
+PUBLISH_FLAGS = ("precision", "int8", "keep", "warm_up", "no_parity", "publish_anyway", "few_images")
 
 
 def main() -> None:
@@ -74,16 +74,21 @@ def export(args: argparse.Namespace) -> None:
 
     options = Options(
         args.models, args.precision or "float32", args.int8, not args.no_parity, args.keep, args.images,
-        **({"batches": args.warm_up} if args.warm_up else {}),
+        few_images=args.few_images, anyway=args.publish_anyway, **({"batches": args.warm_up} if args.warm_up else {}),
     )  # fmt: skip
     folder = convert(source, options)
-    print(f"published          {folder}\n\n{show(folder)}")
+    print(f"published          {folder}\n")
+    try:
+        print(show(folder))
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"{folder} is published all the same") from error
 
 
 def read(args: argparse.Namespace) -> Source:
     """Read a run or a model made elsewhere. TensorFlow takes seconds to load, so the arguments are checked first."""
     is_model_of_run = args.source.name == "model.keras" and (args.source.parent / "card.json").is_file()
     path = args.source.parent if is_model_of_run else args.source
+    refuse_unfinished(path)
     if not path.is_file() and not (path / "saved_model.pb").exists():
         check_run(path)
         refuse_flags(args, FOREIGN_FLAGS, f"{path} is a run, whose card says that already")
@@ -93,8 +98,9 @@ def read(args: argparse.Namespace) -> Source:
     from loupe.export.foreign.read import read_model
 
     return read_model(
-        path, labels=args.labels, preprocess=args.preprocess, size=args.size, name=args.name, output=args.ends_in
-    )
+        path, labels=args.labels, preprocess=args.preprocess, size=args.size, name=args.name, output=args.ends_in,
+        images=args.images,
+    )  # fmt: skip
 
 
 def refuse_flags(args: argparse.Namespace, flags: tuple[str, ...], reason: str) -> None:
@@ -120,13 +126,19 @@ def arguments() -> argparse.Namespace:
         help="float32; bfloat16: half the size, faster where the processor has it; auto: measured here (float32)",
     )
     add("--int8", action="store_true", help="also an OpenVINO variant in int8, for Loupe's own model server")
+    add("--few-images", action="store_true", help="int8 though --images has fewer than 100; the card will say so")
     add("--keep", type=count, metavar="N", help="delete all but the newest N versions afterwards")
     add("--warm-up", type=sizes, metavar="N,N", help="batch sizes that a server runs before it serves (1,2,4,8)")
+    add("--publish-anyway", action="store_true", help="also a run that is no better than saying the commonest class")
     add("--no-parity", action="store_true", help="publish without comparing answers; the card will say so")
     group = parser.add_argument_group("a model that Loupe did not train", "What its file does not say of itself.")
     add = group.add_argument
     add("--labels", metavar="A,B", help="what its outputs mean, in order; or a text file of them, one a line")
-    add("--preprocess", metavar="NAME", help="what it expects of pixels: xception, resnet50, …; rescale: 0…1; none")
+    add(
+        "--preprocess",
+        metavar="NAME",
+        help="what it expects of pixels: xception, resnet50, …; rescale: 0…1; none: 0…255 (what its own layers tell)",
+    )
     add("--size", metavar="PX", help="of its input: 299, or 320x240 for height x width (what the model says)")
     add(
         "--ends-in", choices=OUTPUT_KINDS, metavar="NAME", help=f"{either(OUTPUT_KINDS)}, where its output is misjudged"
@@ -145,6 +157,8 @@ def arguments() -> argparse.Namespace:
     if args.to or not args.source:
         reason = "nothing is published by --to" if args.to else "nothing is exported here"
         refuse_flags(args, PUBLISH_FLAGS, reason)
+    if not args.int8:
+        refuse_flags(args, ("few_images",), "it is about the pictures that --int8 is judged on")
     if not args.to:
         refuse_flags(args, ("out",), "it says where --to writes; versions are published to --models")
     if not args.source:
@@ -167,4 +181,4 @@ def sizes(text: str) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, "nothing was published or written: the same command begins again")

@@ -9,14 +9,20 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import gunicorn
+
+# At SIGUSR2 `python -m gunicorn` starts itself by its file: from that file's folder `import http` would be gunicorn's.
+sys.path[:] = [path for path in sys.path if Path(path) != Path(gunicorn.__file__).parent]
+
 from gunicorn.glogging import Logger
 
 from loupe import feedback
 from loupe.errors import UserError
+from loupe.gateway import neighbours
 from loupe.gateway.access import keys
 from loupe.gateway.door.ports import check_ports
-from loupe.gateway.observe import logs, metrics, tracing
-from loupe.gateway.settings import Settings
+from loupe.gateway.observe import logs, metrics
+from loupe.gateway.settings import RETIRED, Settings
 
 os.environ.pop("SCRIPT_NAME", None)  # set by the starting shell script, but gunicorn takes it for a prefix of our paths
 try:
@@ -50,13 +56,15 @@ if _settings.metrics_port:
 else:
     os.environ.pop(metrics.FOLDER, None)
 
+neighbours.share()
+
 bind = [_address(port) for port in (_settings.port, _settings.metrics_port) if port]
 workers = _settings.workers
 worker_class = "loupe.gateway.door.worker.Worker"
 threads = _settings.threads
 timeout = 60  # seconds after which a worker that shows no sign of life is replaced
 graceful_timeout = math.ceil(_settings.grace)  # seconds for requests still being answered after SIGTERM
-keepalive = 5
+keepalive = 75  # longer than the 60 s of load balancers, which answer 502 where a connection ends in their hands
 forwarder_headers = ""  # no request header may move this service to another path
 control_socket_disable = True  # it would be in the home folder, shared by all gateways of a user
 
@@ -87,13 +95,15 @@ class _Logger(Logger):  # type: ignore[misc]
 logger_class = _Logger
 
 
+def on_starting(server: Any) -> None:
+    for name, reason in RETIRED.items():
+        if name in os.environ:
+            server.log.warning("%s has no effect: %s.", name, reason)
+
+
 def child_exit(server: Any, worker: Any) -> None:
     """Remove the gauges of a worker that ended. Its counters stay."""
     if _settings.metrics_port:
         from prometheus_client.multiprocess import mark_process_dead
 
         mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
-
-
-def worker_exit(server: Any, worker: Any) -> None:
-    tracing.stop()

@@ -292,7 +292,9 @@ def tell(
         return
     text = summary.text(time.monotonic() - started)
     if found.others:
-        text += f"\n{found.others:,} other files are no pictures by their names, and were left alone"
+        one = found.others == 1
+        text += f"\n{found.others:,} other {'file is no picture' if one else 'files are no pictures'} by "
+        text += f"{'its name, and was' if one else 'their names, and were'} left alone"
     if found.links:
         text += f"\n{found.links:,} folders that are links were not followed"
     if stream or "-" in (args.csv, args.json, args.jsonl):

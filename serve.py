@@ -3,8 +3,9 @@
     python serve.py            # the model `tires` on http://localhost:9696
     python serve.py --port 8080 --model-name cars
 
-`make up` ends here. Ctrl-C (or SIGTERM) stops both; if either ends by itself, so does the other. The gateway's other
-settings come from the environment, as README lists them.
+`make up` ends here, and so does image-all-in-one.dockerfile. Ctrl-C (or SIGTERM) stops both; if either ends by itself,
+so does the other. The gateway's other settings come from the environment, as README lists them; hosts that run one
+container may set PORT in place of LOUPE_PORT.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ ROOT = Path(__file__).resolve().parent
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
 START_SECONDS = 90  # a large model on a slow disk
 NOTICE_SECONDS = 1.5  # of waiting, before a line says what for
+SPARE_CALLS = 16  # for cards, probes, and whoever asks the model server besides
+MOST_CALLS = 4096  # that the model server may be told
 STOP_SECONDS = 4  # for an idle process to end by itself before it is killed
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # without proxies that the environment names
 
 
 def main() -> int:
@@ -59,7 +63,7 @@ def main() -> int:
         signal.signal(number, _interrupt)
     running: list[subprocess.Popen[str]] = []
     try:
-        server = _start_model_server(arguments, models)
+        server = _start_model_server(arguments, models, settings)
         running.append(server)
         environment["TF_SERVING_HOST"] = f"127.0.0.1:{_port_when_ready(server)}"
         gateway = _start([sys.executable, "gateway.py"], env=environment)
@@ -76,9 +80,8 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument(
-        "--port", metavar="N", default=os.environ.get("LOUPE_PORT") or "9696", help="of the page and the API (9696)"
-    )
+    port = os.environ.get("LOUPE_PORT") or os.environ.get("PORT") or "9696"  # PORT: what hosts of one container set
+    parser.add_argument("--port", metavar="N", default=port, help="of the page and the API (9696)")
     parser.add_argument(
         "--model-name",
         metavar="NAME",
@@ -106,8 +109,9 @@ def _check_model(folder: Path, name: str) -> None:
         raise UserError(f"{folder} holds no version (a folder named 1, 2, …); `python train.py` publishes one.")
 
 
-def _start_model_server(arguments: argparse.Namespace, models: Path) -> subprocess.Popen[str]:
+def _start_model_server(arguments: argparse.Namespace, models: Path, settings: Settings) -> subprocess.Popen[str]:
     name = arguments.model_name
+    calls = settings.workers * min(settings.threads + settings.fetches, settings.model_calls)
     command = [
         sys.executable,
         "-m",
@@ -118,6 +122,7 @@ def _start_model_server(arguments: argparse.Namespace, models: Path) -> subproce
         f"--model_base_path={models / name}",
         f"--engine={arguments.engine}",
         "--max_num_load_retries=0",  # a broken model fails at once
+        f"--grpc_max_threads={min(calls + SPARE_CALLS, MOST_CALLS)}",  # as many as the gateway asks at a time
     ]
     return _start(command, stdout=subprocess.PIPE)
 
@@ -159,7 +164,7 @@ def _wait_until_ready(settings: Settings, running: list[subprocess.Popen[str]]) 
         if any(process.poll() is not None for process in running):
             raise UserError("The service ended before it was ready; the lines above say why.")
         try:
-            with urllib.request.urlopen(f"{address}:{settings.port}/readyz", timeout=5):
+            with DIRECT.open(f"{address}:{settings.port}/readyz", timeout=5):
                 return
         except urllib.error.HTTPError as error:
             last = _detail(error)

@@ -6,7 +6,7 @@
     python train.py photos --backbone mobilenetv2 --fine-tune 30
     python train.py photos --tune 30 --tune-size 150 --certain 0.98
     python train.py --recipe kitchenware kaggle    # a known problem's settings
-    python train.py photos --resume      # go on after a kill
+    python train.py --resume --name photos    # go on after a kill
     python train.py --review feedback    # look at what callers corrected
     python train.py --add feedback --from runs/photos    # and learn from it
 
@@ -14,7 +14,8 @@ DATA is a folder a class, photos/<class>/*.jpg; train, validation and test folde
 What is missing of the three is cut from training. What comes of it is a run, runs/<name>/, whose report.html tells how
 good the model is and what is wrong with the data, and a version, models/<name>/<version>/. Ctrl-C ends training and
 keeps the best state so far beside the run, unpublished; --resume goes on from there, as if nothing had happened. Flags
-go over a recipe's settings, these over the defaults, which are in brackets.
+go over a recipe's settings, these over the defaults, which are in brackets. --check ends with status 1 where it finds
+errors.
 """
 
 from __future__ import annotations
@@ -34,111 +35,180 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loupe.cli import Parser, run_script
-from loupe.errors import UserError
-from loupe.training.settings import Settings, add_flags, flag_of, names
+from loupe.errors import NothingLearnt, UserError
+from loupe.training.settings import Settings, add_flags, flag_of, from_record, names
 
 if TYPE_CHECKING:
-    from loupe.training.data.dataset import Dataset
+    from loupe.training.corrections.finished import Finished
+    from loupe.training.data.dataset import Dataset, Source
     from loupe.training.run import Run
 
 SAMPLE, SAMPLE_RECIPE = Path("data/tires"), "sample"
+MODELS = Path("models")
 CHECK_SIZE = 128  # px, the size that --check reads at
 
 
 def main() -> int:
     # Check the arguments, and whatever would fail only after hours.
     started = time.monotonic()
-    args, settings = arguments()
+    args, given = arguments()
     if args.review:
         from loupe.training.review.review import review
 
         review(args.review, args.accept, args.reject)
         return 0
+    if args.check:
+        return check_data(args, settings_of(given))
+    if not find_spec("keras"):
+        raise ModuleNotFoundError(name="keras")  # before all pictures are read
+    if args.resume:
+        return resume(args, given, started)
     if args.add:
         return add(args, started)
-    name = settings.name or model_name_of(args.data)
-    if not args.check and not find_spec("keras"):
-        raise ModuleNotFoundError(name="keras")  # before all pictures are read
-    if not args.no_publish and not args.check:
-        check_writable(args.models)
-    if args.data == SAMPLE and not SAMPLE.exists():
-        draw_sample()
 
-    # Read the pictures; --check ends here.
-    from loupe.training.data.dataset import Source, read
-
-    source = Source(
-        args.data,
-        Path(settings.csv) if settings.csv else None,
-        Path(settings.images) if settings.images else None,
-        settings.id_column,
-        settings.label_column,
-    )
-    splits: dict[str, Any] = {"validation_share": settings.validation, "test_share": settings.test}
-    if args.check:
-        from loupe.training.data.doctor import examine
-
-        with tempfile.TemporaryDirectory() as spill:
-            data = read(source, CHECK_SIZE, CHECK_SIZE, settings.seed, Path(spill), **splits, fewest=0)
-            print(data.summary(name, settings.size))
-            print(examine(data, settings.size).table())
-        return 0
-
-    # Train in the run's folder, or find the finished run.
+    # Train in the run's folder.
     from loupe.training.run import Run
 
-    inputs = {**asdict(settings), "data": str(args.data.resolve())}
-    with Run(args.runs, name, inputs, args.resume, args.fresh) as run:
-        data = read(source, settings.size, settings.size, settings.seed, run.staging, **splits)
-        run.check_pictures(data.digest)
-        if run.is_finished_already():
-            print(f"{run.folder} is finished: the same settings and pictures")
-            folder, finished = run.folder, True
+    settings, models = settings_of(given), models_of(args)
+    if (settings.backbone, settings.weights) == ("efficientnetlite0", "imagenet"):
+        from loupe.training.network import lite_weights
+
+        lite_weights.check()  # before all pictures are read, too
+    name = settings.name or model_name_of(args.data)
+    if args.data == SAMPLE and not SAMPLE.exists():
+        draw_sample()
+    inputs = {**asdict(settings), "data": str(args.data.resolve()), **how_begun(args, models)}
+    with Run(args.runs, name, inputs, args.fresh) as run:
+        folder, finished = learn(run, name, settings, args.data, started)
+    return conclude(run, folder, finished, models, name, args.publish_anyway)
+
+
+def check_data(args: argparse.Namespace, settings: Settings) -> int:
+    """Look at the data, and train nothing. Return 1 if there are errors."""
+    from loupe.training.data.dataset import read
+    from loupe.training.data.doctor import examine
+    from loupe.training.data.names import printable
+
+    if args.data == SAMPLE and not SAMPLE.exists():
+        draw_sample()
+    with tempfile.TemporaryDirectory() as spill:
+        shares = (settings.validation, settings.test)
+        source, sides = source_of(args.data, settings), (CHECK_SIZE, CHECK_SIZE)
+        data = read(source, *sides, settings.seed, Path(spill), *shares, fewest=0)
+        findings = examine(data, settings.size)
+        print(data.summary(settings.name or printable(args.data.resolve().name), settings.size))
+        print(findings.table())
+    return 1 if findings.has_errors else 0
+
+
+def resume(args: argparse.Namespace, given: dict[str, Any], started: float) -> int:
+    """Go on with an unfinished run. Its settings, its data and where it is published are those it began with."""
+    from loupe.training.corrections.finished import read_run
+    from loupe.training.resume import CHANGEABLE, name_of, refuse_changes
+    from loupe.training.run import Run
+
+    runs = args.base.parent if args.base else args.runs
+    of_data = args.base.name if args.base else model_name_of(args.data) if args.data else ""
+    name = given.get("name") or of_data or name_of(runs)
+    with Run(runs, name) as run:
+        refuse_changes(run, given, {"data": args.data, "corrections": args.add})
+        models = models_of(args, run.inputs)
+        if "corrections" in run.inputs:
+            earlier = read_run(run.folder)
+            name = earlier.card.name
+            learnt = learn_corrections(run, earlier, started)
         else:
-            folder, finished = train(run, name, settings, data, cache_folder=args.runs / ".features", started=started)
-    return conclude(args, folder, finished, name)
+            settings = from_record({**run.inputs, **{key: given[key] for key in CHANGEABLE & given.keys()}})
+            learnt = learn(run, name, settings, Path(run.inputs["data"]), started)
+        anyway = args.publish_anyway or bool(run.inputs.get("publish_anyway"))
+    return conclude(run, *learnt, models, name, anyway)
 
 
 def add(args: argparse.Namespace, started: float) -> int:
     """Train the head of a finished run again, with what was accepted of a folder of corrections."""
-    from loupe.training.corrections.correct import accepted, correct
     from loupe.training.corrections.finished import read_run
     from loupe.training.run import Run
 
-    # The run and its corrections. Nothing of its pictures is read here.
-    if not args.no_publish:
-        check_writable(args.models)
-    base = args.base if args.base.name not in ("", "..") else args.base.resolve()
-    earlier = read_run(base)
-    corrections, problems = accepted(args.add)
-    inputs = {**earlier.inputs, "corrections": str(args.add.resolve())}
+    models, earlier = models_of(args), read_run(args.base)
+    inputs = {**earlier.inputs, "corrections": str(args.add.resolve()), **how_begun(args, models)}
     inputs.pop("pictures", None)
-    with Run(base.parent, base.name, inputs, args.resume, args.fresh) as run:
-        data, changes = correct(earlier.data, corrections, problems, run.staging)
-        print(changes.table())
-        if not changes.count:
-            print(f"nothing to add     {base} has learnt from these corrections already, or may not")
-            return 0
-        run.check_pictures(data.digest)
-        # Its head, as a training of its own.
-        name, cache = earlier.card.name, base.parent / ".features"
-        folder, finished = train(run, name, earlier.settings, data, cache, started, base)
-    return conclude(args, folder, finished, name)
+    with Run(args.base.parent, args.base.name, inputs, args.fresh) as run:
+        learnt = learn_corrections(run, earlier, started)
+    return conclude(run, *learnt, models, earlier.card.name, args.publish_anyway)
 
 
-def conclude(args: argparse.Namespace, folder: Path, finished: bool, name: str) -> int:
+def learn(run: Run, name: str, settings: Settings, data_folder: Path, started: float) -> tuple[Path, bool]:
+    """Read the pictures and train in the run's folder. Return as `train` does."""
+    from loupe.training.data.dataset import read
+
+    source, shares = source_of(data_folder, settings), (settings.validation, settings.test)
+    data = read(source, settings.size, settings.size, settings.seed, run.staging, *shares)
+    run.check_pictures(data.digest)
+    return train(run, name, settings, data, started)
+
+
+def learn_corrections(run: Run, earlier: Finished, started: float) -> tuple[Path | None, bool]:
+    """Train the head of a finished run again. Return as `train` does, and no folder if there is nothing to learn."""
+    from loupe.training.corrections.correct import accepted, correct
+
+    # The run and its corrections. Nothing of its pictures is read here.
+    corrections, problems = accepted(Path(run.inputs["corrections"]))
+    data, changes = correct(earlier.data, corrections, problems, run.staging)
+    print(changes.table())
+    if not changes.count:
+        print(f"nothing to add     {run.folder} has learnt from these corrections already, or may not")
+        return None, True
+    run.check_pictures(data.digest)
+    # Its head, as a training of its own.
+    return train(run, earlier.card.name, earlier.settings, data, started, earlier.folder)
+
+
+def source_of(data: Path, settings: Settings) -> Source:
+    from loupe.training.data.dataset import Source
+
+    csv, images = (Path(path) if path else None for path in (settings.csv, settings.images))
+    return Source(data, csv, images, settings.id_column, settings.label_column)
+
+
+def models_of(args: argparse.Namespace, begun: dict[str, Any] | None = None) -> Path | None:
+    """Return the folder to publish to, or None: as the flags say, else as a resumed run began. Refuse one that cannot
+    be written, before an hour of training."""
+    begun_models = (begun or {}).get("models", str(MODELS))
+    if args.no_publish or (begun_models is None and not args.models):
+        return None
+    models = Path(args.models or begun_models)
+    check_writable(models)
+    return models
+
+
+def how_begun(args: argparse.Namespace, models: Path | None) -> dict[str, Any]:
+    """Return what a run keeps beside its settings, so that --resume needs no more than its name."""
+    command = f"python train.py {shlex.join(sys.argv[1:])}".strip()
+    where = {"models": str(models) if models else None, "publish_anyway": args.publish_anyway}
+    return {"command": command, **where}
+
+
+def conclude(run: Run, folder: Path | None, finished: bool, models: Path | None, name: str, anyway: bool) -> int:
     """Publish the run, unless it was interrupted or --no-publish is given. Return the exit status."""
+    if not folder:
+        return 0
     if not finished:
-        print(f"interrupted        --resume goes on; `python convert.py {folder}` publishes the best so far")
+        print(f"interrupted        `{run.resume_command}` goes on")
+        print(f"                   `python convert.py {folder}` publishes the best so far")
         return 130
-    if args.no_publish:
+    if not models:
         print(f"not published      `python convert.py {folder}` does it")
         return 0
     try:
-        publish(folder, args.models, name)
-    except (UserError, KeyboardInterrupt):
+        publish(folder, models, name, anyway)
+    except NothingLearnt:
+        print(f"not published      the run is whole: `python convert.py {folder} --publish-anyway` publishes it")
+        raise
+    except UserError:
         print(f"not published      the run is whole: `python convert.py {folder}` publishes it")
         raise
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"the run is whole, and `python convert.py {folder}` publishes it") from error
     return 0
 
 
@@ -147,7 +217,6 @@ def train(
     name: str,
     settings: Settings,
     data: Dataset,
-    cache_folder: Path,
     started: float,
     base: Path | None = None,
 ) -> tuple[Path, bool]:
@@ -160,6 +229,8 @@ def train(
     print(data.summary(name))
     if not base:
         print(findings.table())
+        if settings.learns_nothing:
+            print(f"warning            {settings.learns_nothing}")
     run.write("dataset.json", findings.to_dict())
     read_seconds = time.monotonic() - started
 
@@ -172,17 +243,20 @@ def train(
     from loupe.training.pipeline import Pipeline
 
     # Train and evaluate.
-    cache = Cache(cache_folder, settings.cache_gb * 1e9)
+    cache = Cache(run.folder.parent / ".features", settings.cache_gb * 1e9)
     pipeline = Pipeline(settings, data, prepare(settings.precision), run.state, cache, base)
     pipeline.seconds["reading"] = read_seconds
     finished = pipeline.train()
+    if not finished:
+        print("interrupted        the best so far is measured and kept; Ctrl-C again leaves that out")
     result = pipeline.evaluate()
     # Write the run and put it into place.
-    command = f"python train.py {shlex.join(sys.argv[1:])}".strip()
-    write(run.staging, name, pipeline, result, findings, command, time.monotonic() - started)
+    command = str(run.inputs.get("command", "python train.py"))
+    suspects = write(run.staging, name, pipeline, result, findings, command, time.monotonic() - started)
     comparison = compare(base, pipeline, result).lines() if base else ""  # before the run's folder is replaced
     folder = run.keep() if finished else run.keep_interrupted()
-    print(summarize(result, pipeline, folder, time.monotonic() - started), *filter(None, [comparison]), sep="\n")
+    summary = summarize(result, pipeline, suspects, folder, time.monotonic() - started)
+    print(summary, *filter(None, [comparison]), sep="\n")
     return folder, finished
 
 
@@ -191,11 +265,12 @@ def silence_tensorflow() -> None:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
-def publish(folder: Path, models: Path, name: str) -> None:
+def publish(folder: Path, models: Path, name: str, anyway: bool) -> None:
     """Publish the run as a new version, unless a version of this very run exists."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from loupe.card import Card
     from loupe.export.convert import publish
+    from loupe.export.publish.earlier import beside, newest_before
     from loupe.export.publish.publication import versions
 
     model_folder = models / name
@@ -206,11 +281,17 @@ def publish(folder: Path, models: Path, name: str) -> None:
                 print(f"published before   {model_folder / str(version)}")
                 break
     else:
-        print(f"published          {publish(folder, models)}")
+        published = publish(folder, models, anyway)
+        print(f"published          {published}")
+        card, before = Card.read(folder / "card.json"), newest_before(model_folder, int(published.name))
+        if before and "accuracy" in card.metrics:
+            back = "" if models == MODELS else f" --models {models}"
+            print(f"before             {beside(*before, card, back)}")
     print(f"next               {serve_command(models, name)} serves it")
 
 
-def arguments() -> tuple[argparse.Namespace, Settings]:
+def arguments() -> tuple[argparse.Namespace, dict[str, Any]]:
+    """Return the arguments, and the settings that flags or a recipe give."""
     # What to do; add_flags adds the settings.
     parser = Parser(__doc__, usage="%(prog)s [DATA] [flags]")
     add = parser.add_argument
@@ -223,12 +304,13 @@ def arguments() -> tuple[argparse.Namespace, Settings]:
     )
     add("--recipe", metavar="FILE", help="settings of a known problem: a TOML file, or a name in recipes/")
     add("--check", action="store_true", help="look at the data and say what is wrong with it; train nothing")
-    add("--resume", action="store_true", help="go on with a run that was killed or interrupted")
+    add("--resume", action="store_true", help="go on with a run that was killed or interrupted: --name is enough")
     add("--fresh", action="store_true", help="discard an unfinished run of this name")
     add = add_flags(parser)["where things go"].add_argument
     add("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are kept (runs)")
-    add("--models", type=Path, default=Path("models"), metavar="DIR", help="where versions are published (models)")
+    add("--models", type=Path, metavar="DIR", help="where versions are published (models)")
     add("--no-publish", action="store_true", help="stop once the run is written")
+    add("--publish-anyway", action="store_true", help="also if it is no better than saying the commonest class")
     add = parser.add_argument_group("corrections", "What callers said was wrong: looked at, and learnt.").add_argument
     add("--review", type=Path, metavar="DIR", help="look at what callers corrected (LOUPE_FEEDBACK_DIR)")
     add("--accept", metavar="1,3-7|all", help="of the last sheet; without these two flags it asks")
@@ -238,17 +320,21 @@ def arguments() -> tuple[argparse.Namespace, Settings]:
     args = parser.read()
     if args.resume and args.fresh:
         raise UserError("--resume goes on with an unfinished run, --fresh discards it: give one of the two.")
+    if args.resume and args.check:
+        raise UserError("--check trains nothing: leave --resume out.")
     if any((args.review, args.add, args.base, args.accept, args.reject)):
         check_corrections(args)
-        return args, Settings()
+        if args.base and args.base.name in ("", ".."):
+            args.base = args.base.resolve()
+        return args, {}
     # Without DATA, train on the drawn sample.
-    if args.data is None:
+    if args.data is None and not args.resume:
         if args.recipe not in (None, SAMPLE_RECIPE):
             raise UserError(
                 f"--recipe {args.recipe} needs the pictures' folder: python train.py --recipe {args.recipe} DATA"
             )
         args.data, args.recipe = SAMPLE, SAMPLE_RECIPE
-    return args, settings_of(args)
+    return args, given_settings(args)
 
 
 def check_corrections(args: argparse.Namespace) -> None:
@@ -265,19 +351,28 @@ def check_corrections(args: argparse.Namespace) -> None:
     if args.base and not args.add:
         raise UserError("--from needs the folder of accepted corrections: --add DIR.")
     if args.review:
-        given += [f"--{name.replace('_', '-')}" for name in ("resume", "fresh", "no_publish") if getattr(args, name)]
+        others = ("resume", "fresh", "no_publish", "publish_anyway")
+        given += [f"--{name.replace('_', '-')}" for name in others if getattr(args, name)]
     if given:
         reason = "--review trains nothing" if args.review else "--add takes data and settings from the run"
         raise UserError(f"{reason}: leave {given[0]} out.")
 
 
-def settings_of(args: argparse.Namespace) -> Settings:
-    """Return the defaults, overridden by the recipe, overridden by the flags."""
+def given_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of the recipe, overridden by the flags, without those that neither names."""
     from loupe.training.recipes import load
-    from loupe.training.settings import check
 
     flags = {key: getattr(args, key) for key in names() if hasattr(args, key)}
-    settings = Settings().having(load(args.recipe) if args.recipe else {}).having(flags)
+    given = {**(load(args.recipe) if args.recipe else {}), **flags}
+    checked = Settings().having(given)
+    return {key: getattr(checked, key) for key in given}
+
+
+def settings_of(given: dict[str, Any]) -> Settings:
+    """Return the defaults, overridden by what is given."""
+    from loupe.training.settings import check
+
+    settings = Settings().having(given)
     check(settings)
     return settings
 
@@ -318,4 +413,4 @@ def draw_sample() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, "nothing is kept: the same command begins again")

@@ -27,7 +27,7 @@ from loupe.cli import Parser, run_script
 from loupe.errors import UserError
 from loupe.training.data.dataset import Dataset, Indices, Source, read
 from loupe.training.data.doctor import Findings, examine
-from loupe.training.data.label_errors import describe, label_errors, out_of_fold
+from loupe.training.data.label_errors import describe, label_errors, out_of_fold, rather_wrong
 
 EACH = 20
 MANY = 0.05  # share of all labels, in the second measurement of swapped ones
@@ -172,6 +172,9 @@ def _labels(title: str, features: Any, given: Indices, truth: Indices, seed: int
     named = sum(suspect.suggested == truth[suspect.row] for suspect in suspects)
     _line(title, int((wrong & (scores <= limit)).sum()), int(wrong.sum()), round(ALARMS * len(given)), len(given))
     print(f"  {named} with the right suggestion; the judge itself is right about {right:.1%} of untouched labels")
+    listed = rather_wrong(label_errors(probabilities, given))
+    false_alarms, expected = sum(not wrong[error.row] for error in listed), sum(1 - error.wrong for error in listed)
+    print(f"  a report lists {len(listed)}, and expects {expected:.0f} of them to be right; {false_alarms} are")
 
 
 def _line(title: str, hits: int, planted: int, alarms: int, total: int) -> None:

@@ -36,8 +36,8 @@ from loupe.cli import Parser, run_script
 from loupe.errors import UserError
 from loupe.export.graph.savedmodel import freeze, loaded, network_of, save
 from loupe.export.graph.simplify import flat, folded, in_precision
-from loupe.export.quiet import quiet
 from loupe.export.variants import int8
+from loupe.quiet import quiet
 from loupe.training.network.backbones import BACKBONES, build_trunk, with_head
 
 KERAS, F32, BF16 = "Keras's own export", "float32 frozen", "bfloat16 frozen"

@@ -24,6 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from loupe.cli import Parser, run_script
+from loupe.training.settings import HEAD  # which begins at random both ways, other than the default
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -82,7 +83,7 @@ def main() -> None:
 
 def flags(arguments: argparse.Namespace, folder: Path) -> list[str]:
     options = {"backbone": arguments.backbone, "weights": arguments.weights, "size": arguments.size, "lr": arguments.lr}
-    options |= {"epochs": arguments.epochs, "patience": arguments.epochs, "name": "run", "runs": folder}
+    options |= {"epochs": arguments.epochs, "patience": arguments.epochs, "name": "run", "runs": folder, "head": HEAD}
     return [str(arguments.data), "--no-publish", *(f"--{key}={value}" for key, value in options.items())]
 
 
@@ -114,7 +115,7 @@ def usual_way(arguments: argparse.Namespace) -> None:
     from loupe.training.settings import Settings
 
     # The same settings and splits as train.py.
-    options = {"backbone": arguments.backbone, "epochs": arguments.epochs, "lr": arguments.lr}
+    options = {"backbone": arguments.backbone, "epochs": arguments.epochs, "lr": arguments.lr, "head": HEAD}
     settings = Settings().having(options).resolved
     with tempfile.TemporaryDirectory() as spill:  # for the same splits
         data = read(Source(arguments.data), 32, 32, settings.seed, Path(spill))
@@ -140,7 +141,7 @@ def usual_way(arguments: argparse.Namespace) -> None:
     keras.utils.set_random_seed(settings.seed)
     trunk = build_trunk(arguments.backbone, side, side, os.environ["LOUPE_WEIGHTS"])
     keras.utils.set_random_seed(settings.seed)
-    model = with_head(trunk, len(data.labels), settings.head or 0, settings.dropout)
+    model = with_head(trunk, len(data.labels), settings.head or 0, settings.dropout or 0.0)
     freeze(model, 0)
     steps = settings.epochs * len(Files(data.train)) if settings.epochs else 0
     rate = keras.optimizers.schedules.CosineDecay(

@@ -452,7 +452,7 @@ def served(
         contenders.append(Contender("grpc", asked(bench.client, ask_server, told, lambda: [[server.process.pid]])))
     if "gateway" in parts:
         here = stack.enter_context(
-            gateway(f"localhost:{server.port}", precision, LOUPE_THREADS=str(bench.most), LOUPE_QUEUE=str(bench.most))
+            gateway(f"localhost:{server.port}", precision, LOUPE_THREADS=str(bench.most), LOUPE_MAX_WAIT="60")
         )
         pids = lambda: [[server.process.pid], here.workers()]  # noqa: E731
         contenders.append(Contender("gateway", asked(bench.client, ask_gateway, (here.port,), pids)))
@@ -606,8 +606,8 @@ def make(network: str, side: int, precision: str, folder: Path) -> None:
     from loupe.card import Card
     from loupe.export.graph.savedmodel import freeze, network_of, save
     from loupe.export.graph.simplify import flat, folded, in_precision
-    from loupe.export.quiet import quiet
     from loupe.export.variants import int8
+    from loupe.quiet import quiet
 
     # The SavedModel.
     staging = folder / f".part-{os.getpid()}"

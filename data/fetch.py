@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from loupe.cli import Parser, run_script
 from loupe.errors import UserError
-from loupe.training.data.download import download
+from loupe.training.data.download import download, partial_of
 from loupe.training.data.unpack import Places, unpack
 
 DATA_FOLDER = Path("data")
@@ -160,6 +160,8 @@ def fetch(source: Source, out: Path, archive: Path | None = None) -> int:
         names = check_and_unpack(source, out, archive or download_path)
         if is_ours:
             download_path.unlink()
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(kept(download_path)) from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise UserError(f"The disk of {out.parent} is full: free some, then run this again.") from error
@@ -169,6 +171,14 @@ def fetch(source: Source, out: Path, archive: Path | None = None) -> int:
     if count != source.pictures:
         print(f"note: {count} pictures, where others counted {source.pictures}: see {source.page}", file=sys.stderr)
     return count
+
+
+def kept(download_path: Path) -> str:
+    """Say after Ctrl-C what there is of the download."""
+    for path in (download_path, partial_of(download_path)):
+        if path.is_file():
+            return f"{path.stat().st_size / 1e6:.1f} MB are kept in {path}: the same command goes on from there"
+    return "nothing is kept: the same command begins again"
 
 
 def download_archive(source: Source, target: Path) -> None:

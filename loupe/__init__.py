@@ -8,7 +8,7 @@ Five wings that never import each other: gateway (HTTP), modelserver (TensorFlow
 client (asks any of them). What they share: engines (compute a SavedModel), images (bytes to pixels), card (what a model
 says of itself), cardless (a card for models that have none), prediction (what is said of a picture), gradcam (where the
 network looked), familiarity (what it knows), proto (TensorFlow Serving's wire format), errors, cli, files, checksums,
-malloc (memory given back) and tfrecord.
+malloc (memory given back), quiet (without TensorFlow's own log lines) and tfrecord.
 """
 
 from importlib import import_module
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from loupe.client.model import Model
     from loupe.client.result import Result
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 __all__ = ["Model", "Result", "connect", "load"]
 
 _HOMES = {"connect": "connect", "load": "connect", "Model": "model", "Result": "result"}

@@ -44,6 +44,7 @@ class Card:
     heatmap: bool = True  # True if the model gives one: for some heads it cannot be computed
     temperature: float = 1.0
     certain_at: float | None = None  # answers below it are marked uncertain; None: no limit was fitted
+    certain_note: str | None = None  # why there is no limit though one was asked for; no answer is certain then
     unfamiliar_below: float | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
@@ -80,6 +81,7 @@ class Card:
             ("heatmap", self.heatmap, (bool,)),
             ("temperature", self.temperature, number),
             ("certain_at", self.certain_at, (*number, type(None))),
+            ("certain_note", self.certain_note, (str, type(None))),
             ("unfamiliar_below", self.unfamiliar_below, (*number, type(None))),
         ):
             if not isinstance(value, types) or (isinstance(value, bool) and types != (bool,)):
@@ -118,6 +120,7 @@ class Card:
             "heatmap": self.heatmap,
             "temperature": self.temperature,
             "certain_at": self.certain_at,
+            "certain_note": self.certain_note,
             "unfamiliar_below": self.unfamiliar_below,
             "metrics": self.metrics,
             "training": self.training,
@@ -183,5 +186,6 @@ def _is_share(value: Any) -> bool:
 
 
 _OPTIONAL = (
-    "backbone", "precision", "heatmap", "temperature", "certain_at", "unfamiliar_below", "metrics", "training", "parity"
+    "backbone", "precision", "heatmap", "temperature", "certain_at", "certain_note", "unfamiliar_below", "metrics",
+    "training", "parity",
 )  # fmt: skip

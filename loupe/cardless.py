@@ -12,7 +12,7 @@ Not supported: a single output (a sigmoid), inputs beside the picture, an input 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from PIL import Image
 from loupe import proto
 from loupe.card import LARGEST, Card
 from loupe.errors import ModelUnfit, UserError
+from loupe.images.allowance import UNLIMITED, Allowance
 from loupe.images.api import decode, upright_size
 from loupe.images.decode import RESIZE
 
@@ -30,6 +31,11 @@ TOLERANCE = 1e-3  # by which probabilities may sum to other than 1
 EXPORT_AGAIN = "export it again with convert.py"
 
 Array = np.ndarray[Any, Any]
+
+OWN_SCALINGS: dict[str, Callable[[Array], Array]] = {  # those that keras-image-helper does not have
+    "rescale": lambda pixels: pixels / 255,
+    "none": lambda pixels: pixels,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +94,11 @@ def foreign_card(
     labels_name, preprocess_name = names
     # The names must be known.
     try:
-        if preprocess and preprocess != "rescale":
+        if preprocess and preprocess not in OWN_SCALINGS:
             create_preprocessor(preprocess, target_size=(1, 1))
     except Exception as error:  # the library has no class of its own for it
         raise ModelUnfit(
-            f"{preprocess_name} {preprocess!r} is unknown to keras-image-helper, and not rescale."
+            f"{preprocess_name} {preprocess!r} is unknown to keras-image-helper, and neither rescale nor none."
         ) from error
     # The signature to use.
     if not labels and not preprocess:
@@ -111,7 +117,10 @@ def foreign_card(
     if len(labels) != classes:
         raise ModelUnfit(f"{labels_name} names {len(labels)} labels, and the model gives {classes}; correct it.")
     if dtype == "float32" and not preprocess:
-        raise ModelUnfit(f"The model takes float32; say in {preprocess_name} how its pixels are scaled.")
+        raise ModelUnfit(
+            f"The model takes float32; say in {preprocess_name} how its pixels are scaled; `none` where "
+            "it does that itself."
+        )
     if dtype == "uint8" and preprocess:
         raise ModelUnfit(f"The model takes uint8 and scales its pixels itself; unset {preprocess_name}.")
     try:
@@ -174,19 +183,16 @@ def _describe(infos: Mapping[str, Any]) -> str:
     return " and ".join(described) or "nothing"
 
 
-def prepare_picture(card: Card, data: bytes) -> Array:
-    """Decode the picture as the card's model wants it. Raise ImageError or a child of it."""
+def prepare_picture(card: Card, data: bytes, allowance: Allowance = UNLIMITED) -> Array:
+    """Decode the picture as the card's model wants it. Raise ImageError or a child of it, and what the allowance does.
+    What was taken of it is needed until this returns."""
     if not isinstance(card, ForeignCard) or not card.preprocess:
-        return decode(data, card.height, card.width)
-    image = Image.fromarray(decode(data, *upright_size(data)))
-    scaling: Any = _rescale if card.preprocess == "rescale" else card.preprocess
+        return decode(data, card.height, card.width, allowance)
+    image = Image.fromarray(decode(data, *upright_size(data, allowance), allowance))
+    scaling: Any = OWN_SCALINGS.get(card.preprocess, card.preprocess)
     helper = create_preprocessor(scaling, target_size=(card.width, card.height))
     pixels: Array = helper.convert_to_tensor(image)[0]
     return pixels
-
-
-def _rescale(pixels: Array) -> Array:
-    return pixels / 255
 
 
 def is_distribution(rows: Array) -> bool:

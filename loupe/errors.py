@@ -2,7 +2,9 @@
 
 LoupeError
 ├── UserError               at a terminal: a flag, a folder, a port; printed without a traceback, exit status 2
-│   └── PictureUnreadable   a path that is no file, or cannot be read
+│   ├── PictureUnreadable   a path that is no file, or cannot be read
+│   └── NothingLearnt       a model that is no better than always saying the commonest class
+├── ClientGone              who asked over HTTP is not there any more: recorded, and told to nobody
 └── Problem                 over HTTP: owns its status and its code
     ├── BadRequest          400  the request itself
     │   └── RefusedURL      400  an address this gateway does not fetch from
@@ -17,7 +19,8 @@ LoupeError
     ├── Stopping            503  told to end, and not ready for more
     ├── ImageError          422  the picture's bytes (training skips such a file)
     │   ├── UnsupportedImage 415
-    │   └── TooManyPixels   422
+    │   ├── TooManyPixels   422
+│   └── TooSlowToDecode 422  the pictures of a request take too long together
     ├── FetchFailed         422  the picture's server
     ├── AllFailed           422  of many pictures, none could be used
     ├── FeedbackFull        507  as many corrections wait as may be
@@ -27,12 +30,14 @@ LoupeError
     └── ModelError          the model's side
         ├── ModelUnfit      502  its answer or card is not one this gateway understands
         ├── ModelUnavailable 503
+        │   ├── ModelFull   503  it answers, and takes no more at a time
         │   └── ModelGone   503  it answers, and serves no such model or version
         └── ModelTooSlow    504
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -49,6 +54,14 @@ class UserError(LoupeError):
 
 class PictureUnreadable(UserError):
     pass
+
+
+class NothingLearnt(UserError):
+    pass
+
+
+class ClientGone(LoupeError):
+    status, code = 499, "client_gone"  # as nginx has it
 
 
 class Problem(LoupeError):
@@ -88,7 +101,11 @@ class HeadTooLarge(Problem):
 
 
 class Busy(Problem):
-    status, code, retry_after = 503, "busy", 1
+    status, code = 503, "busy"
+
+    def __init__(self, message: str, retry_after: float = 1) -> None:
+        super().__init__(message)
+        self.retry_after = max(1, math.ceil(retry_after))
 
 
 class Stopping(Problem):
@@ -113,6 +130,10 @@ class UnsupportedImage(ImageError):
 
 class TooManyPixels(ImageError):
     code = "too_many_pixels"
+
+
+class TooSlowToDecode(ImageError):
+    code = "too_slow_to_decode"
 
 
 class FetchFailed(Problem):
@@ -154,6 +175,10 @@ class ModelUnfit(ModelError):
 
 class ModelUnavailable(ModelError):
     status, code, retry_after = 503, "model_unavailable", 1
+
+
+class ModelFull(ModelUnavailable):
+    pass
 
 
 class ModelGone(ModelUnavailable):

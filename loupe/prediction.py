@@ -22,14 +22,15 @@ class Prediction(NamedTuple):
     label: str
     confidence: float
     familiarity: float | None
-    certain: bool | None  # None: the card has nothing to judge it by
+    certain: bool | None  # None: the card has nothing to judge it by, or could not be given what it was asked for
     reason: str | None  # why it is not certain
 
 
 def decide(card: Card, probabilities: Array, familiarity: Array | None) -> list[Prediction]:
-    """Decide label, confidence and reason for each picture. If it is unfamiliar, the confidence says nothing."""
+    """Decide label, confidence and reason for each picture. If it is unfamiliar, the confidence says nothing. Where a
+    threshold was asked for and could not be given, no answer is certain, however familiar the picture."""
     unfamiliar = None if familiarity is None or card.unfamiliar_below is None else familiarity < card.unfamiliar_below
-    can_judge = unfamiliar is not None or card.certain_at is not None
+    can_judge = card.certain_note is None and (unfamiliar is not None or card.certain_at is not None)
     predictions = []
     for row, top in enumerate(probabilities.argmax(axis=1).tolist()):
         confidence = float(probabilities[row, top])
@@ -39,9 +40,8 @@ def decide(card: Card, probabilities: Array, familiarity: Array | None) -> list[
         elif card.certain_at is not None and confidence < card.certain_at:
             reason = "below_threshold"
         known = None if familiarity is None else float(familiarity[row])
-        predictions.append(
-            Prediction(card.labels[top], confidence, known, reason is None if can_judge else None, reason)
-        )
+        certain = False if reason else True if can_judge else None
+        predictions.append(Prediction(card.labels[top], confidence, known, certain, reason))
     return predictions
 
 

@@ -27,6 +27,7 @@ sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--grpc", help="host:port of the server that test_conformance.py asks, instead of our own")
     parser.addoption("--rest", default="localhost:8501", help="its REST address")
+    parser.addoption("--cluster", help="a context of your kubeconfig, whose cluster test_kubernetes.py asks as well")
 
 
 LONG = ("training", "export", "modelserver")  # folders whose files take longest

@@ -5,6 +5,8 @@
     picture.read()                               # the bytes of a picture file
 
 Arrays and PIL images become PNG files in memory, without loss, so that whatever is given takes the one path for pixels.
+An address is fetched as a browser on this machine would, through the proxies that the environment names (http_proxy,
+https_proxy, no_proxy). Gateways and model servers are asked without them.
 """
 
 from __future__ import annotations

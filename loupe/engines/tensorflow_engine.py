@@ -7,7 +7,6 @@ This is the only module through which serving imports TensorFlow.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -18,13 +17,17 @@ from grpc import StatusCode
 from loupe import proto
 from loupe.engines import machine
 from loupe.engines.engine import Engine, Options, out_of_time
-from loupe.engines.refused import BY_NUMBER, Refused, invalid
+from loupe.engines.refused import BY_NUMBER, Refused, invalid, say
 from loupe.engines.savedmodel import Array, SavedModel, sample_batch
+from loupe.quiet import quiet
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's own log lines are kept out of the server's log
 import tensorflow as tf  # noqa: E402
 
 tf.get_logger().setLevel("ERROR")
+# The first session of a process says at any log level that it is the first: let that be one nobody sees.
+with quiet(), tf.compat.v1.Session(graph=tf.Graph()) as first:
+    first.run(first.graph.create_op("NoOp", []))
 
 
 class TensorFlowEngine:
@@ -44,12 +47,15 @@ class TensorFlowEngine:
         self._warm_up()
 
     def _warm_up(self) -> None:
-        """Run one batch of zeros, since the first run builds the executor. If it fails, that proves nothing."""
+        """Run one batch of zeros, since the first run builds the executor. If it fails the model is served all the
+        same, as by TensorFlow Serving."""
         signature = self._signatures.get(proto.PREDICT_SIGNATURE)
         batch = sample_batch(signature) if signature else None
         if signature and batch:
-            with contextlib.suppress(Refused):
+            try:
                 self.run(proto.PREDICT_SIGNATURE, batch, list(signature.outputs))
+            except Refused as error:
+                say(f"the model is loaded and could not compute a batch of zeros: {error}")
 
     def run(
         self, signature: str, inputs: Mapping[str, Array], outputs: Sequence[str], deadline: float | None = None

@@ -6,5 +6,4 @@ source (a run; run_folder reads its files) or foreign/ (somebody else's model) �
     replay_pictures (the pictures to compare on) → variants/ (precision; int8 beside it)
     → graph/ (the SavedModel, its warm-up) → parity/ (the gate: the same answers everywhere)
     → publish/ (the next number, renamed into place)
-quiet keeps TensorFlow's own log lines off the terminal.
 """

@@ -24,8 +24,11 @@ from loupe.images.api import decode
 from loupe.images.resize import Pixels
 
 SAMPLES = Path(__file__).resolve().parents[2] / "data" / "samples"
+SAMPLE = "sample"  # the origin of pictures that are none of the model's own
 PICTURES_FILE = "pictures.json"  # in the run's folder; training writes it
 REPLAY, QUANTISATION = 128, 300  # pictures, at most
+A_LABEL, JUDGED = 30, 500  # pictures that tell whether labels are in their order: of each label, and at most
+NAMED = 10  # folders, at most, in a note
 MAX_PIXEL_BYTES = 1_000_000_000  # at most
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".avif"}
 
@@ -69,6 +72,15 @@ def for_quantisation(
     return _choose(run, images, labels, "training", most)
 
 
+def for_labels(images: Path | None, labels: Sequence[str], replayed: Pictures) -> Pictures:
+    """Return further pictures of the folder: of ten labels, those that are replayed have too few each to tell two that
+    are swapped."""
+    if images is None or replayed.truth(labels) is None:
+        return replace(replayed, pictures=(), notes=())
+    more = for_replay(None, images, labels, min(JUDGED, A_LABEL * len(labels)))
+    return replace(more, pictures=tuple(picture for picture in more.pictures if picture not in replayed.pictures))
+
+
 def read(chosen: Pictures, height: int, width: int) -> Pixels:
     return readable(chosen, height, width)[1]
 
@@ -99,7 +111,8 @@ def readable(chosen: Pictures, height: int, width: int) -> tuple[Pictures, Pixel
 
 def _choose(run: Path | None, images: Path | None, labels: Sequence[str], split: str, most: int) -> Pictures:
     if images:
-        return Pictures(images.resolve().name, _sample_evenly(_from_folder(images, labels), most))
+        pictures = _sample_evenly(_from_folder(images, labels), most)
+        return Pictures(images.resolve().name, pictures, _named_otherwise(images, pictures))
     notes: tuple[str, ...] = ()
     if run and (run / PICTURES_FILE).is_file():
         folder, listed = _from_run(run / PICTURES_FILE, split)
@@ -110,7 +123,7 @@ def _choose(run: Path | None, images: Path | None, labels: Sequence[str], split:
             return Pictures(split, _sample_evenly(present, most), notes)
     sample = [Picture(path, None) for path in sorted(SAMPLES.glob("*.jpg"))[:most]]
     advice = "the sample's pictures are taken; --images FOLDER names better ones"
-    return Pictures("sample", tuple(sample), (*notes, advice))
+    return Pictures(SAMPLE, tuple(sample), (*notes, advice))
 
 
 def _from_run(path: Path, split: str) -> tuple[Path, list[Picture]]:
@@ -142,6 +155,25 @@ def _from_folder(folder: Path, labels: Sequence[str]) -> list[Picture]:
     if not paths:
         raise UserError(f"--images {folder} holds no picture. Name a folder that does.")
     return labelled or [Picture(path, None) for path in paths]
+
+
+def _named_otherwise(folder: Path, pictures: tuple[Picture, ...]) -> tuple[str, ...]:
+    """Return a note for the user where the pictures lie in folders, and none of these is named like a label."""
+    names = sorted({picture.path.parent.name for picture in pictures if picture.path.parent != folder})
+    if any(picture.label for picture in pictures) or not names:
+        return ()
+    shown = f"{', '.join(names[:NAMED])}{', …' * (len(names) > NAMED)}"
+    return (f"no folder in --images ({shown}) is named like a label: whether the labels are right is not checked",)
+
+
+def class_folders(images: Path) -> list[str]:
+    """Return the names of the folders directly in this one that hold pictures, in the order of Keras's and PyTorch's
+    class names."""
+    return [
+        folder.name
+        for folder in sorted(images.iterdir() if images.is_dir() else ())
+        if folder.is_dir() and any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
+    ]
 
 
 def _sample_evenly(pictures: Iterable[Picture], most: int) -> tuple[Picture, ...]:

@@ -1,6 +1,7 @@
 """Check that a folder is a finished run, and explain what it is if not. Needs no TensorFlow.
 
 check_run(Path("runs/tires"))             # raises UserError
+refuse_unfinished(Path("runs/.part-tires/model.keras"))   # raises UserError
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from pathlib import Path
 
 from loupe.errors import UserError
 
+UNFINISHED = ".part-"  # before the name of a run, while it is trained (loupe/training/run.py)
+
 
 def check_run(folder: Path) -> None:
+    refuse_unfinished(folder)
     # A folder with all its files is a run; one without some holds runs, or is no finished one.
     missing = [needed for needed in ("card.json", "model.keras") if not (folder / needed).is_file()]
     runs_inside = sorted(entry.parent.name for entry in folder.glob("[!.]*/card.json"))
@@ -22,15 +26,25 @@ def check_run(folder: Path) -> None:
     if not missing:
         return
     # There is no such folder: its training may be under way, or have been interrupted.
-    name = folder.name
-    if _is_locked(folder.with_name(f".lock-{name}")):
-        raise UserError(f"{name} is still training: let it end, then convert {folder}.")
-    if folder.with_name(f".part-{name}").is_dir():
-        raise UserError(f"The training of {name} did not end: `train.py` with --name {name} --resume goes on with it.")
+    _refuse_if_unfinished(folder.parent, folder.name)
     # Nothing of that name: say what there is.
     others = sorted(entry.name for entry in folder.parent.glob("[!.]*")) if folder.parent.is_dir() else []
     hint = f"{folder.parent} holds {', '.join(others[:8])}" if others else "`python train.py` makes one, runs/tires"
     raise UserError(f"There is nothing at {folder}; {hint}.")
+
+
+def refuse_unfinished(path: Path) -> None:
+    """Refuse the folder of a training that did not end, and a file in it: what is there is a state on the way."""
+    for folder in (path.absolute(), path.absolute().parent):
+        if folder.name.startswith(UNFINISHED) and folder.is_dir():
+            _refuse_if_unfinished(folder.parent, folder.name.removeprefix(UNFINISHED))
+
+
+def _refuse_if_unfinished(runs: Path, name: str) -> None:
+    if _is_locked(runs / f".lock-{name}"):
+        raise UserError(f"{name} is still training: let it end, then convert {runs / name}.")
+    if (runs / f"{UNFINISHED}{name}").is_dir():
+        raise UserError(f"The training of {name} did not end: `train.py` with --name {name} --resume goes on with it.")
 
 
 def is_retrained(folder: Path) -> bool:

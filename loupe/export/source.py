@@ -6,8 +6,8 @@ source.reference(pixels)                  # the trained model's own answers: uin
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from loupe.familiarity import Familiarity
 BATCH = 32
 
 Array = np.ndarray[Any, Any]
+Reference = Callable[[Array], Array]  # uint8 [N, H, W, 3] → [N, C]
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,11 @@ class Source:
     model: (
         keras.Model | None
     )  # flat, from pixels of 0…255 to logits; None: a black box, exported as it is or not at all
-    reference: Callable[
-        [Array], Array
-    ]  # the original's own probabilities, by its own library: uint8 [N, H, W, 3] → [N, C]
+    reference: Reference  # the original's own probabilities, by its own library
     familiarity: Familiarity | None = None
     run: Path | None = None
     notes: tuple[str, ...] = ()  # to show to the user
+    rescaled: Mapping[str, Reference] = field(default_factory=dict)  # had --preprocess named another scaling
 
 
 def read_run(folder: Path, name: str | None = None) -> Source:

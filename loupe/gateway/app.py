@@ -16,6 +16,7 @@ from werkzeug.exceptions import HTTPException
 
 from loupe.errors import (
     BadRequest,
+    Busy,
     InternalError,
     MethodNotAllowed,
     ModelError,
@@ -25,6 +26,7 @@ from loupe.errors import (
     without_traceback,
 )
 from loupe.gateway.access.guard import add_access_checks
+from loupe.gateway.decoding import DecodeMemory
 from loupe.gateway.docs.page import add_docs
 from loupe.gateway.feedback import Corrections
 from loupe.gateway.model.client import ModelClient
@@ -56,12 +58,12 @@ def create_app(settings: Settings) -> Flask:
     # Each request is recorded, whatever comes of it, so recording is added first.
     app = _App("loupe", root_path=str(Path(__file__).parent), static_folder="page")
     app.wsgi_app = _add_headers(app.wsgi_app)  # type: ignore[method-assign]
-    model = ModelClient(settings)
+    model, memory = ModelClient(settings), DecodeMemory(settings.decode_memory)
     tracing.start()
     _add_recording(app, settings)
     _add_health(app, model, settings)
     _add_model(app, model, settings)
-    _add_feedback(app, model, settings)
+    _add_feedback(app, model, settings, memory)
     _add_page(app, settings)
     add_docs(app, settings, sorted(path.name for path in SAMPLES.glob("*.jpg")))
     _add_errors(app, settings)
@@ -79,7 +81,7 @@ def create_app(settings: Settings) -> Flask:
         try:
             sent = read_pictures(request.environ, settings)
             entry.pictures = len(sent.items)
-            batch = Batch(sent, settings, caller_deadline)
+            batch = Batch(sent, settings, memory, caller_deadline)
             batch.fetch_urls()
         finally:
             fetched = time.monotonic()
@@ -131,7 +133,10 @@ def _add_recording(app: Flask, settings: Settings) -> None:
     @app.before_request
     def begin() -> Response | None:
         current = request._get_current_object()  # type: ignore[attr-defined]
-        entry = recorder.begin(current.method, current.path, current.remote_addr or "", current.headers)
+        entry = recorder.begin(
+            current.method, current.path, current.remote_addr or "", current.headers,
+            arrived_at=current.environ.get("loupe.arrived_at", 0.0), size=current.environ.get("loupe.bytes", 0),
+        )  # fmt: skip
         if current.environ["SERVER_PORT"] != str(settings.metrics_port):
             return None
         entry.counted = False
@@ -153,7 +158,7 @@ def _add_recording(app: Flask, settings: Settings) -> None:
 
 
 def _add_health(app: Flask, model: ModelClient, settings: Settings) -> None:
-    readiness = Readiness(model.card, lambda: model.answered_at)
+    readiness = Readiness(model.card, model.try_out, lambda: model.answered_at, lambda: model.failing_since)
 
     @app.get("/healthz")
     def healthz() -> Response:
@@ -191,8 +196,8 @@ def _add_model(app: Flask, model: ModelClient, settings: Settings) -> None:
         return response
 
 
-def _add_feedback(app: Flask, model: ModelClient, settings: Settings) -> None:
-    corrections = Corrections(settings, model)
+def _add_feedback(app: Flask, model: ModelClient, settings: Settings, memory: DecodeMemory) -> None:
+    corrections = Corrections(settings, model, memory)
 
     @app.post("/feedback")
     def feedback() -> Response:
@@ -241,6 +246,13 @@ def _add_errors(app: Flask, settings: Settings) -> None:
             if name == "Allow":
                 response.headers[name] = value
         return response
+
+    # Want of memory passes.
+    @app.errorhandler(MemoryError)
+    def answer_no_memory(error: MemoryError) -> Response:
+        without_traceback(error)  # whose frames hold what has come so far
+        app.logger.error("request %s found no memory; lower LOUPE_THREADS or give more", current_entry().request_id)
+        return answer_problem(Busy("There is no memory for it just now; try again in a second, or send less at once."))
 
     # Anything else is a fault of the gateway.
     @app.errorhandler(Exception)

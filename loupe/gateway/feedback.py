@@ -1,6 +1,6 @@
 """Take corrections (POST /feedback?label=LABEL): pictures that a caller says are of another label than was answered.
 
-    corrections = Corrections(settings, model)
+    corrections = Corrections(settings, model, memory)
     corrections.take(request.args, request.environ, timeout)     # the answer, or a problem
 
 The model is asked here, so that what was predicted is true and not what a caller claims. Nothing is learnt from these
@@ -21,6 +21,7 @@ from loupe import feedback
 from loupe.card import Card
 from loupe.cli import plain
 from loupe.errors import BadRequest, FeedbackFull, FeedbackUnwritable, NotFound
+from loupe.gateway.decoding import DecodeMemory
 from loupe.gateway.model.client import ModelClient
 from loupe.gateway.observe.record import current_entry
 from loupe.gateway.predictions import Batch
@@ -37,8 +38,8 @@ _log = logging.getLogger(__name__)
 
 
 class Corrections:
-    def __init__(self, settings: Settings, model: ModelClient) -> None:
-        self._settings, self._model = settings, model
+    def __init__(self, settings: Settings, model: ModelClient, memory: DecodeMemory) -> None:
+        self._settings, self._model, self._memory = settings, model, memory
 
     def take(self, arguments: Any, environ: dict[str, Any], timeout: str | None) -> dict[str, Any]:
         """Keep the picture of a request. `timeout` is its X-Request-Timeout. Returns the answer (schema.py, Kept)."""
@@ -79,7 +80,7 @@ class Corrections:
         sent = read_pictures(environ, self._settings)
         if sent.is_batch:
             raise BadRequest("One picture a correction: send a form with one file, a picture's bytes, or url or b64.")
-        batch = Batch(sent, self._settings, caller_deadline)
+        batch = Batch(sent, self._settings, self._memory, caller_deadline)
         batch.fetch_urls()
         return batch
 

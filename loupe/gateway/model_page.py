@@ -122,7 +122,8 @@ def _facts(card: Card) -> list[Fact]:
         ece is not None and Fact("calibration error", f"{ece:.3f}", "how far confidence and accuracy are apart"),
         not foreign and Fact(
             "certain from", "–" if card.certain_at is None else _percent(card.certain_at),
-            "no limit was fitted" if card.certain_at is None else "below it an answer is marked as not certain",
+            (_cut(card.certain_note, 300) if card.certain_note else "no limit was fitted") if card.certain_at is None
+            else "below it an answer is marked as not certain",
         ),
         not foreign and Fact(
             "unfamiliar below", "–" if card.unfamiliar_below is None else f"{card.unfamiliar_below:.3g}",

@@ -1,6 +1,6 @@
 """Turn the pictures of one request into results, in the order they were sent. A bad picture does not affect the others.
 
-batch = Batch(sent, settings)
+batch = Batch(sent, settings, memory)                         # memory: the worker's DecodeMemory
 batch.fetch_urls()
 answer = model.predict(batch.pixels, heatmaps=True)           # calls batch.pixels, which decodes for the model's card
 predictions = decide(answer.card, answer.probabilities, answer.familiarity)     # loupe/prediction.py
@@ -17,7 +17,8 @@ import numpy as np
 
 from loupe.card import Card
 from loupe.cardless import prepare_picture
-from loupe.errors import AllFailed, ImageError, OutOfTime, Problem, without_traceback
+from loupe.errors import AllFailed, Busy, ImageError, OutOfTime, Problem, without_traceback
+from loupe.gateway.decoding import DecodeMemory, RequestAllowance
 from loupe.gateway.model.client import Answer
 from loupe.gateway.request.body import URL, SentPictures
 from loupe.gateway.request.deadline import NEVER, check_deadline
@@ -27,8 +28,11 @@ from loupe.prediction import Prediction, overlay, ranked_scores
 
 
 class Batch:
-    def __init__(self, sent: SentPictures, settings: Settings, caller_deadline: float = NEVER) -> None:
+    def __init__(
+        self, sent: SentPictures, settings: Settings, memory: DecodeMemory, caller_deadline: float = NEVER
+    ) -> None:
         self._sent, self._settings, self._caller_deadline = sent, settings, caller_deadline
+        self._allowance = RequestAllowance(settings, memory, caller_deadline)
         self._pictures: list[bytes | Problem] = []
 
     def fetch_urls(self) -> None:
@@ -48,14 +52,19 @@ class Batch:
     def pixels(self, card: Card) -> np.ndarray[Any, Any]:
         """Decode the pictures for the model with this card. Raise AllFailed if none could be decoded."""
         decoded = []
+        self._allowance.begin()
         for index, data in enumerate(self._pictures):
             if isinstance(data, Problem):
                 continue
             check_deadline(self._caller_deadline)
             try:
-                decoded.append(prepare_picture(card, data))
+                with self._allowance.picture():
+                    decoded.append(prepare_picture(card, data, self._allowance))
             except ImageError as problem:
                 self._pictures[index] = self._keep_or_raise(problem)
+            except Busy:  # with us, or with the caller's limit?
+                check_deadline(self._caller_deadline)
+                raise
         if not decoded:
             problems = [problem for problem in self._pictures if isinstance(problem, Problem)]
             raise AllFailed(f"None of the pictures could be used: {problems[0]}", problems)

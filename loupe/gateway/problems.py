@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http
+import json
 from typing import Any
 
 from loupe.errors import AllFailed, Problem
@@ -29,7 +30,8 @@ MEANINGS = {  # code → what happened, and what to do
     "unsupported_body": "A body of this type is not read; send JSON, a form with files, or a picture's bytes.",
     "unsupported_image": "A picture of a format that is not opened; convert it to JPEG, PNG or WebP.",
     "broken_image": "The bytes are no picture, or part of one; send it again, whole.",
-    "too_many_pixels": "The picture has more pixels than are decoded; send a smaller one.",
+    "too_many_pixels": "The picture, or those of the request together, have more pixels than are decoded; send less.",
+    "too_slow_to_decode": "The pictures of the request take too long to decode; send fewer at once, or smaller ones.",
     "fetch_failed": "The picture's server did not give it; check the URL, or upload the picture.",
     "all_failed": "Of many pictures none could be used; errors says why of each, in their order.",
     "feedback_full": "As many corrections wait as may be; whoever runs this gateway has to review them first.",
@@ -57,8 +59,15 @@ def to_json(problem: Problem) -> dict[str, Any]:
     return {**body, "errors": [to_json(each) for each in problem.problems]} if isinstance(problem, AllFailed) else body
 
 
+def whole_answer(problem: Problem, request_id: str) -> tuple[int, dict[str, str], bytes]:
+    """Return status, all headers and the body's bytes, for what no application answers. The connection ends with it."""
+    status, headers, body = render(problem, request_id)
+    data = json.dumps(body).encode()
+    return status, {**headers, **HEADERS, "Content-Length": str(len(data)), "Connection": "close"}, data
+
+
 def render(problem: Problem, request_id: str) -> tuple[int, dict[str, str], dict[str, Any]]:
-    """Return status, headers (without HEADERS) and body. The application and the worker both answer with them."""
+    """Return status, headers (without HEADERS) and body."""
     headers = {"Content-Type": "application/problem+json", "X-Request-ID": request_id}
     if problem.retry_after is not None:
         headers["Retry-After"] = str(problem.retry_after)

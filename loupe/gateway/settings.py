@@ -23,7 +23,7 @@ from loupe.errors import UserError
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 # Those of keras-image-helper, and `rescale` for 0…1. Listed here so that neither it nor numpy is loaded for settings.
-PREPROCESSORS = ("xception", "resnet50", "vgg16", "inception_v3", "rescale")
+PREPROCESSORS = ("xception", "resnet50", "vgg16", "inception_v3", "rescale", "none")
 LOG_FORMATS = ("json", "text")
 ANSWER_SECONDS = 30.0  # for requests still being answered when the gateway stops
 
@@ -67,13 +67,20 @@ def _name(text: str) -> str:
     return text
 
 
-def _host_and_port(text: str) -> str:
-    if re.match(r"(?!dns|ipv4|ipv6|xds)\w+://", text):  # schemes that gRPC itself accepts
+def _model_servers(text: str) -> str:
+    if re.match(r"(?!dns:///)\w+://", text):
         raise ValueError("host:port of the model server's gRPC, such as localhost:8500: it is no URL")
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ValueError("host:port")
+    for host, port in _hosts_and_ports(text):
+        if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ValueError("host:port, or several of them with commas between")
     return text
+
+
+def _hosts_and_ports(text: str) -> list[tuple[str, str]]:
+    """Split a list of host:port. It may begin as gRPC's names do, though that changes nothing."""
+    words = re.sub(r"^(dns:///|ipv[46]:)", "", text).split(",")
+    pairs = [word.strip().rpartition(":") for word in words]
+    return [(host.removeprefix("[").removesuffix("]"), port) for host, _, port in pairs]
 
 
 def _addresses(text: str) -> tuple[str | Network, ...]:
@@ -125,18 +132,24 @@ def _log_format(text: str) -> str:
 
 
 SETTINGS = {
-    "TF_SERVING_HOST": Setting("target", "localhost:8500", _host_and_port),
+    "TF_SERVING_HOST": Setting("target", "localhost:8500", _model_servers),
     "MODEL_NAME": Setting("model", "tires", _name),
     "LOUPE_HOST": Setting("host", "127.0.0.1", str),
     "LOUPE_PORT": Setting("port", "9696", _whole_number(1, 65535)),
     "LOUPE_METRICS_PORT": Setting("metrics_port", "0", _whole_number(0, 65535)),
     "LOUPE_WORKERS": Setting("workers", "1", _whole_number(1, 256)),
     "LOUPE_THREADS": Setting("threads", "8", _whole_number(1, 1024)),
-    "LOUPE_QUEUE": Setting("queue", "16", _whole_number(0, 4096)),
+    "LOUPE_FETCHES": Setting("fetches", "8", _whole_number(1, 1024)),
+    "LOUPE_MODEL_CALLS": Setting("model_calls", "32", _whole_number(1, 1024)),
+    "LOUPE_MAX_WAIT": Setting("max_wait", "3", _seconds),
     "LOUPE_READ_TIMEOUT": Setting("read_timeout", "30", _seconds),
     "LOUPE_DRAIN": Setting("stop_delay", "0", _seconds_or_none),
     "LOUPE_MAX_BYTES": Setting("max_bytes", "10000000", _whole_number(1, 1 << 31)),
+    "LOUPE_BODY_MEMORY": Setting("body_memory", "268435456", _whole_number(1, 1 << 40)),
     "LOUPE_MAX_IMAGES": Setting("max_images", "32", _whole_number(1, 1024)),
+    "LOUPE_MAX_PIXELS": Setting("max_pixels", "200000000", _whole_number(1, 1 << 40)),
+    "LOUPE_DECODE_MEMORY": Setting("decode_memory", "640000000", _whole_number(1, 1 << 40)),
+    "LOUPE_DECODE_TIMEOUT": Setting("decode_timeout", "10", _seconds),
     "LOUPE_MODEL_TIMEOUT": Setting("model_timeout", "10", _seconds),
     "LOUPE_FETCH_TIMEOUT": Setting("fetch_timeout", "10", _seconds),
     "LOUPE_FETCH_ALLOW": Setting("fetch_allow", "", _addresses),
@@ -150,21 +163,29 @@ SETTINGS = {
     "LOUPE_LOG_FORMAT": Setting("log_format", "json", _log_format),
 }
 
+RETIRED = {"LOUPE_QUEUE": "the queue is bounded by time now, LOUPE_MAX_WAIT"}  # accepted, and without an effect
+
 
 @dataclass(frozen=True)
 class Settings:
-    target: str  # host:port of the model server's gRPC
+    target: str  # host:port of the model server's gRPC, or several
     model: str
     host: str
     port: int
     metrics_port: int  # 0: no metrics
     workers: int
     threads: int  # in each worker
-    queue: int  # requests that may wait for a thread, in each worker
+    fetches: int  # requests that fetch URLs at a time, in each worker: they have threads of their own
+    model_calls: int  # calls in flight to one model server, of each worker; fewer where that one refuses them
+    max_wait: float  # seconds that a request may expect to wait for its turn
     read_timeout: float  # seconds within which a whole request must arrive
     stop_delay: float  # seconds to go on answering after SIGTERM; /readyz says not ready meanwhile
     max_bytes: int  # of a request's body, and of a fetched picture
+    body_memory: int  # bytes of bodies that a worker gathers at a time
     max_images: int  # in one request
+    max_pixels: int  # of all pictures of a request, as they are decoded
+    decode_memory: int  # bytes that pictures take while they are decoded at a time, in each worker
+    decode_timeout: float  # seconds for all pictures of a request to be decoded
     model_timeout: float  # seconds for all calls to the model server for one request together
     fetch_timeout: float  # seconds for all URLs of a request together, host name look-ups included
     fetch_allow: tuple[str | Network, ...]  # hosts fetched from although not public, and on any port
@@ -176,6 +197,11 @@ class Settings:
     labels: tuple[str, ...]  # for a model without a card, in the order of its outputs
     preprocess: str  # for a float32 model without a card: one of PREPROCESSORS
     log_format: str  # one of LOG_FORMATS
+
+    @property
+    def model_servers(self) -> list[tuple[str, int]]:
+        """Host and port of each model server that is named; a name may have many addresses."""
+        return [(host, int(port)) for host, port in _hosts_and_ports(self.target)]
 
     @property
     def grace(self) -> float:
@@ -198,7 +224,7 @@ class Settings:
                 mistakes.append(f"{name} is {text!r}, but must be {error}")
         # Look for misspelt names.
         for name in sorted(environment):
-            if name.startswith("LOUPE_") and name not in SETTINGS:
+            if name.startswith("LOUPE_") and name not in SETTINGS and name not in RETIRED:
                 suggestions = difflib.get_close_matches(name, SETTINGS, 1)
                 mistakes.append(
                     f"{name} is not a setting" + (f"; did you mean {suggestions[0]}?" if suggestions else "")

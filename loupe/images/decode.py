@@ -3,9 +3,9 @@
     pixels = decode_here(data, height=224, width=224)      # uint8 [224, 224, 3]
 
 Only the formats in FORMATS are read. The bytes tell the format, never a file name or a content type. HEIC needs the
-package pillow-heif. The size is checked before any pixel is allocated. A JPEG is decoded (jpeg.py) at the smallest
-scale that is still 2.5 times the target. The picture is then made RGB, resized with antialiasing (resize.py), stretched
-to the target, and turned upright (EXIF). Only the first frame counts.
+package pillow-heif. Before any pixel is allocated the size is checked, and the caller's allowance asked (allowance.py).
+A JPEG is decoded (jpeg.py) at the smallest scale that is still 2.5 times the target. The picture is then made RGB,
+resized with antialiasing (resize.py), stretched to the target, and turned upright (EXIF). Only the first frame counts.
 """
 
 from __future__ import annotations
@@ -22,20 +22,22 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from loupe.errors import ImageError, TooManyPixels, UnsupportedImage
+from loupe.errors import ImageError, LoupeError, TooManyPixels, UnsupportedImage
 from loupe.images import jpeg, limits
+from loupe.images.allowance import UNLIMITED, Allowance
+from loupe.images.limits import MAX_PIXELS, MAX_SIDE
 from loupe.images.resize import Box, Pixels, resized
+from loupe.images.weight import weigh, weigh_plain_jpeg
 
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"]  # HEIF joins them with the first HEIC picture that can be read
 NAMES = "JPEG, PNG, WebP, GIF, BMP or AVIF"
-MAX_PIXELS = 40_000_000
-MAX_SIDE = 65_535  # as in a JPEG; Pillow keeps a pointer for each row, and 40 million rows cost 1.4 GB
 MAX_SCANS = 100  # of a progressive JPEG: each costs a pass over all pixels and only few bytes; cameras write about 10
 MAX_SCANNED_PIXELS = 1_000_000_000  # pixels times scans
-MAX_RLE_PIXELS = 10_000_000  # of a run-length encoded BMP, which Pillow unpacks in Python
+MAX_RLE_PIXELS = 1_000_000  # of a run-length encoded BMP, which Pillow unpacks in Python, byte by byte
 MAX_EXIF = 1 << 20  # bytes; the orientation is not looked for in more
 DRAFT = 2.5  # times the target: at 2, 1 % of samples are 5 levels off a full decode; at 2.5 they are at most 3 off
 BEHIND_ALPHA = (255, 255, 255)
+BAND_PIXELS = 250_000  # that are put before it at a time
 RESIZE, FIT = "bilinear-antialiased", "stretch"  # how the card names what this module does
 
 HEIC_BRANDS = {
@@ -82,45 +84,57 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # de
 warnings.filterwarnings("ignore", module=r"PIL\.")  # about odd metadata: up to 65,535 warnings for one file
 
 
-def decode_here(data: bytes, height: int, width: int) -> Pixels:
+def decode_here(data: bytes, height: int, width: int, allowance: Allowance = UNLIMITED) -> Pixels:
     if not data:
         raise ImageError("The picture is empty: 0 bytes; send the whole file.")
     # A plain JPEG that is not scaled down takes the fast path, without Pillow.
     jpeg_size = _plain_size(data, height, width)
     if jpeg_size:
+        allowance.take(weigh_plain_jpeg(*jpeg_size, height, width))
         with suppress(ValueError):
             return resized(jpeg.decoded(data, *jpeg_size, smaller=False), height, width)
-    # Refuse sizes and encodings that would take too long or too much memory.
+    # Decode any other, resize and turn upright.
     image = _open(data)
+    pixels_of_scans = _check_size(image, data)
+    try:
+        exact = _draft(image, _draft_side(height, width))
+        allowance.take(weigh(image, pixels_of_scans, height, width))
+        rgb = _load_rgb(image, data, try_fast=not jpeg_size)
+        orientation = _orientation(image)  # after loading: looking for a PNG's EXIF loads it, and hides errors
+        rotated = orientation in _QUARTER_TURNS
+        small = resized(rgb, width if rotated else height, height if rotated else width, exact, rotated)
+        return np.ascontiguousarray(_UPRIGHT[orientation](small)) if orientation in _UPRIGHT else small
+    except (LoupeError, MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # decoders raise errors of every type
+        raise ImageError("The picture is damaged or cut short; send the whole file.") from error
+
+
+def upright_size_here(data: bytes, allowance: Allowance = UNLIMITED) -> tuple[int, int]:
+    limits.check_limits(data)
+    image = _open(data)
+    pixels_of_scans = _check_size(image, data)
+    if image.format == "PNG":  # looking for its EXIF loads it
+        allowance.take(weigh(image, pixels_of_scans, 1, 1))
+    return (image.width, image.height) if _orientation(image) in _QUARTER_TURNS else (image.height, image.width)
+
+
+def _check_size(image: Image.Image, data: bytes) -> int:
+    """Refuse sizes and encodings that would take too long or too much memory. Return the pixels of a JPEG of several
+    scans, which are all kept until the last of them, or 0."""
     if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
         raise TooManyPixels(
             f"The picture is {image.width}×{image.height}; send one of at most {MAX_PIXELS // 1_000_000} megapixels, "
             f"with no side over {MAX_SIDE:,}."
         )
     pixel_count = image.width * image.height
-    scans = data.count(b"\xff\xda") if _may_have_scans(image, data) else 1
+    has_scans = _may_have_scans(image, data)
+    scans = data.count(b"\xff\xda") if has_scans else 1
     if scans > MAX_SCANS or scans * pixel_count > MAX_SCANNED_PIXELS:
         raise ImageError("The picture comes in too many scans; save it as a plain JPEG.")
     if pixel_count > MAX_RLE_PIXELS and any(tile.codec_name == "bmp_rle" for tile in getattr(image, "tile", ())):
         raise ImageError("This BMP is too large to be packed; save it as a JPEG.")
-    # Decode, resize and turn upright.
-    try:
-        exact = _draft(image, _draft_side(height, width))
-        rgb = _load_rgb(image, data, try_fast=not jpeg_size)
-        orientation = _orientation(image)  # after loading: looking for a PNG's EXIF loads it, and hides errors
-        rotated = orientation in _QUARTER_TURNS
-        small = resized(rgb, width if rotated else height, height if rotated else width, exact, rotated)
-        return np.ascontiguousarray(_UPRIGHT[orientation](small)) if orientation in _UPRIGHT else small
-    except (MemoryError, KeyboardInterrupt):
-        raise
-    except Exception as error:  # decoders raise errors of every type
-        raise ImageError("The picture is damaged or cut short; send the whole file.") from error
-
-
-def upright_size_here(data: bytes) -> tuple[int, int]:
-    limits.check_limits(data)
-    image = _open(data)
-    return (image.width, image.height) if _orientation(image) in _QUARTER_TURNS else (image.height, image.width)
+    return pixel_count if has_scans else 0
 
 
 def suffix_of(data: bytes) -> str:
@@ -153,6 +167,8 @@ def _open(data: bytes) -> Image.Image:
         if data.startswith(_UNSUPPORTED) or _is_svg(data):
             raise UnsupportedImage(f"This kind of picture is not read here; send {NAMES}.") from error
         raise ImageError(f"These bytes are not a picture that can be read; send {NAMES}.") from error
+    except MemoryError:
+        raise
     except Exception as error:
         raise ImageError("The picture's header is damaged; send the whole file.") from error
 
@@ -198,6 +214,8 @@ def _orientation(image: Image.Image) -> int:
         return 1
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
+    except MemoryError:
+        raise
     except Exception:  # a damaged EXIF block does not damage the picture
         return 1
 
@@ -216,7 +234,7 @@ def _draft(image: Image.Image, side: int) -> Box | None:
 
 
 def _load_rgb(image: Image.Image, data: bytes, try_fast: bool) -> Image.Image:
-    """Return the pixels as RGB or RGBX. With `try_fast`, jpeg.py decodes a JPEG if it can."""
+    """Return the pixels as RGB, RGBX or opaque RGBA. With `try_fast`, jpeg.py decodes a JPEG if it can."""
     if isinstance(image, JpegImageFile):
         if try_fast and image.mode == "RGB":
             with suppress(ValueError):  # on any problem fall back to Pillow
@@ -231,7 +249,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
     if image.mode == "RGBX" or (image.mode == "RGB" and "transparency" not in image.info):
         return image
-    if image.has_transparency_data:
-        background = Image.new("RGBA", image.size, (*BEHIND_ALPHA, 255))
-        return Image.alpha_composite(background, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+    return _opaque(image) if image.has_transparency_data else image.convert("RGB")
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """Return the picture before a background, as RGBA without transparency. It is changed in place and in bands: whole
+    copies of a large picture would cost four times its memory."""
+    if image.mode != "RGBA":
+        image = image.convert("RGBA")
+    rows = max(1, BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        background = Image.new("RGBA", band.size, (*BEHIND_ALPHA, 255))
+        image.paste(Image.alpha_composite(background, band), (0, top))
+    return image

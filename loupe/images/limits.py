@@ -1,4 +1,4 @@
-"""Limit what a file may hold beside its pixels, before a decoder reads it.
+"""Limit how large a picture may be, and what a file may hold beside its pixels, before a decoder reads it.
 
     size = check_limits(data)       # width and height of a plain JPEG, which needs no Pillow; raises ImageError
 
@@ -14,6 +14,8 @@ from PIL.JpegImagePlugin import MARKER
 
 from loupe.errors import ImageError
 
+MAX_PIXELS = 40_000_000
+MAX_SIDE = 65_535  # as in a JPEG; Pillow keeps a pointer for each row, and 40 million rows cost 1.4 GB
 MAX_SEGMENTS = 20_000  # of a JPEG; cameras write about 20, the longest colour profile has 255
 MAX_FILL_BYTES = 1 << 16  # between segments
 MAX_EXIF_SEGMENTS = 16  # of 64 KB; the standard has one

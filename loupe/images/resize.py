@@ -28,9 +28,9 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom: the crop
 
 
 def resized(image: Image.Image, height: int, width: int, box: Box | None = None, rotated: bool = False) -> Pixels:
-    """Return the pixels of an RGB or RGBX image at the given size. The crate resizes columns first, rounds, and then
-    resizes rows; Pillow resizes rows first. `rotated` reverses this order, so that a picture turned afterwards has
-    the pixels of one turned before."""
+    """Return the pixels of an image (RGB, RGBX or opaque RGBA) at the given size. The crate resizes columns first,
+    rounds, and then resizes rows; Pillow resizes rows first. `rotated` reverses this order, so that a picture turned
+    afterwards has the pixels of one turned before."""
     left, top, right, bottom = box or (0, 0, *image.size)
     old_width, old_height = image.size
     rows_first = rotated == WITH_VECTORS
@@ -47,6 +47,7 @@ def resized(image: Image.Image, height: int, width: int, box: Box | None = None,
 
 def _stretched(image: Image.Image, size: tuple[int, int], box: Box) -> Image.Image:
     if not WITH_VECTORS:
+        image = image.convert("RGB") if image.mode == "RGBA" else image  # its alpha would be multiplied, and rounded
         return image.resize(size, Image.Resampling.BILINEAR, box).convert("RGB")
     left, top, right, bottom = box
     small = Image.new("RGB", size, None)  # not filled: all of it is written over

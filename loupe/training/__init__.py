@@ -7,7 +7,7 @@ settings (flags and their defaults; recipes has those of known problems) → dat
     tune/ (--tune), evaluate/ (calibrate, measure)
 → artifacts (the files of a run) → report/.
 review/ lets people judge corrections, corrections/ puts accepted ones into a finished run, whose head is trained again.
-run is the folder of a run, complete or absent.
+run is the folder of a run, complete or absent; resume says which one --resume goes on with.
 
 A killed run ends as the undisturbed one. So a new callback draws its random numbers from the seed and the epoch alone,
 and keeps its state in the stage's one file, which is renamed into place (fit/stage).

@@ -1,7 +1,7 @@
 """Write what a training produces: the model, its card, metrics and report, and a closing table for the terminal.
 
-write(run.staging, name, pipeline, result, findings, command, seconds)
-print(summarize(result, pipeline, folder, seconds))
+suspects = write(run.staging, name, pipeline, result, findings, command, seconds)
+print(summarize(result, pipeline, suspects, folder, seconds))
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ from loupe.progress import bar, clock
 from loupe.training.data import record
 from loupe.training.data.dataset import Dataset
 from loupe.training.data.doctor import Findings
-from loupe.training.data.label_errors import describe, label_errors, out_of_fold
+from loupe.training.data.label_errors import (
+    describe,
+    first_to_look_at,
+    label_errors,
+    out_of_fold,
+    rather_wrong,
+    second_opinion,
+)
 from loupe.training.data.names import printable, printable_path
 from loupe.training.evaluate import heldout
 from loupe.training.evaluate.evaluate import BATCH, Result
@@ -34,14 +41,16 @@ from loupe.training.pipeline import TUNED_FILE, Pipeline, backbone_of
 from loupe.training.report import render
 from loupe.training.report.story import Story
 
+LABEL_ERRORS = "label_errors.csv"  # of a run: labels that may be wrong
 SHEET = 6  # pictures on the contact sheet
 VIEWS = 7  # views of each
 
 
 def write(
     staging: Path, name: str, pipeline: Pipeline, result: Result, findings: Findings, command: str, seconds: float
-) -> None:
-    """Write all files of a finished run into `staging`. `seconds` is the time that the training took so far."""
+) -> int:
+    """Write all files of a finished run into `staging`. `seconds` is the time that the training took so far. Return how
+    many labels may be wrong."""
     data, settings = pipeline.data, pipeline.settings
     try:
         # The model, its card, and the pictures that an export is checked on.
@@ -57,12 +66,16 @@ def write(
         # History and metrics, with the labels that look wrong.
         _write_table(staging / "history.csv", pipeline.history)
         with pipeline.timed("label check"):
-            suspects = suspected_labels(pipeline)
+            suspects, doubted = suspected_labels(pipeline, result)
         metrics = {
             **result.metrics,
             "seconds": {stage: round(duration, 1) for stage, duration in pipeline.seconds.items()},
         }
         metrics["label_errors"] = [_suspect(data, *suspect) for suspect in suspects]
+        metrics["label_errors_expected_right"] = round(sum(1 - wrong for *_, wrong in suspects), 1)
+        if suspects:
+            by_doubt = sorted(metrics["label_errors"], key=lambda suspect: -float(suspect["score"]))
+            _write_table(staging / LABEL_ERRORS, by_doubt)
         if pipeline.trials:
             metrics["trials"] = pipeline.trials
         (staging / "metrics.json").write_text(
@@ -94,6 +107,7 @@ def write(
             calibration=result.calibration,
             findings=findings,
             label_errors=suspects,
+            doubted=doubted,
             heat=lambda pixels: heatmaps(pipeline.model, pixels),
             augmented=contact_sheet(pipeline),
             trials=pipeline.trials,
@@ -106,6 +120,7 @@ def write(
         raise UserError(
             f"The run cannot be written to {staging.parent} ({error.strerror or error}). Free it, then --resume."
         ) from error
+    return len(suspects)
 
 
 def card(name: str, pipeline: Pipeline, result: Result) -> Card:
@@ -120,11 +135,13 @@ def card(name: str, pipeline: Pipeline, result: Result) -> Card:
         backbone=backbone_of(pipeline),
         temperature=calibration.temperature,
         certain_at=calibration.certain_at,
+        certain_note=calibration.certain_note,
         unfamiliar_below=calibration.unfamiliar_below,
         metrics={
             "split": result.split,
             "images": images,
             "accuracy": result.metrics["accuracy"],
+            "commonest": max(result.metrics["images"][result.split].values()),
             "ece": result.metrics["ece"],
             **_measured(data, result),
         },
@@ -148,8 +165,9 @@ def _measured(data: Dataset, result: Result) -> dict[str, Any]:
     return {"confusion": evaluation.confusion.tolist(), "reliability": reliability}
 
 
-def suspected_labels(pipeline: Pipeline) -> list[tuple[int, int, float]]:
-    """Return (row, likelier class, confidence) of each label that looks wrong.
+def suspected_labels(pipeline: Pipeline, result: Result) -> tuple[list[tuple[int, int, float]], list[tuple[int, int]]]:
+    """Return (row, likelier class, probability that it is wrong) of each label that is rather wrong than right. Where
+    there is none, return (row, likelier class) of the most doubtful as well.
 
     The features must not come from a network that was trained on these labels, nor from one with random weights. If
     they would, each picture is described without a network.
@@ -157,13 +175,24 @@ def suspected_labels(pipeline: Pipeline) -> list[tuple[int, int, float]]:
     data = pipeline.data
     if pipeline.base and (pipeline.settings.weights == "none" or backbone_of(pipeline)["fine_tuned_layers"]):
         pipeline.notes.append("Labels were not checked again: the features of this backbone come from these labels.")
-        return []
+        return [], []
     if pipeline.frozen is None or pipeline.settings.weights == "none":
         features = describe(data.pixels)
     else:
         features = np.asarray(pipeline.frozen[np.arange(len(data.pictures))], np.float32)
-    errors = label_errors(out_of_fold(features, data.classes, pipeline.settings.seed), data.classes)
-    return [(error.row, error.suggested, 1 - error.score) for error in errors if error.likely]
+    probabilities = out_of_fold(features, data.classes, pipeline.settings.seed)
+    opinions = {
+        int(row): opinion
+        for some in (result.heldout, result.predictions)
+        for row, opinion in zip(some.rows, some.probabilities, strict=True)
+    }
+    suspects = label_errors(probabilities, data.classes)
+    listed = rather_wrong(second_opinion(rather_wrong(suspects), opinions))
+    doubted = [] if listed else first_to_look_at(suspects, opinions)
+    return (
+        [(suspect.row, suspect.suggested, suspect.wrong) for suspect in listed],
+        [(suspect.row, suspect.suggested) for suspect in doubted],
+    )
 
 
 def contact_sheet(pipeline: Pipeline) -> Any:
@@ -178,15 +207,15 @@ def contact_sheet(pipeline: Pipeline) -> Any:
     return np.clip(np.stack(views, axis=1), 0, 255).astype(np.uint8)
 
 
-def summarize(result: Result, pipeline: Pipeline, folder: Path, seconds: float) -> str:
-    """Return the lines that the terminal shows at the end of a training."""
+def summarize(result: Result, pipeline: Pipeline, suspects: int, folder: Path, seconds: float) -> str:
+    """Return the lines that the terminal shows at the end of a training. `suspects` labels may be wrong."""
     metrics, calibration = result.metrics, result.calibration
     pictures = len(result.predictions.rows)
     # Accuracy and calibration.
+    before = f" ({metrics['ece_before']:.3f} before temperature {calibration.temperature:.2f})"
     lines = [
-        f"\n{result.split} accuracy".ljust(20) + f"{metrics['accuracy']:.1%} of {pictures} pictures",
-        f"calibration error  {metrics['ece']:.3f} ({metrics['ece_before']:.3f} before temperature "
-        f"{calibration.temperature:.2f})",
+        f"\naccuracy           {metrics['accuracy']:.1%} of {pictures} {result.split} pictures",
+        f"calibration error  {metrics['ece']:.3f}{before if calibration.temperature != 1 else ''}",
     ]
     # A warning if always guessing one class would do as well.
     commonest = max(metrics["images"][result.split].values()) / pictures
@@ -194,7 +223,14 @@ def summarize(result: Result, pipeline: Pipeline, folder: Path, seconds: float) 
         lines.append(f"                   no better than always saying the most frequent class ({commonest:.1%})")
     if calibration.certain_at is not None:
         lines.append(f"certain from       {calibration.certain_at:.3f}")
+    if calibration.certain_note:
+        lines.append(f"certain            {calibration.certain_note}")
     lines += [f"note               {note}" for note in (*pipeline.notes, *calibration.notes)]
+    # Labels that a person should look at.
+    if suspects:
+        lines.append(
+            f"labels             {suspects} may be wrong: the report shows them, {folder / LABEL_ERRORS} lists them"
+        )
     # Where the time went, and where the files are.
     durations = ", ".join(
         f"{stage} {clock(duration)}" for stage, duration in pipeline.seconds.items() if duration >= 0.5
@@ -207,7 +243,7 @@ def summarize(result: Result, pipeline: Pipeline, folder: Path, seconds: float) 
     return "\n".join(lines)
 
 
-def _suspect(data: Dataset, row: int, likelier: int, confidence: float) -> dict[str, Any]:
+def _suspect(data: Dataset, row: int, likelier: int, wrong: float) -> dict[str, Any]:
     """Return one suspected label as metrics.json stores it."""
     path = data.pictures[row].file.path
     relative = path.relative_to(data.root) if path.is_relative_to(data.root) else path
@@ -215,7 +251,7 @@ def _suspect(data: Dataset, row: int, likelier: int, confidence: float) -> dict[
         "file": printable_path(relative),
         "label": data.labels[data.classes[row]],
         "likelier": data.labels[likelier],
-        "score": round(float(confidence), 4),
+        "score": round(float(wrong), 4),
     }
 
 

@@ -8,8 +8,9 @@
 With `base`, a finished run, only a head is trained: on that run's own backbone, whether it was trained whole, in part
 or not at all. The features are that backbone's.
 
-While the backbone is frozen nothing is trained on pixels: its features are computed once and cached. A network without
-trained weights (a plain one, or a backbone with --weights none --fine-tune all) is trained whole, in one stage.
+While the backbone is frozen nothing is trained on pixels: its features are computed once and cached. A head without a
+hidden layer begins as the logistic regression of them, and is kept if no epoch is better. A network without trained
+weights (a plain one, or a backbone with --weights none --fine-tune all) is trained whole, in one stage.
 """
 
 from __future__ import annotations
@@ -35,15 +36,16 @@ from loupe.training.evaluate.evaluate import Result, Trained, evaluate
 from loupe.training.fit.augment import Augment, Augmentation, blend
 from loupe.training.fit.batches import Batches, balanced
 from loupe.training.fit.feature_cache import Cache
+from loupe.training.fit.logistic import Start, solve_head
+from loupe.training.fit.scaling import Scaled, Scaling, fold
 from loupe.training.fit.stage import Outcome, Stage, fit
 from loupe.training.network.backbones import build_trunk, cut, freeze, trunk_layers, with_head
 from loupe.training.network.devices import POLICIES, Devices
 from loupe.training.network.plain import fuse_norms
-from loupe.training.settings import ALL, Settings
+from loupe.training.settings import ALL, HEAD, TUNED, Settings
 
-TRIAL_EPOCHS = 20
+TRIAL_EPOCHS = 20  # of a trial and of its winner, unless --epochs says otherwise
 TUNED_FILE = "tuned.json"  # what the search chose
-TUNED = ("lr", "head", "dropout", "decay")
 
 
 class Pipeline:
@@ -57,12 +59,13 @@ class Pipeline:
         base: Path | None = None,
     ) -> None:
         self.base = base
+        self.asked = settings  # what was given, where `settings` has a value for everything
         self.settings, self.data, self.devices, self.state, self.cache = settings.resolved, data, devices, state, cache
         self.history: list[dict[str, Any]] = []
         self.seconds: dict[str, float] = {}
         self.trials: list[dict[str, Any]] = []
         self.batch_size, self.head_epochs = self.settings.batch_size, self.settings.epochs
-        self.notes: list[str] = []
+        self.notes: list[str] = [] if base else [*filter(None, [self.settings.learns_nothing])]
         self.features: Any = None  # pooled features of every picture; None once fine-tuning changed the backbone
         self.frozen: Any = None  # the same features, kept after fine-tuning: no label has changed them
         self.augment = Augment(augmentation(self.settings), self.settings.seed)
@@ -98,7 +101,7 @@ class Pipeline:
     def _with_new_head(self, trunk: keras.Model) -> keras.Model:
         keras.utils.set_random_seed(self.settings.seed)
         settings = self.settings
-        return with_head(trunk, len(self.data.labels), settings.head or 0, settings.dropout)
+        return with_head(trunk, len(self.data.labels), settings.head or 0, settings.dropout or 0.0)
 
     # ------------------------------------------------------------------ stages
 
@@ -121,21 +124,61 @@ class Pipeline:
             self._tune()
         with self.timed("features"):
             self.features = self.frozen = self._cached_features(pooled, self.data, self.settings.views)
-        # The head on top of it.
-        self.model = self._with_new_head(trunk)
-        self.tuned_layers = freeze(self.model, 0)
-        _, head = cut(self.model, 0)
-        stage = self._stage("head", self.head_epochs, self.settings.lr)
-        if self.trials:
-            stage = replace(stage, schedule="cosine", optimizer="adamw", ema=0.0)  # as the search tried it
-        batches = self._training_batches(self.features, stage, size=self.batch_size, views=self.settings.views)
-        outcome = self._fit(head, stage, batches, self._validation_batches(self.features))
+        outcome = self._train_head(trunk)
         # Fine-tuning, if it is asked for.
         if self.base:
             self._note_augmentation()
         if self.base or not outcome.finished or not self.settings.fine_tune:
             return outcome.finished
         return self._fine_tune(outcome.best_loss)
+
+    def _train_head(self, trunk: keras.Model) -> Outcome:
+        """Train the head on scaled features, and fold the scaling into it."""
+        # Without a hidden layer it begins as the logistic regression.
+        settings, scaling = self.settings, Scaling.of(self.features, self.data.train)
+        scaled = Scaled(self.features, scaling)
+        start = self._logistic(scaled, settings.views) if not settings.head or self._searches_head else None
+        self._set_head(trunk, start)
+        self.history += [start.row] if start else []
+        # Train it. One with a hidden layer has to learn for a while before it can be compared.
+        stage = self._stage("head", self.head_epochs, settings.lr)
+        batches = self._training_batches(scaled, stage, size=self.batch_size, views=settings.views)
+        baseline_loss = start.row["val_loss"] if start and not settings.head else math.inf
+        _, head = cut(self.model, 0)
+        outcome = self._fit(head, stage, batches, self._validation_batches(scaled), baseline_loss)
+        # What wins on the validation pictures is kept.
+        if start and outcome.best_loss >= start.row["val_loss"]:
+            self.notes.append(
+                f"The head is a logistic regression (C {start.strength:g}): no epoch of training was better on the "
+                "validation pictures."
+            )
+            outcome.best_loss = start.row["val_loss"]
+            if settings.head:
+                self.settings = replace(settings, head=0)
+                self._set_head(trunk, start)
+                _, head = cut(self.model, 0)
+        fold(head, scaling)
+        return outcome
+
+    def _set_head(self, trunk: keras.Model, start: Start | None) -> None:
+        """Put a new head on the backbone. It begins at `start` if it has no hidden layer."""
+        self.model = self._with_new_head(trunk)
+        self.tuned_layers = freeze(self.model, 0)
+        if start and not self.settings.head:
+            self.model.get_layer("logits").set_weights([start.kernel, start.bias])
+
+    @property
+    def _searches_head(self) -> bool:
+        return bool(self.settings.tune) and self.asked.head is None
+
+    def _logistic(self, scaled: Scaled, views: int, side: int | None = None) -> Start | None:
+        """Return the logistic regression on these features, or None if they hold no usable numbers."""
+        stage = self._stage("head", self.head_epochs, self.settings.lr)
+        batches = self._training_batches(scaled, stage, views=views)
+        path = self.state / f"logistic-{side or self.data.pixels.shape[1]}-{views}.npz"
+        with self.timed("logistic"):
+            start = solve_head(batches, self._validation_batches(scaled), path)
+        return start if math.isfinite(start.row["val_loss"]) else None
 
     def _note_augmentation(self) -> None:
         if self.settings.views > 1:
@@ -179,7 +222,7 @@ class Pipeline:
         return outcome.finished
 
     def _tune(self) -> None:
-        """Replace head, rate, dropout and decay by those of the best trial.
+        """Replace head, rate, dropout and decay by those of the best trial, but for those that are given.
 
         Ctrl-C ends the search, and the best settings so far are trained. A resumed run keeps what the search chose.
         """
@@ -191,9 +234,10 @@ class Pipeline:
             self.tuned_path.with_suffix(".part").replace(self.tuned_path)
         self.trials, self.notes = tuned["trials"], [*self.notes, *tuned["notes"]]
         self.settings = replace(self.settings, **tuned["settings"])
-        self.batch_size, self.head_epochs = tuned["batch_size"], TRIAL_EPOCHS  # as the search tried it
+        self.batch_size = tuned["batch_size"]  # this and the epochs as the search tried it
+        self.head_epochs = tuned.get("epochs", TRIAL_EPOCHS)
         summary = ", ".join(f"{name} {value:g}" for name, value in tuned["settings"].items())
-        print(f"tuned     {summary}; its head learns for {TRIAL_EPOCHS} epochs in batches of {self.batch_size}")
+        print(f"tuned     {summary}; its head learns for {self.head_epochs} epochs in batches of {self.batch_size}")
 
     @property
     def tuned_path(self) -> Path:
@@ -202,6 +246,7 @@ class Pipeline:
     def _search(self) -> dict[str, Any]:
         """Search on features, at the size of --tune-size if given. Return what tuned.json stores."""
         from loupe.training.tune.search import search
+        from loupe.training.tune.trial import solved
 
         # Features at the size of the search.
         settings = self.settings
@@ -211,8 +256,13 @@ class Pipeline:
             trunk = self._trunk(side, side)
             pooled = keras.Model(trunk.input, keras.layers.GlobalAveragePooling2D(name="pool")(trunk.output))
             features = self._cached_features(pooled, data, 1)
+        # The logistic regression of them, which the search has to beat.
+        scaled = Scaled(features, Scaling.of(features, data.train))
+        start = self._logistic(scaled, 1, side) if self._searches_head or not settings.head else None
         # Search on training and validation pictures.
-        examples = [(np.asarray(features[rows]), data.classes[rows]) for rows in (data.train, data.validation)]
+        examples = [(scaled[rows].astype(np.float16), data.classes[rows]) for rows in (data.train, data.validation)]
+        given = {name: value for name in TUNED if (value := getattr(self.asked, name)) is not None}
+        epochs = self.asked.epochs or TRIAL_EPOCHS
         with self.timed("tuning"):
             best = search(
                 examples[0],
@@ -221,15 +271,30 @@ class Pipeline:
                 settings.tune,
                 settings.seed,
                 self.state / "tuning.journal",
-                epochs=TRIAL_EPOCHS,
+                epochs=epochs,
+                batch_size=self.asked.batch_size,
+                optimizer=settings.optimizer,
+                schedule=settings.schedule,
                 class_weights=dict(enumerate(self._class_weights())) if settings.class_weights else None,
                 label_smoothing=settings.label_smoothing,
-                first={name: getattr(settings, name) or 0.0 for name in TUNED},
+                given=given,
+                first={name: getattr(settings, name) for name in TUNED} | {"head": HEAD},
+                logistic=solved(start.row) if start else None,
+            )
+        if not best.finished:
+            print(
+                f"interrupted        the best of {len(best.trials)} trials is trained now; Ctrl-C again ends that, too"
             )
         # What the run stores of it.
-        chosen_settings = {name: getattr(best, name) for name in TUNED}
+        chosen = {"head": 0} if best.is_logistic else {name: getattr(best, name) for name in TUNED}
         trials = [dict(trial) for trial in best.trials]
-        return {"settings": chosen_settings, "batch_size": best.batch_size, "trials": trials, "notes": best.notes}
+        return {
+            "settings": chosen,
+            "batch_size": best.batch_size,
+            "epochs": epochs,
+            "trials": trials,
+            "notes": best.notes,
+        }
 
     # ------------------------------------------------------------------ parts of a stage
 
@@ -242,7 +307,7 @@ class Pipeline:
             lr,
             settings.seed,
             settings.optimizer,
-            settings.decay,
+            settings.decay or 0.0,
             settings.schedule,
             settings.patience,
             settings.ema,

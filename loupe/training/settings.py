@@ -4,7 +4,8 @@
     add_flags(parser)                                                           # --backbone, --epochs, …
     settings.resolved.lr, settings.resolved.batch_size                          # None became what suits the network
 
-A default of None means that the value depends on the network and its weights (see `resolved`). No TensorFlow in here.
+A default of None means that the value depends on the network and its weights, or that --tune may choose it (see
+`resolved`). No TensorFlow in here.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from typing import Any
 
 from loupe.errors import UserError
 
-TRANSFER = ("xception", "mobilenetv2", "resnet50", "inceptionv3", "efficientnetv2b0")
+TRANSFER = ("xception", "mobilenetv2", "resnet50", "inceptionv3", "efficientnetv2b0", "efficientnetlite0")
 PLAIN = ("cnn", "cnn-large")  # trained from scratch, every layer
 SMALLEST_SIZE = {"xception": 71, "inceptionv3": 75}  # px, the least side they can take; 32 for all others
 ALL = 1_000_000  # --fine-tune all
+HEAD = 256  # width of a hidden layer, if one is wanted and nothing is said of its width
+TUNED = ("lr", "head", "dropout", "decay")  # what --tune chooses, unless it is given
 # Under which headings --help shows the flags, in the order in which people need them.
 GROUPS = {
     "data": "Where pictures and classes are found, and what is kept from training.",
@@ -29,7 +32,7 @@ GROUPS = {
     "training": "How the head is trained, or the whole of a plain network (cnn, cnn-large).",
     "fine-tuning": "Afterwards, the backbone's last layers.",
     "augmentation": "How pictures are varied at random in training. All off by default.",
-    "search": "Settings of the head, tried before it is trained.",
+    "search": "Settings of the head, tried before it is trained; what is given stays.",
     "evaluation": "When an answer is called certain.",
     "where things go": "Names and folders.",
 }
@@ -64,15 +67,18 @@ class Settings:
 
     backbone: str = _flag("xception", "network", "{choices} (xception)", kind=str, choices=TRANSFER + PLAIN)
     weights: str = _flag(
-        "imagenet", "network", "imagenet (downloaded once), none, or a file or run to start from", kind=str
+        "imagenet",
+        "network",
+        "imagenet (downloaded once; efficientnetlite0: a package), none, or a file or run to start from",
+        kind=str,
     )
     size: int = _flag(224, "network", "side of the model's input, in pixels (224)", kind=int, **_range(32, 1024))
     head: int | None = _flag(
-        None, "network", "width of the layer before the classes; 0: none (256; plain networks: 0)", kind=int,
+        None, "network", "width of a layer before the classes; 0: none (0, or 256 with --dropout)", kind=int,
         **_range(0, 8192),
     )  # fmt: skip
-    dropout: float = _flag(
-        0.2, "network", "share of that layer left out in training (0.2)", kind=float, **_range(0, 0.9)
+    dropout: float | None = _flag(
+        None, "network", "share of that layer left out in training (0.2)", kind=float, **_range(0, 0.9)
     )
 
     epochs: int | None = _flag(
@@ -86,7 +92,7 @@ class Settings:
     optimizer: str = _flag(
         "adamw", "training", "{choices} (adamw)", kind=str, choices=("adam", "adamw", "sgd", "rmsprop")
     )
-    decay: float = _flag(1e-3, "training", "weight decay (1e-3)", kind=float, **_range(0, 1))
+    decay: float | None = _flag(None, "training", "weight decay (1e-3)", kind=float, **_range(0, 1))
     schedule: str = _flag(
         "cosine",
         "training",
@@ -182,7 +188,9 @@ class Settings:
         # Values that depend on whether the network is plain.
         plain = self.plain
         defaults: dict[str, Any] = {
-            "head": 0 if plain else 256,
+            "head": 0 if self.dropout is None else HEAD,
+            "dropout": 0.2,
+            "decay": 1e-3,
             "epochs": 18 if plain else 100,
             "batch_size": 8 if plain else 32,
             "lr": 3e-3 if plain else 1e-4,
@@ -199,6 +207,18 @@ class Settings:
             resolved = replace(resolved, patience=10)
         return resolved
 
+    @property
+    def learns_nothing(self) -> str:
+        """Say why a training with these settings learns nothing, and what to do instead; or nothing, where it does."""
+        resolved = self.resolved
+        if self.plain or resolved.weights != "none" or resolved.fine_tune == ALL:
+            return ""
+        return (
+            f"{self.backbone} with --weights none stays as random as it is made, where it is frozen, and from random "
+            "features a head learns next to nothing. --weights imagenet starts from trained ones, --fine-tune all "
+            "trains the whole network, and --backbone cnn is one that is made to learn from nothing."
+        )
+
     def shown(self) -> dict[str, Any]:
         """Return the settings for people: without those not set, and with words for numbers that have one."""
         values = asdict(self)
@@ -207,6 +227,13 @@ class Settings:
                 if values[spec.name] == number:
                     values[spec.name] = word
         return {name: value for name, value in values.items() if value is not None}
+
+
+def from_record(inputs: dict[str, Any]) -> Settings:
+    """Return the settings as a run's about.json has them."""
+    if "command" not in inputs and inputs.get("head") is None:  # of 1.0.0, where a dropout said nothing of the head
+        inputs = {**inputs, "head": 0 if inputs.get("backbone") in PLAIN else HEAD}
+    return Settings().having({name: inputs[name] for name in names() if inputs.get(name) is not None})
 
 
 def check_value(spec: Field[Any], value: Any) -> Any:
@@ -308,6 +335,13 @@ def check(settings: Settings) -> None:
         raise UserError(
             f"{flag} is for a frozen backbone, and {settings.backbone} without weights is trained whole. Leave it out, "
             "or give --fine-tune 0 and --weights FILE."
+        )
+    # What is given is not tuned, and something has to be left.
+    given = {name for name in TUNED if getattr(settings, name) is not None}
+    if settings.tune and given | ({"dropout"} if settings.head == 0 else set()) == set(TUNED):
+        raise UserError(
+            "--tune has nothing to choose: --lr, --head, --dropout and --decay are given, and what is given stays. "
+            "Leave one of them out, or --tune."
         )
     # Several views need something that varies them.
     variations = ("flip", "rotation", "zoom", "shear", "shift", "brightness", "contrast", "colour", "erasing")

@@ -27,7 +27,7 @@ from loupe.images.api import decode
 from tests.support import models
 from tests.support.gateways import Answer, Gateway, gateway
 from tests.support.pictures import encoded, picture
-from tests.support.servers import ModelServer, meanwhile, model_server, until
+from tests.support.servers import ModelServer, free_port, meanwhile, model_server, until
 
 HEIGHT, WIDTH = models.FOREIGN_SIZE
 LABELS = ("ant", "bee", "cat", "dog")
@@ -41,9 +41,9 @@ def noise(width: int = 201, height: int = 133) -> Image.Image:
 
 def by_the_helper(name: str, image: Image.Image) -> np.ndarray[Any, Any]:
     """What the usual gateway sends of such a picture: keras-image-helper alone, from a file's bytes."""
-    if name == "rescale":
+    if name in ("rescale", "none"):
         size = create_preprocessor("xception", target_size=(WIDTH, HEIGHT)).resize_image(image)
-        return np.asarray(size, np.float32)[None] / 255
+        return np.asarray(size, np.float32)[None] / (255 if name == "rescale" else 1)
     return np.asarray(create_preprocessor(name, target_size=(WIDTH, HEIGHT)).convert_to_tensor(image))
 
 
@@ -100,7 +100,7 @@ def test_a_float32_model_gets_exactly_the_pixels_that_keras_image_helper_makes(
         assert here.get("/readyz").status == 200
         got = scores(here.post("/predict", file, "image/jpeg"))
     near = {other for other, numbers in wanted.items() if np.abs(numbers - got).max() < 1e-4}
-    twins = [{"xception", "inception_v3"}, {"resnet50", "vgg16"}, {"rescale"}]
+    twins = [{"xception", "inception_v3"}, {"resnet50", "vgg16"}, {"rescale"}, {"none"}]
     assert near in twins
     assert name in near
 
@@ -314,7 +314,7 @@ def test_pictures_of_the_last_versions_size_are_prepared_again_where_the_server_
     }
     server = grpc.server(ThreadPoolExecutor(2))
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(proto.PREDICT.service, calls)])
-    port = server.add_insecure_port("localhost:0")
+    port = server.add_insecure_port(f"localhost:{free_port()}")
     server.start()
     try:
         with gateway(f"localhost:{port}", "zoo", LOUPE_PREPROCESS="xception", **NAMED) as here:

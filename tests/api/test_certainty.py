@@ -118,3 +118,11 @@ def test_a_version_without_familiarity_is_not_asked_for_it_and_one_with_it_is(ve
     shutil.move(home.parent / "new", home / "3")
     until(lambda: judgement(here, DARK) == (False, "unfamiliar"), "version 3 to answer")
     assert judgement(here, BRIGHT) == (True, None)
+    # One that was asked for a threshold and could not be given any: it knows the picture, and is not certain of it.
+    text = models.card(unfamiliar_below=0.5, certain_note="0.9 was asked for, and is not given, because …")
+    models.write(home.parent / "new", seed=3, text=text, familiarity=True)
+    shutil.move(home.parent / "new", home / "4")
+    until(lambda: judgement(here, BRIGHT) == (None, None), "version 4 to answer")
+    assert judgement(here, DARK) == (False, "unfamiliar")
+    page = here.get("/model", Accept="text/html").body.decode()
+    assert "0.9 was asked for, and is not given, because …" in page and "no limit was fitted" not in page

@@ -244,7 +244,7 @@ def test_plain_labels_name_their_folders_themselves() -> None:
 
 def test_no_more_wait_than_may_and_two_workers_count_together(server: ModelServer, root: Path) -> None:
     """Hostile input 53."""
-    settings = {"LOUPE_FEEDBACK_MAX": "10", "LOUPE_WORKERS": "2", "LOUPE_QUEUE": "64"}
+    settings = {"LOUPE_FEEDBACK_MAX": "10", "LOUPE_WORKERS": "2"}
     pictures = [encoded(picture(seed=seed)) for seed in range(30)]
     with (
         gateway(f"localhost:{server.port}", LOUPE_FEEDBACK_DIR=str(root), **settings) as started,
@@ -272,9 +272,7 @@ def test_bytes_are_bounded_too(server: ModelServer, root: Path) -> None:
 
 def test_two_workers_keep_one_picture_once(server: ModelServer, root: Path) -> None:
     with (
-        gateway(
-            f"localhost:{server.port}", LOUPE_FEEDBACK_DIR=str(root), LOUPE_WORKERS="2", LOUPE_QUEUE="64"
-        ) as started,
+        gateway(f"localhost:{server.port}", LOUPE_FEEDBACK_DIR=str(root), LOUPE_WORKERS="2") as started,
         ThreadPoolExecutor(12) as pool,
     ):
         same = pool.map(lambda _: started.post("/feedback?label=worn", PICTURE).json()["kept"], range(24))

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.support.browsers import NARROW, WIDE, assert_accessible, opened
 from tests.support.gateways import Gateway, gateway
-from tests.support.servers import model_server
+from tests.support.servers import model_server, until
 
 FAKE_CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 
@@ -52,7 +52,7 @@ def test_pictures_are_taken_one_after_the_other_and_the_camera_is_off_when_it_is
     expect(page.locator("#camera-says")).to_contain_text("Picture 2 is taken")
     page.keyboard.press("Escape")
     expect(page.locator("#camera")).to_be_hidden()
-    assert live_tracks(page) == 0
+    until(lambda: live_tracks(page) == 0, "the camera to be off")  # the dialog's `close` comes after it is hidden
     expect(page.locator("#list > .answered h3")).to_have_text(["camera-2.jpg", "camera-1.jpg"])
     expect(page.locator("#camera-way")).to_be_focused()
     expect(page.locator("#list .call").first).to_be_hidden()  # there is no file to name

@@ -211,7 +211,7 @@ def test_a_large_request_that_a_dying_server_refused_is_asked_once_more() -> Non
         predict, proto.PREDICT.request.FromString, proto.PREDICT.response.SerializeToString
     )
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(proto.PREDICT.service, {"Predict": handler})])
-    port = server.add_insecure_port("localhost:0")
+    port = server.add_insecure_port(f"localhost:{free_port()}")
     server.start()
     try:
         with gateway(f"localhost:{port}") as here:

@@ -235,6 +235,17 @@ def test_reasons_are_counted_without_the_pictures_names() -> None:
     assert "the truth of 2 pictures is no label of this model, such as 'cat'" in text
 
 
+def test_pictures_of_folders_that_no_label_names_are_said_not_to_be_counted() -> None:
+    summary = Summary(("a", "b"), truths_given=False, before=0)
+    for number in range(5):
+        summary.add(Row(f"a/{number}", "a"), "a")
+    for number in range(2):
+        summary.add(Row(f"a/more/{number}", "a"), "more")
+    text = summary.text(1.0)
+    assert "accuracy 100.0% of 5 pictures, by their folders' names" in text
+    assert "not counted: 2 pictures in no folder named by a label, such as 'more'" in text
+
+
 def test_the_rate_is_that_of_this_run() -> None:
     summary = Summary(("a", "b"), truths_given=False, before=900)
     for number in range(1000):

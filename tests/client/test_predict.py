@@ -77,7 +77,7 @@ def test_a_folder_gives_lines_a_summary_accuracy_and_confusions(photos: Path) ->
     assert "1 picture failed:\n      1  broken_image: These bytes are not a picture" in out
     assert "accuracy 100.0% of 6 pictures" in out
     assert ".hidden" not in out
-    assert "1 other files are no pictures by their names" in out
+    assert "1 other file is no picture by its name, and was left alone" in out
 
 
 def test_a_csv_has_a_row_for_every_picture_in_order(photos: Path, tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ from tests.support.servers import ROOT
 
 IMAGES = np.random.default_rng(5).integers(0, 256, (6, 48, 64, 3)).astype(np.uint8)
 FULL_SIZES = {
-    "xception": 299, "mobilenetv2": 160, "resnet50": 224, "inceptionv3": 299, "efficientnetv2b0": 224, "cnn": 224
+    "xception": 299, "mobilenetv2": 160, "resnet50": 224, "inceptionv3": 299, "efficientnetv2b0": 224,
+    "efficientnetlite0": 224, "cnn": 224,
 }  # fmt: skip
 
 
@@ -81,7 +82,7 @@ def last_pool(model: keras.Model) -> Any:
         "cnn",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("mobilenetv2", "xception", "resnet50", "inceptionv3", "efficientnetv2b0")
+            for name in ("mobilenetv2", "xception", "resnet50", "inceptionv3", "efficientnetv2b0", "efficientnetlite0")
         ),
     ],
 )
@@ -281,10 +282,14 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     good = finished_run(tmp_path / "good")
+    unfinished = finished_run(tmp_path / ".part-late")
+    (unfinished / "card.json").unlink()
     here = ["--models", tmp_path / "models"]
     for wrong in ([tmp_path / "none", *here], [tmp_path / "empty", *here], [damaged, *here],
                   [finished_run(tmp_path / "two", labels=("a", "b")), *here], [good, "--models", tmp_path / "file"],
                   [good, "--labels", "a,b,c", *here], [good, "--to", "onnx", "--int8"], [good, "--keep", "0"],
+                  [good, "--few-images", *here],
+                  [unfinished / "model.keras", "--labels", "a,b,c", "--preprocess", "none", *here], [unfinished, *here],
                   [good, "--show", good], [], [good, "--images", tmp_path / "empty", *here]):  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, wrong)])
         with pytest.raises(SystemExit) as ended:
@@ -293,8 +298,7 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(
         assert ended.value.code == 2, wrong
         assert said.startswith("convert.py: "), said
         assert said.count("\n") == 1, said
-    assert not versions(tmp_path / "models" / "toy")
-    assert not list(tmp_path.glob("models/toy/.part-*"))
+    assert not list((tmp_path / "models").iterdir()), "not so much as a folder of the model's name"
 
 
 def test_without_the_gate_the_card_says_so(tmp_path: Path) -> None:

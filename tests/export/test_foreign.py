@@ -113,7 +113,7 @@ def test_a_keras_2_file_with_groups_in_its_depthwise_layers_answers_as_it_did(tm
     assert np.abs(source.reference(pictures) - wanted).max() < 1e-6
     assert source.notes == ("loaded by tf_keras, the legacy Keras 2: Keras 3 cannot load this file",)
     assert (source.card.name, source.card.labels) == ("old-model", ("cup", "fork", "spoon"))
-    assert source.card.backbone == {"name": "none", "source": "Old Model.h5"}
+    assert source.card.backbone == {"preprocess": "none", "source": "Old Model.h5", "name": "mobilenet"}
     assert answer["heatmap"].shape == (8, 2, 2)
     assert answer["heatmap"].max() == pytest.approx(1)
 

@@ -19,6 +19,7 @@ import tf_keras
 
 from loupe.export.foreign.labels import labels_of
 from loupe.export.foreign.read import size_of
+from loupe.export.run_folder import refuse_unfinished
 from loupe.export.source import read_run
 from tests.export.test_foreign import (
     PICTURES,
@@ -214,7 +215,7 @@ def test_what_is_asked_must_fit_the_model(tmp_path: Path, files: Path) -> None:
     for asked, why in (
         ({"labels": "cup,fork"}, "3 outputs, and --labels names 2"),
         ({"size": "299"}, "takes 24×30 pixels, and --size says 299×299"),
-        ({"preprocess": None}, "--preprocess xception, .*rescale is 0…1"),
+        ({"preprocess": None}, "--preprocess takes rescale for 0…1; xception, .* for −1…1; none, .* for 0…255"),
         ({"preprocess": "xceptoin"}, "did you mean xception"),
         ({"name": "a/b"}, "A model's name has no"),
     ):
@@ -229,6 +230,19 @@ def test_what_is_asked_must_fit_the_model(tmp_path: Path, files: Path) -> None:
     assert source.model is not None
     with refused("cannot be run on pictures of 3×3 pixels"):
         read(tmp_path / "any.keras", size="3")
+
+
+def test_who_names_no_labels_is_told_the_folders_of_the_pictures(tmp_path: Path, files: Path) -> None:
+    """Keras's image_dataset_from_directory gives a model its classes in the order of their folders' names."""
+    for name in ("spoon", "Tea cup", "fork"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        (tmp_path / "photos" / name / "1.jpg").touch()
+    (tmp_path / "photos" / "no pictures").mkdir()
+    with refused("--labels 'Tea cup,fork,spoon' if they are the folders of --images"):
+        read(files / "model.keras", labels=None, images=tmp_path / "photos")
+    for images in (None, tmp_path / "none", tmp_path / "photos" / "fork"):
+        with refused("--labels cup,fork,spoon"):
+            read(files / "model.keras", labels=None, images=images)
 
 
 def test_labels_are_a_list_or_a_file(tmp_path: Path) -> None:
@@ -352,6 +366,13 @@ def test_what_is_no_finished_run_is_refused_in_a_line(tmp_path: Path) -> None:
     (tmp_path / ".part-tires").mkdir()
     with refused("--resume"):
         read_run(tmp_path / "tires")
+    # One that was killed as it wrote its files: they look like a finished run's.
+    finished_run(tmp_path / ".part-cups")
+    for part in (tmp_path / ".part-cups", tmp_path / ".part-cups" / "model.keras"):
+        with refused("The training of cups did not end: .*--resume"):
+            refuse_unfinished(part)
+    with refused("The training of cups did not end"):
+        read_run(tmp_path / ".part-cups")
     with (tmp_path / ".lock-tires").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with refused("still training"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,9 +23,9 @@ from PIL import Image
 from loupe.card import Card
 from loupe.errors import UserError
 from loupe.export.graph.savedmodel import Network, NetworkOutputs, freeze, save
-from loupe.export.parity.gate import SMOOTH, gate
-from loupe.export.parity.tolerance import Answers, Expected, compare
-from loupe.export.replay_pictures import SAMPLES, for_quantisation, for_replay, read, read_labelled
+from loupe.export.parity.gate import SMOOTH, gate, table
+from loupe.export.parity.tolerance import Answers, Differences, Expected, Row, compare
+from loupe.export.replay_pictures import SAMPLES, for_labels, for_quantisation, for_replay, read, read_labelled
 from loupe.export.source import Source, read_run
 from loupe.export.variants.precision import network_in
 from loupe.training.data import dataset
@@ -96,7 +98,7 @@ def refused(folder: Path, source: Source) -> str:
 
 def verdicts(printed: str) -> dict[str, bool]:
     """Stages in the table, and whether each is well."""
-    lines = [line.split() for line in printed.splitlines() if line.startswith("  ")][1:]
+    lines = [line.split() for line in printed.splitlines() if re.match(r"  \S", line)][1:]
     return {words[0]: "FAILED:" not in words for words in lines}
 
 
@@ -202,6 +204,26 @@ def test_rare_classes_drawn_evenly_do_not_make_a_model_look_worse_than_its_card(
     pictures = [replace(picture, label=labels[picture.label]) for picture in chosen.pictures]
     lopsided = replace(source, card=card)
     assert gate(exported(tmp_path, lopsided), lopsided, replace(chosen, pictures=tuple(pictures)))
+
+
+def test_labels_are_judged_on_more_pictures_than_are_replayed(
+    tmp_path: Path, source: Source, in_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve pictures are in training's notes. Of a folder, three are replayed here: too few to tell an order by."""
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert source.run
+    photos = Path(json.loads((source.run / "pictures.json").read_text())["folder"])
+    for number in range(1, 4):
+        for path in [*photos.glob("?/*.png")]:
+            (tmp_path / "photos" / path.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, tmp_path / "photos" / path.parent.name / f"{number}-{path.name}")
+    shifted = replace(source, card=replace(source.card, labels=SHIFTED, metrics={}))
+    folder, few = exported(tmp_path, shifted), for_replay(None, tmp_path / "photos", SHIFTED, most=3)
+    assert gate(folder, shifted, few), "three tell nothing"
+    further = for_labels(tmp_path / "photos", SHIFTED, few)
+    assert len(further.pictures) == 3 * EACH * len(LABELS) - 3
+    with pytest.raises(UserError, match="would be on 100.0% with the labels in the order a, b, c"):
+        gate(folder, shifted, few, further)
 
 
 def test_a_card_changed_in_the_export_alone_fails_the_session_and_the_service(
@@ -419,6 +441,25 @@ def test_int8_may_turn_some_answers_and_is_still_not_another_model() -> None:
     assert "100 of 100 pictures another label" in str(shifted.fault)
 
 
+@pytest.mark.parametrize("columns", [80, 100, 140])
+def test_the_table_is_no_wider_than_the_terminal_and_nothing_of_a_verdict_is_lost(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    noted = "as training noted; right on 97.5%; its card says 97.5%"
+    wrong = "moves a probability by 0.37, and 0.001 is the most; gives 17 of 136 pictures another label"
+    differences = Differences(17, 2, 0.37, 0.0123)
+    rows = [
+        Row("training", 128, note=noted), Row("keras", 136, ms=84.2, note="the reference"),
+        Row("session", 136, differences, 41.3, fault=wrong), Row("openvino", note="skipped: openvino is not installed"),
+    ]  # fmt: skip
+    shown = table(rows)
+    assert max(map(len, shown.splitlines())) <= columns
+    for words in (noted, f"FAILED: it {wrong}", "the reference", "skipped: openvino is not installed"):
+        assert words in " ".join(shown.split())
+    assert verdicts(shown) == {"training": True, "keras": True, "session": False, "openvino": True}
+
+
 # ----------------------------------------------------------------------------------------------------------- pictures
 
 
@@ -480,6 +521,17 @@ def test_a_folder_of_pictures_gives_labels_where_its_folders_do(tmp_path: Path, 
     (tmp_path / "pictures.json").write_text('{"folder": 3}')
     with pytest.raises(UserError, match="is damaged"):
         for_replay(tmp_path, None, LABELS)
+
+
+def test_folders_that_are_not_named_like_the_labels_are_told(tmp_path: Path) -> None:
+    """It said: skipped, no labels are known."""
+    for name in ("Cat", "Dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        (tmp_path / "photos" / name / "1.jpg").touch()
+    (note,) = for_replay(None, tmp_path / "photos", ("cat", "dog")).notes
+    assert note.startswith("no folder in --images (Cat, Dog) is named like a label")
+    assert not for_replay(None, tmp_path / "photos", ("Cat", "Dog")).notes
+    assert not for_replay(None, tmp_path / "photos" / "Cat", ("cat", "dog")).notes, "pictures without folders"
 
 
 def test_pictures_that_cannot_be_read_are_told_and_the_rest_is_replayed(

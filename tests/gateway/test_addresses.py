@@ -13,7 +13,7 @@ import pytest
 
 from loupe.errors import BadRequest, RefusedURL
 from loupe.gateway.request import addresses
-from loupe.gateway.request.addresses import MAX_LOOKUPS_A_SITE, is_public, look_up
+from loupe.gateway.request.addresses import MAX_LOOKUPS, is_public, look_up
 from loupe.gateway.request.fetch import fetch, fetch_all
 from loupe.gateway.settings import Settings
 from tests.support.pace import seconds
@@ -56,7 +56,7 @@ def test_an_address_is_not_public_if_it_is_special_or_carries_one_that_is(addres
 
 
 class Resolver:
-    """Stands in for the system's: names below .slow hang until released, the rest are at once 127.0.0.1."""
+    """Stands in for the system's: names with `slow` in them hang until released, the rest are at once 127.0.0.1."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -64,7 +64,7 @@ class Resolver:
 
     def __call__(self, host: str, *_: Any, **__: Any) -> list[Any]:
         self.asked.append(host)
-        if host.endswith(".slow"):
+        if "slow" in host:
             self.release.wait(30)
         if host.endswith(".unknown"):
             raise socket.gaierror(socket.EAI_NONAME, "unknown")
@@ -78,6 +78,7 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
     yield stub
     stub.release.set()
     until(lambda: not addresses._in_flight, "the look-ups' end")
+    assert not addresses._below
 
 
 def soon(seconds: float) -> float:
@@ -97,15 +98,42 @@ def test_many_who_wait_for_one_slow_name_ask_for_it_once_and_keep_no_other_waiti
 
 
 @pytest.mark.timing
-def test_names_without_end_in_one_slow_domain_keep_no_other_waiting(resolver: Resolver) -> None:
+@pytest.mark.parametrize(
+    ("slow", "other", "most"),
+    [
+        ("{}.slow.example", "quick.example", MAX_LOOKUPS // 2),
+        ("{}.slow-attacker.co.uk", "www.victim.co.uk", MAX_LOOKUPS // 4),
+        ("{0}.{0}.{0}.slow-attacker.co.uk", "victim.co.uk", MAX_LOOKUPS // 4),
+        ("{}" + ".x" * 100 + ".slow.example", "quick" + ".x" * 100 + ".example", 2),
+    ],
+)
+def test_names_without_end_in_one_slow_domain_keep_no_other_waiting(
+    resolver: Resolver, slow: str, other: str, most: int
+) -> None:
+    """Hostile inputs 42."""
     with ThreadPoolExecutor(100) as pool:
-        waiting = [pool.submit(look_up, f"{n}.evil.slow", soon(1)) for n in range(100)]
-        until(lambda: len(resolver.asked) == MAX_LOOKUPS_A_SITE, "the look-ups")
+        waiting = [pool.submit(look_up, slow.format(n), soon(1)) for n in range(100)]
+        until(lambda: len(resolver.asked) == most, "the look-ups")
         started = time.monotonic()
-        assert look_up("quick.example", soon(1)) == ["127.0.0.1"]
+        assert look_up(other, soon(1)) == ["127.0.0.1"]
         assert time.monotonic() - started < seconds(0.5)
         assert [each.result() for each in waiting] == [[]] * 100
-    assert len(resolver.asked) == MAX_LOOKUPS_A_SITE + 1
+    assert len(resolver.asked) == most + 1
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("suffix", ["com", "co.uk"])
+def test_names_without_end_in_nine_slow_domains_leave_room_for_others(resolver: Resolver, suffix: str) -> None:
+    """Hostile inputs 42."""
+    with ThreadPoolExecutor(180) as pool:
+        names = [f"{n}.slow{domain}.{suffix}" for n in range(20) for domain in range(9)]
+        waiting = [pool.submit(look_up, name, soon(1)) for name in names]
+        until(lambda: len(resolver.asked) > MAX_LOOKUPS // 3, "the look-ups")
+        started = time.monotonic()
+        for other in ("quick.example", f"www.victim.{suffix}", "www.example.org.uk"):
+            assert look_up(other, soon(1)) == ["127.0.0.1"]
+        assert time.monotonic() - started < seconds(0.5)
+        assert [each.result() for each in waiting] == [[]] * len(names)
 
 
 @pytest.mark.timing
@@ -113,14 +141,14 @@ def test_even_with_all_look_ups_taken_an_answer_comes_by_the_deadline_and_when_t
     resolver: Resolver,
 ) -> None:
     with ThreadPoolExecutor(100) as pool:
-        waiting = [pool.submit(look_up, f"a.{n}.slow", soon(5)) for n in range(addresses.MAX_LOOKUPS)]
-        until(lambda: len(resolver.asked) == addresses.MAX_LOOKUPS, "the look-ups")
+        waiting = [pool.submit(look_up, f"a.{n}.slow", soon(5)) for n in range(MAX_LOOKUPS)]
+        until(lambda: len(resolver.asked) == MAX_LOOKUPS, "the look-ups")
         started = time.monotonic()
         assert look_up("quick.example", soon(0.5)) == []
         assert 0.4 < time.monotonic() - started < seconds(1.5)
         late = pool.submit(look_up, "quick.example", soon(5))
         resolver.release.set()
-        assert [each.result() for each in [*waiting, late]] == [["127.0.0.1"]] * (addresses.MAX_LOOKUPS + 1)
+        assert [each.result() for each in [*waiting, late]] == [["127.0.0.1"]] * (MAX_LOOKUPS + 1)
 
 
 def test_a_name_that_hangs_is_unknown_or_is_private_gets_one_answer(resolver: Resolver) -> None:

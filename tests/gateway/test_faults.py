@@ -337,7 +337,7 @@ def test_a_new_version_that_is_half_copied_and_one_that_is_junk(home: Home, serv
 
 @pytest.mark.timing
 def test_ten_times_more_than_it_can(home: Home, server: ModelServer) -> None:
-    room = {"LOUPE_THREADS": "1", "LOUPE_QUEUE": "1"}
+    room = {"LOUPE_THREADS": "1", "LOUPE_MAX_WAIT": "0.02"}
     with gateway(f"localhost:{server.port}", **room) as here:
         probes = []
         with traffic(here, home.truth, callers=20) as seen:

@@ -11,18 +11,22 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from loupe.errors import FetchFailed
+from loupe.gateway.request import exchange
 from loupe.gateway.request import fetch as fetching
 from loupe.gateway.settings import Settings
 from tests.support import models
 from tests.support.gateways import Gateway, gateway
+from tests.support.pace import seconds
 from tests.support.pictures import encoded
-from tests.support.servers import model_server
+from tests.support.servers import model_server, until
 
 PICTURE = encoded()
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\n"
@@ -101,14 +105,16 @@ SENT: dict[str, tuple[bytes, Then | None]] = {  # first this, then that, and eac
     "bomb-in-transfer": (OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n" + BOMB, None),
     "endless": (OK + b"\r\n", without_end(b"x" * 65536)),
     "endless-chunks": (CHUNKED, without_end(b"1\r\nx\r\n")),
+    "endless-extensions": (CHUNKED, without_end(b"1;" + b"x" * 60_000 + b"\r\nx\r\n")),
+    "endless-hints": (b"", without_end(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" * 1000)),
     "endless-chunk-size": (CHUNKED, without_end(b"0" * 65536)),
     "endless-trailers": (CHUNKED + b"0\r\n", without_end(b"A: b\r\n" * 1000)),
     "chunks-of-nonsense": (CHUNKED + b"zz\r\nxx\r\n", None),
     "negative-chunk": (CHUNKED + b"-5\r\nxx\r\n", None),
     "negative-length": (OK + b"Content-Length: -1\r\n\r\n", None),
     "vast-length": (OK + b"Content-Length: 99999999999999999999\r\n\r\n", None),
-    "long-header": (OK + b"X: " + b"x" * 100_000 + b"\r\n\r\n" + PICTURE, None),
-    "many-headers": (OK + b"X: y\r\n" * 5000 + b"\r\n" + PICTURE, None),
+    "long-header": (OK + b"X: " + b"x" * 1_000_000 + b"\r\n\r\n" + PICTURE, None),
+    "many-headers": (OK + b"X: y\r\n" * 50_000 + b"\r\n" + PICTURE, None),
     "endless-headers": (OK, without_end(b"X: y\r\n" * 1000)),
     "endless-header": (OK + b"X: ", without_end(b"x" * 65536)),
     "endless-status": (b"HTTP/1.1 200 ", without_end(b"x" * 65536)),
@@ -126,7 +132,7 @@ SENT: dict[str, tuple[bytes, Then | None]] = {  # first this, then that, and eac
     "page": (OK + b"\r\n<!doctype html><title>Sign in</title>", None),
     "nothing": (OK + b"Content-Length: 0\r\n\r\n", None),
 }
-NO_PICTURE = ("bomb-unsaid", "bomb-in-transfer", "negative-length", "page", "nothing")  # it came, and was none
+NO_PICTURE = ("bomb-unsaid", "endless-trailers", "page", "nothing")  # it came, and was none
 MOVED = [  # each gives a 400
     "file:///etc/passwd", "ftp://example.org/x", "data:image/png;base64,aa", "gopher://127.0.0.1/", "//10.0.0.1/x",
     "//[::1]/x", "http://169.254.169.254/latest/meta-data/", "https://192.168.0.1/", "http://user:pw@127.0.0.1/",
@@ -136,12 +142,28 @@ MOVED = [  # each gives a 400
 ]  # fmt: skip
 
 
+HALVES = [b"%x;name=value\r\n%s\r\n" % (len(half), half) for half in (PICTURE[:500], PICTURE[500:])]
+ANSWERED: dict[str, tuple[bytes, Then | None]] = {  # a picture each, in ways that HTTP allows
+    "without-length": (OK + b"\r\n" + PICTURE, None),
+    "after-informational": (
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + WHOLE,
+        None,
+    ),
+    "in-chunks": (CHUNKED + b"".join(HALVES) + b"0\r\n\r\n", None),
+    "in-chunks-of-a-byte": (CHUNKED + b"".join(b"1\r\n%c\r\n" % byte for byte in PICTURE) + b"0\r\n\r\n", None),
+    "with-trailers": (CHUNKED + b"".join(HALVES) + b"0\r\nA: b\r\n\r\n", None),
+    "with-trailers-without-end": (CHUNKED + b"".join(HALVES) + b"0\r\n", without_end(b"A: b\r\n" * 1000)),
+    "with-more-behind": (WHOLE + b"x" * 100_000, None),
+    "with-another-answer-behind": (WHOLE * 2, None),
+}
+
+
 def site(head: str, connection: socket.socket) -> None:
     name = head.split(" ")[1][1:].partition("?")[0]
     if name.startswith("moved-"):
         connection.sendall(moved(MOVED[int(name[6:])]))
-    elif name in SENT:
-        first, then = SENT[name]
+    elif name in SENT or name in ANSWERED:
+        first, then = (SENT | ANSWERED)[name]
         connection.sendall(first)
         if then:
             then(connection)
@@ -226,13 +248,20 @@ def within(limit: float) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------- one picture
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ("drip-of-headers", "endless-continue"))) for n in SENT]
-)
+@pytest.mark.parametrize("name", SENT)
 def test_whatever_a_pictures_server_sends_is_answered_in_time(here: Gateway, base: str, name: str) -> None:
     with within(LEFT):
         code = "broken_image" if name in NO_PICTURE else "fetch_failed"
         problem(here.post_json("/predict", {"url": f"{base}/{name}"}), 422, code)
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_a_picture_is_a_picture_however_http_brings_it(here: Gateway, base: str, authority: Path, name: str) -> None:
+    answer = here.post_json("/predict", {"url": f"{base}/{name}"})
+    assert answer.status == 200, answer.body
+    with origin(site, authority / "right.crt") as port:  # which ends without a word of TLS, as many servers do
+        answer = here.post_json("/predict", {"url": f"https://localhost:{port}/{name}"})
+    assert answer.status == 200, answer.body
 
 
 @pytest.mark.parametrize("number", range(len(MOVED)), ids=MOVED)
@@ -259,6 +288,17 @@ def test_a_server_that_never_shakes_hands_is_left_at_the_deadline(here: Gateway)
     with socket.create_server(("127.0.0.1", 0)) as mute, within(LEFT):
         url = f"https://localhost:{mute.getsockname()[1]}/"
         assert "too long" in problem(here.post_json("/predict", {"url": url}), 422, "fetch_failed")
+
+
+def test_a_handshake_that_drips_is_left_at_the_deadline(here: Gateway) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor() as pool, within(LEFT):
+        url = f"https://localhost:{listener.getsockname()[1]}/"
+        asked = pool.submit(here.post_json, "/predict", {"url": url})
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(b"\x16\x03\x03\x40\x00")  # a record of TLS that is to have 16 KiB
+            endlessly(connection, b"\2", 0.2)
+        assert "too long" in problem(asked.result(), 422, "fetch_failed")
 
 
 def test_a_redirect_may_lead_from_http_to_https_and_not_back(here: Gateway, base: str, authority: Path) -> None:
@@ -291,14 +331,14 @@ def test_a_second_look_up_that_leads_inside_is_never_made_and_tls_and_host_bear_
         connection.sendall(WHOLE)
 
     monkeypatch.setenv("SSL_CERT_FILE", str(authority / "ca.crt"))
-    fetching._tls_context.cache_clear()
+    exchange.tls_context.cache_clear()
     try:
         with origin(note, authority / "elsewhere.crt", names.append) as port:
             monkeypatch.setattr(socket, "getaddrinfo", rebinding)
             settings = Settings.from_environment({"LOUPE_FETCH_ALLOW": "127.0.0.1"})
             assert fetching.fetch(f"https://Elsewhere.test.:{port}/a?b#c", settings) == PICTURE
     finally:
-        fetching._tls_context.cache_clear()
+        exchange.tls_context.cache_clear()
     # One look-up, and the URL's own name in the Host header and in TLS.
     assert lookups == ["elsewhere.test"]
     assert heads[0].startswith("GET /a?b HTTP/1.1\r\n")
@@ -306,3 +346,99 @@ def test_a_second_look_up_that_leads_inside_is_never_made_and_tls_and_host_bear_
     assert "\r\nAccept-Encoding: identity\r\n" in heads[0]
     assert "cookie" not in heads[0].lower()
     assert names == ["elsewhere.test"], "in TLS"
+
+
+# ------------------------------------------------------------------------------------------------ bytes and work
+
+
+def buffered() -> int:
+    """Bytes of one connection that the system may hold, sent and not read."""
+    return sum(int(Path(f"/proc/sys/net/ipv4/tcp_{side}mem").read_text().split()[2]) for side in "rw")
+
+
+@contextmanager
+def counted(piece: bytes) -> Iterator[tuple[str, list[int]]]:
+    """A source that begins a chunked answer and sends the piece without end, and a list of what each send took."""
+    sent: list[int] = []
+
+    def pour(_: str, connection: socket.socket) -> None:
+        connection.sendall(CHUNKED)
+        limit = time.monotonic() + LEFT
+        while time.monotonic() < limit:
+            sent.append(connection.send(piece))
+
+    with origin(pour) as port:
+        yield f"http://127.0.0.1:{port}/", sent
+
+
+def allowing(max_bytes: int, timeout: float) -> Settings:
+    return Settings.from_environment(
+        {"LOUPE_FETCH_ALLOW": "127.0.0.1", "LOUPE_MAX_BYTES": str(max_bytes), "LOUPE_FETCH_TIMEOUT": str(timeout)}
+    )
+
+
+EXTENSION = b"1;" + b"x" * 60_000 + b"\r\nx\r\n"
+
+
+def test_every_byte_on_the_wire_counts_for_one_picture() -> None:
+    """Hostile inputs 41: a byte in each chunk, and an extension of 60,000 beside it."""
+    with counted(EXTENSION) as (url, sent), pytest.raises(FetchFailed, match="too much beside the picture"):
+        fetching.fetch(url, allowing(MAX_BYTES, 20))
+    assert sum(sent) < 1.25 * MAX_BYTES + fetching.OVERHEAD + buffered()
+
+
+def test_every_byte_on_the_wire_counts_for_all_pictures_of_a_request() -> None:
+    """Hostile inputs 41."""
+    most = 40_000_000
+    with counted(EXTENSION) as (url, sent):
+        results = fetching.fetch_all([url] * 16, allowing(most, 20))
+    assert {str(result) for result in results} == {
+        "The picture's server sends too much beside the picture; upload the picture instead."
+    }
+    assert sum(sent) < fetching.TOTAL_FACTOR * 1.25 * most + 16 * (fetching.OVERHEAD + buffered())
+
+
+@pytest.mark.timing
+def test_chunks_of_a_byte_cost_little_work() -> None:
+    """Hostile inputs 41."""
+    with counted(b"1\r\nx\r\n" * 10_000) as (url, _):
+        started = time.thread_time()
+        with pytest.raises(FetchFailed, match="too much beside the picture"):
+            fetching.fetch(url, allowing(10_000_000, 20))
+        assert time.thread_time() - started < seconds(0.5)
+
+
+# ---------------------------------------------------------------------------------------------- the environment
+
+
+@contextmanager
+def proxies(folder: Path) -> Iterator[tuple[dict[str, str], list[str]]]:
+    """What the environment says of a proxy and of a file for keys, and a list of all that came to the proxy."""
+    came: list[str] = []
+    with origin(lambda head, _: came.append(head)) as port:
+        names = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
+        variables = {spelling: f"http://127.0.0.1:{port}" for name in names for spelling in (name, name.upper())}
+        yield {**variables, "no_proxy": "", "NO_PROXY": "", "SSLKEYLOGFILE": str(folder / "keys")}, came
+
+
+def test_the_environments_proxies_and_key_log_are_not_used(
+    sample_models: Path, authority: Path, tmp_path: Path
+) -> None:
+    """Hostile inputs 45; serve.py and test.py in tests/project/test_serve.py."""
+    with (
+        proxies(tmp_path) as (environment, came),
+        origin(site) as plain,
+        origin(site, authority / "right.crt") as secure,
+        model_server(sample_models, "tires") as server,
+        gateway(
+            f"localhost:{server.port}",
+            LOUPE_FETCH_ALLOW="127.0.0.1",
+            SSL_CERT_FILE=str(authority / "ca.crt"),
+            **environment,
+        ) as running,
+    ):
+        until(lambda: running.get("/readyz").status == 200, "the model")
+        for url in (f"http://127.0.0.1:{plain}/tire.jpg", f"https://localhost:{secure}/tire.jpg"):
+            assert running.post_json("/predict", {"url": url}).status == 200
+        assert came == []
+    assert not (tmp_path / "keys").exists()

@@ -32,7 +32,7 @@ def pause() -> dict[str, float]:
 @pytest.fixture(scope="module")
 def started(pause: dict[str, float]) -> Iterator[Gateway]:
     """One request at a time, and none that waits."""
-    settings = {"LOUPE_THREADS": "1", "LOUPE_QUEUE": "0"}
+    settings = {"LOUPE_THREADS": "1", "LOUPE_MAX_WAIT": "0.05"}
     with (
         backend(lambda call, context: time.sleep(pause["model"])) as behind,
         gateway(f"localhost:{behind.port}", **settings) as here,

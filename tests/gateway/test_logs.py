@@ -7,20 +7,24 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
+from loupe.gateway.observe.line_writer import MAX_QUEUED
 from tests.support import models
 from tests.support.backends import backend
 from tests.support.gateways import Gateway, gateway, running
+from tests.support.hostile import answers_in
+from tests.support.pace import seconds
 from tests.support.pictures import encoded
 from tests.support.servers import ROOT, free_port, until
 
@@ -74,7 +78,10 @@ def talk(here: Gateway, data: bytes, *, end: bool = False) -> bytes:
             connection.sendall(data)
             if end:
                 connection.shutdown(socket.SHUT_WR)
-        return connection.recv(65536)
+        came = b""
+        while not answers_in(came) and (part := connection.recv(65536)):
+            came += part
+        return came
 
 
 def last(here: Gateway, before: int) -> dict[str, Any]:
@@ -141,8 +148,8 @@ NAMED = (
         (413, False, b"99999999\r\n\r\n"),
         (408, False, b"9\r\n\r\n123"),
         (400, True, b"9\r\n\r\n123"),  # broken off
-        (400, False, b"3\r\nContent-Length: 4\r\n\r\n123"),  # gunicorn's parser refuses it
-        (431, False, b"3\r\nX: " + b"x" * 10_000 + b"\r\n\r\n123"),  # that, too
+        (400, False, b"3\r\nContent-Length: 4\r\n\r\n123"),  # two lengths
+        (431, False, b"3\r\nX: " + b"x" * 10_000 + b"\r\n\r\n123"),
     ],
 )
 def test_what_the_front_refuses_keeps_the_name_that_its_caller_gave(
@@ -151,7 +158,7 @@ def test_what_the_front_refuses_keeps_the_name_that_its_caller_gave(
     before = len(requests(here))
     answer = talk(here, b"POST /predict?secret HTTP/1.1\r\n" + NAMED % status + rest, end=end)
     assert answer.split()[1] == str(status).encode()
-    assert b"\r\nX-Request-ID: mine-%d\r\n" % status in answer
+    assert b"\r\nx-request-id: mine-%d\r\n" % status in answer.lower()
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["request_id"] == f"mine-{status}"
     line = last(here, before)
     assert (line["request_id"], line["trace_id"]) == (f"mine-{status}", TRACE)
@@ -162,7 +169,7 @@ def test_so_does_what_is_refused_because_all_is_busy() -> None:
     turn = threading.Event()
     with (
         backend(lambda *_: turn.wait(60), models.card()) as behind,
-        gateway(f"localhost:{behind.port}", LOUPE_WORKERS="1", LOUPE_THREADS="1", LOUPE_QUEUE="0") as here,
+        gateway(f"localhost:{behind.port}", LOUPE_WORKERS="1", LOUPE_THREADS="1", LOUPE_MAX_WAIT="0.05") as here,
         ThreadPoolExecutor(1) as pool,
     ):
         waiting = pool.submit(here.post, "/predict", PICTURE, "image/jpeg")
@@ -170,7 +177,7 @@ def test_so_does_what_is_refused_because_all_is_busy() -> None:
         answer = talk(here, b"POST /predict HTTP/1.1\r\n" + NAMED % 503 + b"3\r\n\r\n123")
         turn.set()
         assert waiting.result().status == 200
-        assert b" 503 " in answer and b"\r\nX-Request-ID: mine-503\r\n" in answer
+        assert b" 503 " in answer and b"\r\nx-request-id: mine-503\r\n" in answer
         until(lambda: '"busy"' in here.log.read_text(), "its line")
         line = next(line for line in requests(here) if line["status"] == 503)
     assert (line["request_id"], line["trace_id"], list(line["ms"])) == ("mine-503", TRACE, ["arriving"])
@@ -183,14 +190,14 @@ def test_so_does_what_is_refused_because_all_is_busy() -> None:
         (b"GET /a?" + b"secret" * 12_000, 431, "GET", "/a"),
         (b"GET /" + b"y" * 9_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 431, "GET", "/" + "y" * 299),
         (b"GET /\n\nX-Request-ID: mine-0\r\n\r\n", 400, "GET", "/"),
-        (b"POST /predict HTTP/1.1\r\nX-Request-ID: mine-0\r\nContent-Le", 400, "POST", "/predict"),
+        (b"POST /predict HTTP/1.1\r\nX-Request-ID: mine-0 x\r\nContent-Le", 400, "POST", "/predict"),
         (b"POST /predict HTTP/1.1\r\nX-Request-ID: mine-0\r\nX-Request-ID: b\r\nContent-Length: 9\r\n\r\n", 400, "POST",
          "/predict"),
         (b"POST /predict HTTP/1.1\r\nX-Request-ID: mine-0 x\r\nContent-Length: 9\r\n\r\n", 400, "POST", "/predict"),
         (b"\x16\x03\x01\r\nX-Request-ID: mine-0\r\n\r\n", 400, "", ""),
     ],
 )  # fmt: skip
-def test_of_half_a_head_only_its_first_words_are_believed(
+def test_of_half_a_head_what_came_whole_is_believed(
     here: Gateway, data: bytes, status: int, method: str, path: str
 ) -> None:
     before = len(requests(here))
@@ -252,3 +259,103 @@ def test_as_text_the_lines_are_short_and_as_harmless(target: str) -> None:
         r"\d\d:\d\d:\d\d 200 POST /predict \(wait .*model \d+, whole \d+ ms\) cracked version 1", found[-2]
     )
     assert re.fullmatch(r"\d\d:\d\d:\d\d 404 GET /\\x1b\[2J\\nforged \(.*\) not_found", found[-1])
+
+
+# ------------------------------------------------------------------------------------------- a log that nobody reads
+
+
+@contextmanager
+def gateway_on_a_pipe(target: str, folder: Path, **settings: str) -> Iterator[tuple[Gateway, IO[bytes]]]:
+    """A gateway whose stdout and stderr are one pipe, which is read by the test or by nobody."""
+    reader, writer = os.pipe()
+    port = free_port()
+    environment = {**os.environ, "TF_SERVING_HOST": target, "LOUPE_PORT": str(port), **settings}
+    command = [sys.executable, "-m", "gunicorn", "gateway:app"]
+    with os.fdopen(reader, "rb") as pipe:
+        try:
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=writer, stderr=writer)
+        finally:
+            os.close(writer)
+        here = Gateway(process, port, folder / "log")
+        try:
+            until(lambda: answers(here), "the gateway")
+            yield here, pipe
+        finally:
+            process.kill()
+            process.wait(60)
+
+
+def answers(here: Gateway) -> bool:
+    with suppress(OSError):
+        return here.get("/healthz").status == 200
+    return False
+
+
+def dropped_lines(port: int) -> float:
+    text = Gateway(None, port, None).get("/metrics").body.decode()  # type: ignore[arg-type]
+    return float(re.findall(r"^loupe_log_lines_dropped_total (\S+)$", text, re.MULTILINE)[0])
+
+
+@pytest.mark.parametrize("format", ["json", "text"])
+def test_a_log_that_nobody_reads_holds_up_no_answer_and_says_later_what_is_missing(
+    target: str, tmp_path: Path, format: str
+) -> None:
+    """Hostile input 46."""
+    metrics_port = free_port()
+    settings = {"LOUPE_METRICS_PORT": str(metrics_port), "LOUPE_LOG_FORMAT": format}
+    with gateway_on_a_pipe(target, tmp_path, **settings) as (here, pipe):
+        # More requests than pipe and queue have room for.
+        sent = 0
+        while not dropped_lines(metrics_port):
+            assert sent < 20 * MAX_QUEUED, "nothing is dropped"
+            for _ in range(100):
+                assert here.get(f"/request-{sent}.").status == 404
+                sent += 1
+        assert here.post("/predict", PICTURE, "image/jpeg").status == 200
+        assert here.get("/boom").status == 404
+        dropped = int(dropped_lines(metrics_port))
+        # Once it is read, it has each line whole and in order up to the gap, whose length it tells.
+        log = [pipe.readline()]
+        while b"of the log are missing here" not in log[-1]:
+            log.append(pipe.readline())
+        numbers = [int(found[1]) for found in re.finditer(rb"/request-(\d+)\.", b"".join(log))]
+        assert numbers == list(range(len(numbers))) and len(numbers) > MAX_QUEUED
+        assert re.search(rb"(\d+) lines of the log are missing here", log[-1])[1] == b"%d" % dropped  # type: ignore[index]
+        assert len(numbers) + dropped == sent + 2
+        if format == "json":
+            assert all(json.loads(line)["message"] for line in log)
+        # And it goes on.
+        assert here.get("/afterwards").status == 404
+        while b"/afterwards" not in log[-1]:
+            log.append(pipe.readline())
+        assert b"".join(log).count(b"are missing here") == 1
+        assert int(dropped_lines(metrics_port)) == dropped
+
+
+def test_what_waits_to_be_written_is_written_at_the_end(target: str, tmp_path: Path) -> None:
+    with gateway_on_a_pipe(target, tmp_path) as (here, pipe):
+        for number in range(600):  # more than the pipe has room for
+            assert here.get(f"/request-{number}.").status == 404
+        here.process.terminate()
+        log = pipe.read().decode()
+        assert here.process.wait(60) == 0
+    assert re.findall(r"/request-(\d+)\.", log) == [str(number) for number in range(600)]
+    assert "Shutting down: Master" in log
+
+
+@pytest.mark.timing
+def test_a_log_that_nobody_reads_holds_up_no_end(target: str, tmp_path: Path) -> None:
+    with gateway_on_a_pipe(target, tmp_path) as (here, _):
+        for number in range(600):
+            assert here.get(f"/request-{number}.").status == 404
+        here.process.terminate()
+        assert here.process.wait(seconds(12)) == 0, "gunicorn would wait 30 seconds"
+
+
+def test_a_reader_that_went_away_is_no_reason_to_stop(target: str, tmp_path: Path) -> None:
+    metrics_port = free_port()
+    with gateway_on_a_pipe(target, tmp_path, LOUPE_METRICS_PORT=str(metrics_port)) as (here, pipe):
+        pipe.close()
+        for _ in range(10):
+            assert here.post("/predict", PICTURE, "image/jpeg").status == 200
+        until(lambda: here.get("/gone").status == 404 and dropped_lines(metrics_port) >= 10, "them to be counted")

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -75,10 +76,15 @@ def port() -> int:
 
 
 @pytest.fixture
-def here(target: str, port: int, tmp_path: Path) -> Iterator[Gateway]:
+def max_wait() -> str:
+    return "60"
+
+
+@pytest.fixture
+def here(target: str, port: int, max_wait: str, tmp_path: Path) -> Iterator[Gateway]:
     (tmp_path / "tmp").mkdir()
     with gateway(
-        target, LOUPE_METRICS_PORT=str(port), LOUPE_WORKERS="2", LOUPE_THREADS="2", LOUPE_QUEUE="2",
+        target, LOUPE_METRICS_PORT=str(port), LOUPE_WORKERS="2", LOUPE_THREADS="2", LOUPE_MAX_WAIT=max_wait,
         LOUPE_READ_TIMEOUT="2", TMPDIR=str(tmp_path / "tmp"),
     ) as running:  # fmt: skip
         yield running
@@ -131,7 +137,8 @@ def test_what_two_workers_counted_sums_to_what_was_sent_whichever_is_asked(here:
         assert metrics['loupe_stage_duration_seconds_count{stage="model"}'] == sent + 1
         assert metrics['loupe_stage_duration_seconds_count{stage="whole"}'] == sent + 10
         assert metrics["loupe_model_version"] == 1
-        assert (metrics["loupe_requests_in_flight"], metrics["loupe_requests_in_flight_limit"]) == (0, 8)
+        assert (metrics["loupe_requests_in_flight"], metrics["loupe_expected_wait_seconds"]) == (0, 0)
+        assert (metrics["loupe_body_memory_bytes"], metrics["loupe_body_memory_limit_bytes"]) == (0, 2 << 28)
 
 
 def test_the_drift_of_all_workers_is_the_index_computed_by_hand(here: Gateway, port: int) -> None:
@@ -168,7 +175,7 @@ def test_a_killed_worker_takes_nothing_back_and_leaves_nothing_in_flight(
         for call in waiting:
             call.result()
     until(lambda: len(here.workers()) == 2 and not set(here.workers()) & set(killed), "two new workers")
-    until(lambda: scrape(port)["loupe_requests_in_flight_limit"] == 8, "both to answer")
+    until(lambda: scrape(port)["loupe_body_memory_limit_bytes"] == 2 << 28, "both to answer")
     # Counters stay, gauges are gone.
     after = scrape(port)
     assert after["loupe_requests_in_flight"] == 0
@@ -181,6 +188,7 @@ def test_a_killed_worker_takes_nothing_back_and_leaves_nothing_in_flight(
     assert scrape(port)['loupe_requests_total{endpoint="/predict",status="200"}'] == 21
 
 
+@pytest.mark.parametrize("max_wait", ["0.05"])
 def test_what_the_front_refuses_is_counted_and_metrics_are_answered_while_all_is_busy(
     here: Gateway, port: int, slow: threading.Event
 ) -> None:
@@ -209,25 +217,27 @@ def test_what_the_front_refuses_is_counted_and_metrics_are_answered_while_all_is
     slow.clear()
     with ThreadPoolExecutor(24) as pool:
         try:
-            until(lambda: one_more() == 8, "both workers to be full")
+            until(lambda: one_more() == 4, "both workers to be full")
             waiting += [pool.submit(post, here) for _ in range(8)]
-            until(lambda: sum(not call.done() for call in waiting) == 8, "all but eight to be refused")
+            until(lambda: sum(not call.done() for call in waiting) == 4, "all but four to be refused")
+            assert scrape(port)["loupe_expected_wait_seconds"] > 0
             asked = time.monotonic()
             metrics = scrape(port)
             assert time.monotonic() - asked < 30, "it waits for nobody"
         finally:
             slow.set()
-        busy = len(waiting) - 8
-        assert Counter(call.result() for call in waiting) == {200: 8, 503: busy}
+        busy = len(waiting) - 4
+        assert Counter(call.result() for call in waiting) == {200: 4, 503: busy}
     # All of it is counted.
-    assert metrics["loupe_requests_in_flight"] == 8
+    assert metrics["loupe_requests_in_flight"] == 4
     assert metrics['loupe_requests_total{endpoint="/predict",status="503"}'] == busy
     codes = {name.split('"')[1]: value for name, value in scrape(port).items() if name.startswith("loupe_errors_total")}
     assert codes == {"too_large": 1, "head_too_large": 1, "bad_request": 3, "request_timeout": 1, "busy": busy}
     metrics = scrape(port)
     assert metrics['loupe_requests_total{endpoint="/predict",status="400"}'] == 2
-    answered_or_parsed = metrics['loupe_stage_duration_seconds_count{stage="whole"}']
-    assert answered_or_parsed == 8 + 1, "what got no thread says nothing of how long an answer takes"
+    assert metrics['loupe_stage_duration_seconds_count{stage="whole"}'] == 4, (
+        "what got no thread says nothing of how long an answer takes"
+    )
     assert not [name for name in metrics if 'stage="arriving"' in name]
 
 
@@ -333,12 +343,59 @@ def test_told_to_stop_it_closes_this_port_too_and_leaves_no_files(here: Gateway,
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+def test_files_that_were_removed_are_made_again_and_counting_begins_anew(
+    here: Gateway, port: int, tmp_path: Path
+) -> None:
+    """Hostile input 47."""
+    assert [post(here) for _ in range(5)] == [200] * 5
+    [folder] = (tmp_path / "tmp").iterdir()
+    shutil.rmtree(folder)
+    assert post(here) == 200
+    assert here.get("/model", Accept="text/html").status == 200
+    until(lambda: scrape(port).get("loupe_body_memory_limit_bytes") == 2 << 28, "both workers to notice")
+    before = scrape(port)['loupe_requests_total{endpoint="/predict",status="200"}']
+    assert before <= 1
+    assert [post(here) for _ in range(5)] == [200] * 5
+    assert scrape(port)['loupe_requests_total{endpoint="/predict",status="200"}'] == before + 5
+    # One of the files.
+    next(folder.glob("gauge_livesum_*.db")).unlink()
+    until(lambda: scrape(port).get("loupe_body_memory_limit_bytes") == 2 << 28, "its worker to notice")
+    assert post(here) == 200
+    assert "Traceback" not in here.log.read_text()
+
+
+@pytest.mark.parametrize("trap", [False, True])
+def test_files_that_cannot_be_made_again_cost_no_answer_and_come_when_they_can(
+    here: Gateway, port: int, tmp_path: Path, trap: bool
+) -> None:
+    """Hostile input 47, where something stands in the folder's place."""
+    [folder] = (tmp_path / "tmp").iterdir()
+    shutil.rmtree(folder)
+    if trap:
+        folder.symlink_to(tmp_path)
+    else:
+        folder.write_bytes(b"")
+    for _ in range(3):
+        answer = ask_port(port, "GET", "/metrics")
+        assert (answer.status, answer.json()["code"]) == (500, "internal_error")
+        assert "see the log" in answer.json()["detail"]
+    assert [post(here) for _ in range(20)] == [200] * 20
+    assert here.get("/model", Accept="text/html").status == 200
+    assert list(tmp_path.glob("*.db")) == []
+    warnings = [line for line in here.log.read_text().splitlines() if "counts nothing" in line]
+    assert 1 <= len(warnings) <= 2, "once a worker"
+    folder.unlink()
+    until(lambda: ask_port(port, "GET", "/metrics").status == 200, "the folder to be made")
+    until(lambda: scrape(port).get("loupe_body_memory_limit_bytes") == 2 << 28, "both workers to notice")
+    until(lambda: post(here) == 200 and scrape(port)["loupe_pictures_total"] > 0, "it to count")
+
+
 def test_a_hangup_reads_the_settings_again_and_keeps_the_counts(here: Gateway, port: int) -> None:
     assert post(here) == 200
     before = here.workers()
     here.process.send_signal(signal.SIGHUP)
     until(lambda: len(here.workers()) == 2 and not set(here.workers()) & set(before), "two new workers")
-    until(lambda: scrape(port)["loupe_requests_in_flight_limit"] == 8, "both to answer")
+    until(lambda: scrape(port)["loupe_body_memory_limit_bytes"] == 2 << 28, "both to answer")
     assert post(here) == 200
     assert scrape(port)['loupe_requests_total{endpoint="/predict",status="200"}'] == 2
 

@@ -12,16 +12,19 @@ from tests.export.test_publish import UNSHARE, mounting
 from tests.support.servers import ROOT
 
 COUNTS = """
-import os, sys
+import os, sys, time
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = sys.argv[1]
 from loupe.gateway.observe import metrics
 from loupe.gateway.observe.record import Entry
 
-if sys.argv[2] == "full before":
+if "full before" in sys.argv[2]:
     fill()
 metrics.start(8)
 if sys.argv[2] == "full after":
     fill()
+if "with room after" in sys.argv[2]:
+    os.remove(sys.argv[1] + "/filler")
+    time.sleep(metrics.CHECK_SECONDS)
 for number in range(300):  # each a series of its own, on new pages
     metrics.record(Entry("id", "GET", "/", "", endpoint=f"endpoint {number}", status=200))
 print("alive", metrics.scrape().count(b"loupe_requests_total{"))
@@ -37,7 +40,9 @@ def fill():
 """
 
 
-@pytest.mark.parametrize(("when", "series"), [("full after", 300), ("full before", 0)])
+@pytest.mark.parametrize(
+    ("when", "series"), [("full after", 300), ("full before", 0), ("full before, with room after", 300)]
+)
 def test_a_worker_outlives_a_full_disk(tmp_path: Path, when: str, series: int) -> None:
     if not mounting():
         pytest.skip("no file system can be mounted here")

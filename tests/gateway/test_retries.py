@@ -1,7 +1,9 @@
-"""What is tried again, and how much of it: one layer, gRPC's, with a budget; and readiness, which bears a blip."""
+"""What is tried again, and how much of it: a broken call once, with a budget, and a refused one for as long as it has
+time; and readiness, which wants a picture computed and bears a blip."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,22 +21,24 @@ from tests.support.backends import Backend, backend
 from tests.support.gateways import Gateway, gateway
 from tests.support.pace import seconds
 from tests.support.pictures import encoded
+from tests.support.servers import until
 
 PICTURE = encoded()
+TIMEOUT = 3  # seconds for the model to answer
 BUDGET = 20  # tries beyond the first that a model server in trouble gets, however many ask
-TRYABLE = [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED]
+TRYABLE = [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED]
 
 
 class Trouble:
     """Which predictions fail, and how."""
 
     def __init__(self) -> None:
-        self.code = grpc.StatusCode.UNAVAILABLE
+        self.code, self.text = grpc.StatusCode.UNAVAILABLE, "as the test says"
         self.fails: Callable[[int], bool] = lambda call: False
 
     def __call__(self, call: int, context: Any) -> None:
         if self.fails(call):
-            context.abort(self.code, "as the test says")
+            context.abort(self.code, self.text)
 
 
 @pytest.fixture
@@ -50,7 +54,7 @@ def behind(trouble: Trouble) -> Iterator[Backend]:
 
 @pytest.fixture
 def here(behind: Backend) -> Iterator[Gateway]:
-    with gateway(f"localhost:{behind.port}", LOUPE_MODEL_TIMEOUT="5") as running:
+    with gateway(f"localhost:{behind.port}", LOUPE_MODEL_TIMEOUT=str(TIMEOUT)) as running:
         yield running
 
 
@@ -89,6 +93,49 @@ def test_a_model_server_in_trouble_gets_no_storm_of_tries(
     assert sent <= len(behind.remaining) <= sent + BUDGET
     trouble.fails = lambda call: False
     assert here.post("/predict", PICTURE).status == 200
+
+
+def test_a_call_that_is_refused_is_sent_again_until_it_is_taken(
+    here: Gateway, behind: Backend, trouble: Trouble
+) -> None:
+    trouble.code, trouble.fails = grpc.StatusCode.RESOURCE_EXHAUSTED, lambda call: call <= 8
+    assert here.post("/predict", PICTURE).status == 200
+    assert len(behind.remaining) == 9
+
+
+def test_a_model_server_that_refuses_everything_is_asked_seldom_and_callers_are_told_at_the_end_of_their_time(
+    here: Gateway, behind: Backend, trouble: Trouble
+) -> None:
+    trouble.code, trouble.fails = grpc.StatusCode.RESOURCE_EXHAUSTED, lambda call: True
+    callers, started = 8, time.monotonic()
+    with ThreadPoolExecutor(callers) as pool:
+        answers = list(pool.map(lambda _: here.post("/predict", PICTURE), range(callers)))
+    assert time.monotonic() - started > TIMEOUT
+    assert {(answer.status, answer.json()["code"]) for answer in answers} == {(503, "model_unavailable")}
+    assert {answer.headers["Retry-After"] for answer in answers} == {"1"}
+    print(f"\n{len(behind.remaining)} tries")
+    assert len(behind.remaining) <= callers + 30, "together, in pauses that grow"
+    trouble.fails = lambda call: False
+    assert here.post("/predict", PICTURE).status == 200
+
+
+def test_a_call_that_is_refused_ends_with_its_callers_time(here: Gateway, trouble: Trouble) -> None:
+    trouble.code, trouble.fails = grpc.StatusCode.RESOURCE_EXHAUSTED, lambda call: True
+    started = time.monotonic()
+    answer = here.post("/predict", PICTURE, **{"X-Request-Timeout": "1"})
+    assert (answer.status, answer.json()["code"]) == (504, "out_of_time")
+    assert 0.9 < time.monotonic() - started < TIMEOUT
+
+
+def test_pictures_that_are_too_many_for_its_memory_are_not_sent_again(
+    here: Gateway, behind: Backend, trouble: Trouble
+) -> None:
+    trouble.code, trouble.fails = grpc.StatusCode.RESOURCE_EXHAUSTED, lambda call: True
+    trouble.text = "OOM when allocating tensor with shape[32,299,299,3]"
+    answer = here.post("/predict", PICTURE)
+    assert (answer.status, answer.json()["code"]) == (503, "model_unavailable")
+    assert "send fewer" in answer.json()["detail"]
+    assert len(behind.remaining) == 1
 
 
 def test_failures_now_and_then_are_mended_however_long_it_goes_on(
@@ -133,18 +180,28 @@ class Model:
     def __init__(self) -> None:
         self.now, self.heard = 100.0, -1.0
         self.problem: ModelError | None = None
-        self.readiness = Readiness(self.ask, lambda: self.heard, clock=lambda: self.now)
+        self.served, self.tried = 7, 0
+        self.computes: Callable[[], None] = lambda: None
+        self.failing_since: float | None = None
+        self.readiness = Readiness(
+            self.ask, self.try_out, lambda: self.heard, lambda: self.failing_since, clock=lambda: self.now
+        )
 
     def ask(self) -> tuple[int, Card]:
         if self.problem:
             raise self.problem
         self.heard = self.now
-        return 7, Card.from_json(models.card().encode())
+        return self.served, Card.from_json(models.card().encode())
+
+    def try_out(self) -> tuple[int, Card]:
+        self.tried += 1
+        self.computes()
+        return self.ask()
 
     def is_ready(self, after: float = 0.0) -> bool:
         self.now += after
         try:
-            return self.readiness.version() == 7
+            return self.readiness.version() == self.served
         except ModelError:
             return False
 
@@ -191,13 +248,88 @@ def test_a_model_that_does_not_fit_is_not_waited_for() -> None:
     assert not model.is_ready(), "and being away makes it no better"
 
 
+def test_it_is_ready_once_the_model_has_computed_a_picture_and_each_version_is_tried_once() -> None:
+    model = Model()
+    assert [model.is_ready(after=1) for _ in range(5)] == [True] * 5
+    assert model.tried == 1
+    model.served = 8
+    assert [model.is_ready(after=1) for _ in range(5)] == [True] * 5
+    assert model.tried == 2
+
+
+def test_a_model_that_cannot_compute_is_not_ready_until_it_can() -> None:
+    model = Model()
+
+    def cannot() -> None:
+        raise ModelUnfit("it cannot compute")
+
+    assert model.is_ready()
+    model.served, model.computes = 8, cannot
+    with pytest.raises(ModelUnfit, match="cannot compute"):
+        model.readiness.version()
+    assert not model.is_ready(after=1)
+    model.computes = lambda: None
+    assert model.is_ready(after=1)
+
+
+def test_a_first_picture_that_takes_long_is_waited_for_and_what_was_ready_stays_so() -> None:
+    model, done = Model(), threading.Event()
+
+    def slow() -> None:
+        assert done.wait(60)
+
+    # At the start.
+    model.computes = slow
+    with pytest.raises(ModelUnavailable, match="first picture"):
+        model.readiness.version()
+    assert model.tried == 1
+    assert not model.is_ready(after=60)
+    assert model.tried == 1, "one trial at a time"
+    done.set()
+    until(model.is_ready, "ready")
+    # Then of the next version.
+    done.clear()
+    model.served = 8
+    assert [model.readiness.version() for _ in range(3)] == [7] * 3
+    done.set()
+    until(model.is_ready, "the next version")
+    assert model.tried == 2
+
+
+def test_a_picture_that_takes_longer_than_any_request_may_makes_it_not_ready() -> None:
+    model = Model()
+
+    def too_slow() -> None:
+        raise ModelTooSlow("no answer in time")
+
+    assert model.is_ready()
+    model.served, model.computes = 8, too_slow
+    with pytest.raises(ModelTooSlow):
+        model.readiness.version()
+
+
+def test_a_model_that_gives_its_card_and_fails_all_predictions_is_tried_again() -> None:
+    model = Model()
+
+    def fails() -> None:
+        raise ModelUnfit("INTERNAL")
+
+    assert model.is_ready() and model.tried == 1
+    model.failing_since, model.computes = model.now, fails
+    assert model.is_ready(after=2), "a short failure does not show"
+    assert not model.is_ready(after=2) and model.tried == 2
+    assert not model.is_ready() and model.tried == 3
+    model.computes = lambda: None
+    assert model.is_ready()
+
+
 @pytest.mark.timing
 def test_probes_that_wait_for_a_model_that_hangs_do_not_pile_up() -> None:
     def hangs() -> tuple[int, Card]:
         time.sleep(1)
         raise ModelTooSlow("hangs")
 
-    readiness = Readiness(hangs, lambda: 0.0)
+    readiness = Readiness(hangs, hangs, lambda: 0.0, lambda: None)
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(readiness.version)
         time.sleep(0.1)

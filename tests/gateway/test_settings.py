@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -53,8 +54,8 @@ def test_labels_that_are_too_few_empty_or_equal_are_refused(text: str) -> None:
         Settings.from_environment({"LOUPE_LABELS": text})
 
 
-def test_the_preprocessors_are_those_of_keras_image_helper_and_rescale() -> None:
-    assert set(PREPROCESSORS) == {*preprocessors, "rescale"}
+def test_the_preprocessors_are_those_of_keras_image_helper_rescale_and_none() -> None:
+    assert set(PREPROCESSORS) == {*preprocessors, "rescale", "none"}
     assert Settings.from_environment({"LOUPE_PREPROCESS": "Xception"}).preprocess == "xception"
 
 
@@ -139,8 +140,11 @@ def test_a_gateway_that_reads_its_settings_again_is_not_in_its_own_way() -> None
         until(lambda: len(here.workers()) == 2, "the next gunicorn")
         (successor,) = set(here.workers()) - set(old)
         children = Path(f"/proc/{successor}/task/{successor}/children")
-        until(lambda: children.exists() and children.read_text(), "its worker")
-        assert "cannot be used" not in here.log.read_text()
+        try:
+            until(lambda: children.exists() and children.read_text(), "its worker")
+            assert "cannot be used" not in here.log.read_text()
+        finally:
+            os.kill(successor, signal.SIGTERM)
 
 
 def test_a_port_given_to_gunicorn_itself_counts() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.gateways import Gateway, gateway, running
+from tests.support.gateways import Gateway, connect, gateway, running
 from tests.support.pace import seconds
 from tests.support.pictures import encoded
 from tests.support.servers import ROOT, ModelServer, free_port, meanwhile, until
@@ -26,17 +26,11 @@ PROMPT = 1.0  # seconds that an orchestrator gives a probe
 
 @pytest.fixture
 def here(server: ModelServer) -> Iterator[Gateway]:
-    with gateway(f"localhost:{server.port}", LOUPE_THREADS="2", LOUPE_QUEUE="2") as running:
+    with gateway(f"localhost:{server.port}", LOUPE_THREADS="2") as running:
         before = running.workers()
         yield running
         assert running.workers() == before
         assert "Traceback" not in running.log.read_text()
-
-
-def connect(here: Gateway, data: bytes = b"") -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", here.port), timeout=60)
-    connection.sendall(data)
-    return connection
 
 
 def served_promptly(here: Gateway, duration: float) -> None:
@@ -115,14 +109,15 @@ def test_a_refusal_keeps_nothing_of_its_request(here: Gateway, path: str) -> Non
 
 
 def test_unfinished_uploads_keep_no_others_out(here: Gateway) -> None:
-    """Fourteen of nearly ten megabytes, whose senders fall silent: more than may lie here unfinished."""
+    """Thirty of nearly ten megabytes, whose senders fall silent: more than may lie here unfinished."""
     head = b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: image/jpeg\r\nContent-Length: 9999999\r\n\r\n"
     with ExitStack() as stack:
-        for _ in range(14):
+        for _ in range(30):
             stack.enter_context(connect(here, head + bytes(9_999_000)))
         for size in (10_000, 300_000, 3_000_000):
             answer = here.post("/predict", PICTURE + bytes(size), "image/jpeg")
             assert answer.status == 200, answer.body
+        assert here.log.read_text().count('"busy"') <= 5, "no more are cut than have to be"
 
 
 @pytest.mark.parametrize("path", ["/docs", pytest.param("/healthz", marks=pytest.mark.slow)])
@@ -197,16 +192,19 @@ def test_one_that_takes_over_goes_on_listening_when_the_old_one_ends(server: Mod
             until(lambda: not Path(f"/proc/{new}/fd").exists() or not children(new), "its end")
 
 
-def test_a_socket_that_systemd_keeps_is_heard_by_the_next(server: ModelServer) -> None:
-    """A unit's socket outlives the service: what ends must not make it deaf."""
+@pytest.mark.parametrize("given", ["by systemd", "by its number"])
+def test_a_socket_that_another_process_keeps_is_heard_by_the_next(server: ModelServer, given: str) -> None:
+    """It outlives the service: what ends must not make it deaf."""
+    arguments, variables = (["--bind", "fd://3"], {}) if given == "by its number" else ([], {"LISTEN_FDS": "1"})
+    gunicorn = (sys.executable, "-m", "gunicorn", "gateway:app")
     with socket.create_server(("127.0.0.1", 0), backlog=64) as kept:
         port = port_of(kept)
         for _ in range(2):
             with tempfile.TemporaryDirectory() as scratch, (Path(scratch) / "log").open("wb") as out:
                 process = subprocess.Popen(
-                    ["sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh", sys.executable, "-m", "gunicorn", "gateway:app"],
+                    ["sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh", *gunicorn, *arguments],
                     cwd=ROOT, stdout=out, stderr=out, preexec_fn=lambda: os.dup2(kept.fileno(), 3), pass_fds=(3,),
-                    env=environment(server, port) | {"LISTEN_FDS": "1"},
+                    env=environment(server, port) | variables,
                 )  # fmt: skip
                 here = Gateway(process, port, Path(scratch) / "log")
                 try:
@@ -214,6 +212,7 @@ def test_a_socket_that_systemd_keeps_is_heard_by_the_next(server: ModelServer) -
                 finally:
                     process.send_signal(signal.SIGTERM)
                     assert process.wait(60) == 0
+                    socket.create_connection(("127.0.0.1", port), timeout=10).close()
 
 
 def environment(server: ModelServer, port: int) -> dict[str, str]:

@@ -214,7 +214,7 @@ def here(sample_models: Path) -> Iterator[Gateway]:
         "LOUPE_WORKERS": str(WORKERS),
         "LOUPE_MODEL_TIMEOUT": "60",  # what is looked for is growth; how fast the machine is does not matter
         "LOUPE_THREADS": "4",
-        "LOUPE_QUEUE": "8",
+        "LOUPE_FETCHES": "2",  # threads start when they are first needed: so few are all there when it is warm
         "LOUPE_FETCH_ALLOW": "127.0.0.1",
     }
     with defended(sample_models, **settings) as running:

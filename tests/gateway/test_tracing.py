@@ -124,7 +124,7 @@ def collector() -> Iterator[Collector]:
     )
     name = "opentelemetry.proto.collector.trace.v1.TraceService"
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(name, {"Export": handler})])
-    here.port = server.add_insecure_port("localhost:0")
+    here.port = server.add_insecure_port(f"localhost:{free_port()}")
     server.start()
     try:
         yield here

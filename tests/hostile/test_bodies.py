@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+from pathlib import Path
 
 import pytest
 
 from tests.support.gateways import Gateway
 from tests.support.hostile import PICTURE, answered, check_problem, in_time, refused
+from tests.support.pace import seconds
 
 B64 = base64.b64encode(PICTURE).decode()
 URL = "http://example.org/x.jpg"
@@ -91,6 +94,50 @@ NO_QUESTION |= {
 def test_json_that_is_no_question_is_a_bad_request(here: Gateway, name: str) -> None:
     """Hostile inputs 1, 2, 4 and 9."""
     refused(lambda: here.post("/predict", NO_QUESTION[name], "application/json"), 400, "bad_request")
+
+
+MANY: dict[str, bytes] = {  # of 8 to 10 MB each; unbounded, they took up to 3.5 s of processor time and 420 MB
+    "URLs": b'{"urls": [' + b'"a",' * 2_400_000 + b'"a"]}',
+    "lists": b'{"a": "", "b": "", "x": [' + b"[]," * 3_200_000 + b"1]}",
+    "objects": b'{"a": "", "b": "", "x": [' + b"{}," * 3_200_000 + b"1]}",
+    "objects in objects": b'{"a": "", "b": "", "x": ' + b'{"":' * 2_000_000,
+    "numbers": b'{"a": "", "b": "", "x": [' + b"1e999," * 1_600_000 + b"1]}",
+    "keys": b"{" + b",".join(b'"%x":1' % number for number in range(900_000)) + b"}",
+    "one key": b"{" + b'"":1,' * 1_900_000 + b'"":1}',
+    "digits": b'{"a": "", "b": "", "x": [' + (b"9" * 4_000 + b",") * 2_390 + b"1]}",
+}
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("name", MANY)
+def test_json_of_millions_costs_little_before_it_is_refused(here: Gateway, name: str) -> None:
+    """Hostile input 40."""
+    (worker,) = here.workers()
+    forget_peak(worker)
+    held, spent = memory(worker, "VmRSS"), processor_seconds(worker)
+    refused(lambda: here.post("/predict", MANY[name], "application/json"), 400, "bad_request")
+    assert processor_seconds(worker) - spent < seconds(0.3)
+    assert memory(worker, "VmHWM") - held < 60, "MB; three times the body is 30"
+
+
+def test_base64_of_nine_megabytes_is_answered(here: Gateway) -> None:
+    text = base64.b64encode(PICTURE + bytes(6_900_000 - len(PICTURE))).decode()
+    answered(lambda: here.post_json("/predict", {"b64": text}))
+    answered(lambda: here.post_json("/predict", {"b64": "data:image/jpeg;base64," + text}))
+
+
+def processor_seconds(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory(process: int, line: str) -> float:
+    """Return this line of the process's status in MB."""
+    return int(Path(f"/proc/{process}/status").read_text().split(f"{line}:")[1].split()[0]) / 1000
+
+
+def forget_peak(process: int) -> None:
+    Path(f"/proc/{process}/clear_refs").write_text("5")  # VmHWM is counted from now on
 
 
 @pytest.mark.parametrize("letter", ["\r", "\n", "\0", " ", "\\", "\t", "\x7f", "\x1b", "\u2028", "\u202e", "é", "１"])

@@ -47,6 +47,7 @@ NO_HTTP = {
     "a length of 0x5": post(b"Content-Length: 0x5\r\n", b"hello"),
     "a length of 5_0": post(b"Content-Length: 5_0\r\n", b"hello"),
     "a length of 1e1": post(b"Content-Length: 1e1\r\n", b"hello"),
+    "a length beyond all numbers": post(b"Content-Length: " + b"9" * 30 + b"\r\n"),
     "a length in superscript": post("Content-Length: ²\r\n".encode("latin-1"), b"hello"),
     "an empty length": post(b"Content-Length:\r\n", b"hello"),
     "chunks in HTTP/1.0": post(CHUNKED, b"0\r\n\r\n" + SMUGGLED, b"POST /predict HTTP/1.0"),
@@ -71,6 +72,8 @@ NO_HTTP = {
     "HTTP/11.1": post(b"", line=b"GET / HTTP/11.1"),
     "no version": post(b"", line=b"GET /"),
     "a small method": post(b"", line=b"get /healthz HTTP/1.1"),
+    "an endless method": b"G" * 200_000,
+    "a method unknown": post(b"", line=b"BREW / HTTP/1.1"),
     "a method with a colon": post(b"", line=b"GE:T / HTTP/1.1"),
     "a method without end": post(b"", line=b"G" * 300 + b" / HTTP/1.1"),
     "a tab for a space": post(b"", line=b"GET\t/\tHTTP/1.1"),
@@ -87,7 +90,6 @@ NO_HTTP = {
     + bytes(12)
     + b"GET / HTTP/1.1\r\nHost: h\r\n\r\n",
     "gRPC": b"PRI * HTTP/2.0\r\n\r\n",
-    "empty lines": b"\r\n" * 1000,
 }
 
 
@@ -114,12 +116,8 @@ TOO_LONG = {
     "ten thousand names": (post(b"".join(b"A%d: b\r\n" % n for n in range(10_000))), 431),
     "a hundred and one headers": (post(b"A: b\r\n" * 101), 431),
     "head without an end": (b"GET / HTTP/1.1\r\nA: " + b"a" * 200_000, 431),
-    "method without an end": (b"G" * 200_000, 431),
     "length of a terabyte": (post(b"Content-Length: 1000000000000\r\n"), 413),
-    "length beyond all numbers": (post(b"Content-Length: " + b"9" * 30 + b"\r\n"), 413),
     "length one beyond": (post(b"Content-Length: 10000001\r\n"), 413),
-    "chunk of four gigabytes": (post(CHUNKED, b"ffffffff\r\nabc"), 413),
-    "chunk beyond all numbers": (post(CHUNKED, b"f" * 40 + b"\r\nabc"), 413),
     "a million chunks": (post(CHUNKED, b"1\r\nx\r\n" * 3_600_000), 413),
     "extensions of chunks": (post(CHUNKED, (b"1;" + b"e" * 250 + b"\r\nx\r\n") * 90_000), 413),
 }
@@ -137,11 +135,13 @@ def test_what_is_too_long_is_refused_before_it_is_taken(here: Gateway, name: str
     "chunks",
     [
         b"zz\r\n", b"-5\r\nabcde\r\n", b"+5\r\nabcde\r\n0\r\n\r\n", b"0x5\r\nabcde\r\n0\r\n\r\n", b"\r\n\r\n", b" \r\n",
+        b"f" * 40 + b"\r\nabc",
         b"5 5\r\nabcde\r\n0\r\n\r\n", b"5\r\nabcdefg\r\n0\r\n\r\n", b"5\nabcde\n0\n\n", b"5\rabcde", b"f" * 9000,
         b"5;\x00\r\nabcde\r\n0\r\n\r\n", b"5;a=\"\r\nabcde\r\n0\r\n\r\n", b"5\r\nabcde0\r\n\r\n", b"5;" + b"a" * 9000,
         b"5\r\nabcde\r\n0\r\nContent-Length: 5\r\n\r\n", b"5\r\nabcde\r\n0\r\nno trailer\r\n\r\n",
         b"5\r\nabcde\r\n0\r\nHost: other\r\n\r\n", b"5\r\nabcde\r\n0\r\nX: a\0b\r\n\r\n",
         b"5\r\nabcde\r\n0\r\n" + b"A: b\r\n" * 20_000 + b"\r\n",
+        b"5\r\nabcde\r\n0\r\nConnection: close\r\n\r\n", b"5\r\nabcde\r\n0\r\nUpgrade: h2c\r\n\r\n",
     ],
 )  # fmt: skip
 def test_chunks_that_are_none_are_refused_at_once(here: Gateway, chunks: bytes) -> None:
@@ -183,7 +183,7 @@ def test_odd_framing_byte_by_byte_holds_no_thread_either(here: Gateway) -> None:
 @pytest.mark.parametrize(
     "start",
     [
-        *(b"P", post(CHUNKED, b"5\r\nab")),
+        *(b"P", post(CHUNKED, b"5\r\nab"), post(CHUNKED, b"ffffffff\r\nabc")),
         *(pytest.param(start, marks=pytest.mark.slow) for start in (b"POST /predict HTTP/1.1\r\n", sized()[:-1])),
     ],
 )

@@ -100,15 +100,33 @@ def test_a_picture_as_long_as_any_may_be_costs_little_more_memory_than_its_pixel
 def test_one_that_is_long_and_thin_needs_no_room_between_rows_and_columns(
     size: tuple[int, int], orientation: int
 ) -> None:
-    """Measure in a process of its own: this one may have needed more before."""
+    thin = encoded(Image.linear_gradient("L").resize(size).convert("RGB"), "PNG", exif=exif(orientation))
+    assert most_memory(thin) < 20_000  # kB
+
+
+@pytest.mark.parametrize(("mode", "most"), [("RGB", 190_000), ("RGBA", 190_000), ("LA", 350_000), ("P", 240_000)])
+def test_transparency_costs_a_large_picture_no_copies(mode: str, most: int) -> None:
+    clear = Image.new(mode, (6300, 6300), 1 if mode == "P" else tuple(range(50, 50 + 30 * len(mode), 30)))
+    data = encoded(clear, "PNG", **({"transparency": 1} if mode == "P" else {}))
+    assert most_memory(data) < most  # kB: 159 for the pixels as RGB or RGBA, twice that where they are made from LA
+
+
+def most_memory(data: bytes) -> int:
+    """Return the kB that decoding takes. In a process of its own: this one may have needed more before."""
     code = (
         "import re, sys; from loupe.images.api import decode\n"
         "def most(): return int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])\n"
         "data = sys.stdin.buffer.read(); before = most(); decode(data, 299, 299); print(most() - before)"
     )
-    thin = encoded(Image.linear_gradient("L").resize(size).convert("RGB"), "PNG", exif=exif(orientation))
-    output = subprocess.run([sys.executable, "-c", code], input=thin, capture_output=True, cwd=ROOT, check=True).stdout
-    assert int(output) < 20_000  # kB
+    done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, cwd=ROOT, check=True)
+    return int(done.stdout)
+
+
+def test_what_lies_over_white_is_the_same_in_bands_and_at_once() -> None:
+    noise = np.random.default_rng(3).integers(0, 256, (1300, 1700, 4), np.uint8)
+    image = Image.fromarray(noise)
+    at_once = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    assert (decode(encoded(image, "PNG"), 64, 64) == decode(encoded(at_once, "PNG"), 64, 64)).all()
 
 
 @pytest.mark.parametrize("size", [(50_000, 50_000), (2**31 - 1, 2**31 - 1), (6400, 6400), (65_536, 1), (1, 40_000_000)])

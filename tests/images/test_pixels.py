@@ -26,6 +26,7 @@ from PIL import Image
 
 from loupe.card import Card
 from loupe.errors import ImageError
+from loupe.gateway.decoding import DecodeMemory
 from loupe.gateway.predictions import Batch
 from loupe.gateway.request.body import SentPictures
 from loupe.gateway.settings import Settings
@@ -41,6 +42,7 @@ CARD = Card("any", ("one", "other"), HEIGHT, WIDTH)
 TABLE = Path(__file__).with_name("pixels.json")
 PHOTOGRAPHS = Path(os.environ.get("PHOTOGRAPHS", ROOT / "data" / "clothing"))
 TARGETS = (150, 224, 299)
+SETTINGS = Settings.from_environment({})
 
 
 def frozen_form(name: str) -> Any:
@@ -132,7 +134,7 @@ def test_training_and_the_gateway_see_identical_pixels(tmp_path: Path) -> None:
     for file, data in zip(files, pictures.values(), strict=True):
         file.path.write_bytes(data)
     learnt, read, skipped = decode_all(files, HEIGHT, WIDTH, tmp_path)
-    batch = Batch(SentPictures(list(pictures.values()), is_batch=True), Settings.from_environment({}))
+    batch = Batch(SentPictures(list(pictures.values()), is_batch=True), SETTINGS, DecodeMemory(SETTINGS.decode_memory))
     batch.fetch_urls()
     served = batch.pixels(CARD)
     assert not skipped
@@ -231,7 +233,7 @@ def test_what_cannot_be_read_is_the_same_in_training_and_in_the_gateway(tmp_path
     for file, content in zip(files, data, strict=True):
         file.path.write_bytes(content)
     _, read, skipped = decode_all(files, HEIGHT, WIDTH, tmp_path)
-    batch = Batch(SentPictures(list(data), is_batch=True), Settings.from_environment({}))
+    batch = Batch(SentPictures(list(data), is_batch=True), SETTINGS, DecodeMemory(SETTINGS.decode_memory))
     batch.fetch_urls()
     assert len(batch.pixels(CARD)) == len(read) == 1
     assert [file.path for file in files[:4]] == [picture.path for picture in skipped]

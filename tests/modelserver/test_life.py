@@ -195,15 +195,23 @@ def test_a_model_that_never_loads_ends_the_server_with_one_reason(tmp_path: Path
 # -------------------------------------------------------------------------------------------- signals and threads
 
 
-def in_flight(server: ModelServer, turns: int) -> Any:
-    """A call that the server has begun to compute: it spends CPU time."""
+def in_flight(server: ModelServer) -> tuple[Any, int]:
+    """A call that the server has begun to compute, for it spends CPU time, and its turns. It takes about three seconds
+    on any machine: a server that is told to stop cuts it off after ten."""
+    predict, trial = predictor(server), 200
+    predict(turns_request(1), timeout=60)
+    started = time.monotonic()
+    predict(turns_request(trial), timeout=60)
+    turns = max(trial, round(3 * trial / (time.monotonic() - started)))
     spent = cpu_seconds(server)
-    call = predictor(server).future(
-        proto.predict_request("slow", {"turns": np.array([[turns]], np.float32)}), timeout=60
-    )
+    call = predict.future(turns_request(turns), timeout=60)
     until(lambda: cpu_seconds(server) > spent + 0.2, "the server to compute")
     assert not call.done()
-    return call
+    return call, turns
+
+
+def turns_request(turns: int) -> Any:
+    return proto.predict_request("slow", {"turns": np.array([[turns]], np.float32)})
 
 
 def cpu_seconds(server: ModelServer) -> float:
@@ -219,18 +227,18 @@ def slow(shelf: Path, tmp_path: Path, engine: str) -> Iterator[ModelServer]:
 
 
 def test_sigterm_lets_a_call_in_flight_end(slow: ModelServer) -> None:
-    call = in_flight(slow, 5_000)
+    call, turns = in_flight(slow)
     slow.process.terminate()
     until(lambda: "stopping" in slow.stderr(), "the signal to arrive")
     assert not call.done()
-    assert proto.to_array(call.result().outputs["done"])[0, 0] == pytest.approx(5_000, abs=1)
+    assert proto.to_array(call.result().outputs["done"])[0, 0] == pytest.approx(turns, abs=1)
     assert slow.process.wait(60) == 0
 
 
 def test_a_call_beyond_the_threads_is_resource_exhausted(slow: ModelServer) -> None:
-    call = in_flight(slow, 3_000)
+    call, _ = in_flight(slow)
     with pytest.raises(grpc.RpcError) as caught:
-        predictor(slow)(proto.predict_request("slow", {"turns": np.zeros((1, 1), np.float32)}), timeout=60)
+        predictor(slow)(turns_request(0), timeout=60)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     call.result()
 
@@ -238,7 +246,7 @@ def test_a_call_beyond_the_threads_is_resource_exhausted(slow: ModelServer) -> N
 def test_as_many_callers_as_threads_are_all_answered(shelf: Path, tmp_path: Path, engine: str) -> None:
     """Each asks again as soon as it has its answer."""
     publish(shelf / "slow", tmp_path / "slow" / "1")
-    nothing = proto.predict_request("slow", {"turns": np.zeros((1, 1), np.float32)})
+    nothing = turns_request(0)
     with (
         model_server(tmp_path, "slow", "--grpc_max_threads=4", engine=engine) as server,
         ThreadPoolExecutor(4) as callers,

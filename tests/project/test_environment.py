@@ -72,6 +72,10 @@ def test_tensorflow_is_counted_once_though_the_gpu_packages_bring_it_in_too(proj
     assert "about 3590 MB to download" in announced(project, "packages", "training", "gpu")
 
 
+def test_the_weights_of_a_backbone_are_a_category_of_their_own(project: Path) -> None:
+    assert "about 57 MB to download" in announced(project, "packages", "efficientnetlite0")
+
+
 @pytest.mark.slow
 def test_without_a_network_the_last_line_says_so_and_nothing_is_believed_to_be_installed(project: Path) -> None:
     done = set_up(project, "packages")

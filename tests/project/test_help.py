@@ -17,7 +17,7 @@ from tests.support.servers import ROOT
 
 SCRIPTS = (
     "train.py", "convert.py", "gateway.py", "serve.py", "predict.py", "test.py", "data/tires.py", "data/fetch.py",
-    "-m loupe.modelserver", "-m loupe.gateway.keys", "tools/environment.py",
+    "-m loupe.modelserver", "-m loupe.gateway.keys", "tools/environment.py", "tools/release.py",
 )  # fmt: skip
 BENCHMARKS = ("benchmarks/footprint.py", "benchmarks/frozen.py", "benchmarks/tune.py", "benchmarks/sample.py")
 SCREEN = 50  # lines; what has more is grouped

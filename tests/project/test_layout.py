@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from loupe.cli import OTHER_WORDS
 from tests.support.servers import ROOT
 
 # Boxes are the folders and files directly in loupe/ or in a wing. Each line: a box, and the boxes it imports.
@@ -23,30 +24,33 @@ SHARED = """
     cardless        card errors images proto
     cli             errors
     checksums       files
-    engines         checksums errors files proto
+    engines         checksums errors files proto quiet
     errors
     familiarity     errors
     feedback        errors files
     files
     gradcam         errors
-    images          errors
+    images          errors malloc
     malloc
     prediction      card
     progress
     proto
+    quiet           errors
     tfrecord        files
 """
 GATEWAY = """
-    app             access docs feedback model model_page observe predictions problems request settings
+    app             access decoding docs feedback model model_page observe predictions problems request settings
     keys            access
-    predictions     model request settings
+    predictions     decoding model request settings
+    decoding        observe request settings
     model_page      observe settings
-    feedback        model observe predictions request settings
-    door            observe problems settings
+    feedback        decoding model observe predictions request settings
+    door            neighbours observe problems request settings
     docs            problems request settings
     access          observe settings
-    model           observe request settings
+    model           neighbours observe request settings
     request         observe settings
+    neighbours
     observe
     problems
     settings
@@ -58,25 +62,25 @@ TRAINING = """
     pipeline        data evaluate fit network settings tune
     report          data evaluate
     evaluate        data network
+    tune            fit
     fit             data
-    tune
     network         settings
     data
     recipes         settings
+    resume          run settings
     run
     settings
 """
 EXPORT = """
-    convert         graph parity publish quiet replay_pictures source variants
-    variants        graph parity quiet replay_pictures source
-    parity          graph quiet replay_pictures source
-    foreign         graph source
+    convert         graph parity publish replay_pictures source variants
+    variants        graph parity replay_pictures source
+    parity          graph replay_pictures source
+    foreign         graph replay_pictures source
     publish         graph
     source          graph run_folder
     graph
     replay_pictures
     run_folder
-    quiet
 """
 MODELSERVER = """
     __main__        flags server
@@ -197,7 +201,7 @@ def test_there_is_no_circle_of_imports() -> None:
     [
         ("gateway/settings.py", "from loupe.gateway.access import keys", ("gateway/settings", "gateway/access")),
         ("gateway/observe/logs.py", "    import loupe.gateway.model.client", ("gateway/observe", "gateway/model")),
-        ("training/data/splits.py", "from loupe.export import quiet", ("training/data", "export/quiet")),
+        ("training/data/splits.py", "from loupe.export import source", ("training/data", "export/source")),
         ("images/api.py", "from loupe.card import Card", ("images", "card")),
         ("errors.py", "from loupe import files", ("errors", "files")),
     ],
@@ -266,6 +270,32 @@ def test_an_unknown_flag_is_one_line_and_status_2(script: str) -> None:
     assert "'--halp' is no flag of this script; did you mean --help?" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "meant"),
+    [
+        ("train.py photos --learning-rate 0.001", "; did you mean --lr?"),
+        ("train.py photos --validation_split=0.2", "; did you mean --validation?"),
+        ("train.py photos --early-stopping 5", "; did you mean --patience?"),
+        ("train.py photos --epcohs 5", "; did you mean --epochs?"),
+        ("train.py --data photos", "."),
+        ("convert.py model.h5 --classes cup,fork", "; did you mean --labels?"),
+        ("serve.py --model cars", "; did you mean --model-name?"),
+    ],
+)
+def test_a_flag_as_others_call_it_is_told_by_its_name_here(command: str, meant: str) -> None:
+    """--early-stopping and --learning-rate were taken for --erasing, --data for --decay."""
+    done = subprocess.run([sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert f"is no flag of this script{meant} --help lists all flags." in done.stderr
+
+
+def test_the_flags_that_others_call_otherwise_are_flags_of_a_script() -> None:
+    sources = "".join((ROOT / script).read_text() for script in ("train.py", "convert.py", "serve.py"))
+    sources += (ROOT / "loupe/training/settings.py").read_text()
+    for flag in OTHER_WORDS:
+        assert f'"{flag}"' in sources or f"    {flag[2:].replace('-', '_')}: " in sources, flag
+
+
 def test_one_lock_file_pins_one_version_of_each_package_and_names_no_source() -> None:
     lock = json.loads((ROOT / "Pipfile.lock").read_text())
     assert lock["_meta"]["sources"] == []
@@ -275,28 +305,6 @@ def test_one_lock_file_pins_one_version_of_each_package_and_names_no_source() ->
             assert entry["hashes"]
             versions.setdefault(name, set()).add(entry["version"])
     assert {name: pinned for name, pinned in versions.items() if len(pinned) > 1} == {}
-
-
-def test_pipenv_is_the_same_in_the_image_as_in_the_makefile() -> None:
-    pinned = re.search(r'PIPENV = "(.+)"', (ROOT / "tools" / "environment.py").read_text())
-    assert pinned
-    assert f"pipenv=={pinned[1]} " in (ROOT / "image-gateway.dockerfile").read_text()
-
-
-def test_the_gateways_image_gets_every_module_that_the_gateway_imports(tmp_path: Path) -> None:
-    """Copy what the dockerfile copies, and import it there."""
-    for line in (ROOT / "image-gateway.dockerfile").read_text().splitlines():
-        if line.startswith("COPY") and "Pipfile" not in line:
-            *sources, target = line.split()[1:]
-            for source in (path for pattern in sources for path in ROOT.glob(pattern)):
-                folder = tmp_path / target
-                folder = folder if source.is_file() else folder.parent
-                folder.mkdir(parents=True, exist_ok=True)
-                subprocess.run(["cp", "-r", source, folder], check=True)
-    done = subprocess.run(
-        [sys.executable, "-c", "import gateway; gateway.app"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def test_no_committed_file_names_a_registry() -> None:

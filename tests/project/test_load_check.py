@@ -139,7 +139,7 @@ def test_a_connection_that_was_closed_meanwhile_is_made_anew() -> None:
 
 def test_what_a_full_gateway_refuses_is_counted_and_waits_as_it_is_told() -> None:
     began = time.monotonic()
-    with served(lambda _: time.sleep(0.2), LOUPE_THREADS="1", LOUPE_QUEUE="0") as (here, asked):
+    with served(lambda _: time.sleep(0.2), LOUPE_THREADS="1", LOUPE_MAX_WAIT="0.05") as (here, asked):
         done = load(here.port, "--load", "24")
         refused = count("refused", done.stdout)
         assert done.returncode == 1

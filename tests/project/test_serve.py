@@ -72,6 +72,21 @@ def test_the_sample_is_served_and_the_smoke_check_agrees(tmp_path: Path, sample_
         assert not [child for child in running if Path(f"/proc/{child}").exists()]
 
 
+def test_proxies_that_the_environment_names_are_not_used(
+    tmp_path: Path, sample_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hostile inputs 45; the gateway in tests/gateway/test_fetch.py."""
+    nobody = f"http://127.0.0.1:{free_port()}"
+    for name in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"):
+        monkeypatch.setenv(name, nobody)
+        monkeypatch.setenv(name.upper(), nobody)
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("NO_PROXY", "")
+    with served(sample_models, tmp_path / "log") as (port, _):
+        done = smoke("--url", f"http://localhost:{port}")
+        assert done.returncode == 0, done.stderr
+
+
 def test_a_url_from_an_allowed_origin_is_answered(tmp_path: Path, sample_models: Path) -> None:
     data = (ROOT / "data" / "samples" / "cracked-1.jpg").read_bytes()
 
@@ -188,6 +203,17 @@ def test_a_taken_port_is_said_before_anything_is_started() -> None:
         said = refusal("--port", str(taken.getsockname()[1]))
     assert said.count("\n") == 1
     assert "make PORT=8080 up" in said
+
+
+def test_it_listens_on_port_unless_loupe_port_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hosts of one container set PORT. The port is taken, so that it is named."""
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as other:
+        ports = [str(server.getsockname()[1]) for server in (taken, other)]
+        monkeypatch.delenv("LOUPE_PORT", raising=False)
+        monkeypatch.setenv("PORT", ports[0])
+        assert ports[0] in refusal()
+        monkeypatch.setenv("LOUPE_PORT", ports[1])
+        assert ports[1] in refusal()
 
 
 def test_a_model_that_is_not_there_or_has_no_version_is_said(tmp_path: Path, sample_models: Path) -> None:

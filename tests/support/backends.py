@@ -17,6 +17,7 @@ import numpy as np
 
 from loupe import proto
 from tests.support import models
+from tests.support.servers import free_port
 
 
 @dataclass
@@ -48,7 +49,7 @@ def backend(
         predict, proto.PREDICT.request.FromString, proto.PREDICT.response.SerializeToString
     )
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(proto.PREDICT.service, {"Predict": handler})])
-    behind.port = server.add_insecure_port("localhost:0")
+    behind.port = server.add_insecure_port(f"localhost:{free_port()}")
     server.start()
     try:
         yield behind

@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from tests.support.servers import PATIENCE, ROOT, free_port, until
 @dataclass
 class Answer:
     status: int
-    headers: dict[str, str]
+    headers: Message  # whose names may be asked for in any case
     body: bytes
 
     def json(self) -> Any:
@@ -65,7 +66,7 @@ class Gateway:
         try:
             connection.request(method, path, body, headers)
             response = connection.getresponse()
-            return Answer(response.status, dict(response.getheaders()), response.read())
+            return Answer(response.status, response.headers, response.read())
         finally:
             connection.close()
 
@@ -73,6 +74,12 @@ class Gateway:
         """The process ids of gunicorn's workers."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         return [int(child) for child in children.split()]
+
+
+def connect(here: Gateway, data: bytes = b"") -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", here.port), timeout=60)
+    connection.sendall(data)
+    return connection
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from email.parser import HeaderParser
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,9 @@ def answers_in(came: bytes) -> list[Answer]:
     answers = []
     while b"\r\n\r\n" in came:
         head, came = came.split(b"\r\n\r\n", 1)
-        first, *lines = head.decode("latin-1").split("\r\n")
-        headers = {name.title(): value for name, value in (line.split(": ", 1) for line in lines)}
-        headers["X-Request-ID"] = headers.get("X-Request-Id", "")
-        length = int(headers.get("Content-Length", 0))
+        first, _, lines = head.decode("latin-1").partition("\r\n")
+        headers = HeaderParser().parsestr(lines)
+        length = int(headers["Content-Length"] or 0)
         if len(came) < length:
             break
         if not first.startswith("HTTP/1.1 1"):

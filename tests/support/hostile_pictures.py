@@ -95,6 +95,55 @@ def scanned(times: int, side: int = 6320) -> bytes:
     return head + first + (b"\xff\xda\0\x08\1\1\0\1\x3f\x10" + nothing) * times + b"\xff\xd9"
 
 
+def flat_webp(mode: str = "RGB") -> bytes:
+    """Forty megapixels in forty bytes, with alpha or without."""
+    colour = (128, 128, 128, 90)[: len(mode)]
+    return encoded(Image.new(mode, (6320, 6320), colour), "WEBP", lossless=True, method=0, quality=0)
+
+
+class Bits:
+    def __init__(self) -> None:
+        self.value = self.count = 0
+
+    def add(self, value: int, count: int) -> None:
+        self.value |= value << self.count
+        self.count += count
+
+
+def webp_of_tables(side: int) -> bytes:
+    """A lossless WebP with a set of tables for each of its blocks of 4 × 4 pixels, twenty bits each."""
+    head = Bits()
+    for value, count in ((0x2F, 8), (side - 1, 14), (side - 1, 14), (0, 1 + 3)):  # no alpha, version 0
+        head.add(value, count)
+    head.add(0b100, 3)  # no transform, no cache, but a picture of tables' numbers
+    head.add(0, 3)  # by blocks of 4
+    head.add(0, 1)  # without a cache
+    for letters in (280, 256):  # green and red: 256 letters of eight bits
+        head.add(0, 1)
+        head.add(12 - 4, 4)
+        for length in (17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8):
+            head.add(length in (8, 18), 3)
+        head.add(0, 1 + 256)
+        if letters > 256:
+            head.add(1 | (letters - 256 - 11) << 1, 8)
+    nothing = 0b0001  # a code of one letter
+    for _ in range(3):
+        head.add(nothing, 4)
+    blocks = (-(-side // 4)) ** 2
+    tables = min(blocks, 65_536)
+    reverse = [int(f"{byte:08b}"[::-1], 2) for byte in range(256)]
+    numbers = b"".join(bytes((reverse[n % tables & 255], reverse[n % tables >> 8])) for n in range(blocks))
+    head.add(int.from_bytes(numbers, "little"), 16 * blocks)
+    head.add(int("0001" * 5 * tables, 2), 20 * tables)
+    data = head.value.to_bytes((head.count + 7) // 8 + 8, "little")
+    return riff((b"VP8L", data))
+
+
+def deep_png() -> bytes:
+    """Forty megapixels of eight bytes each, in 310 kB."""
+    return png_of(6320, 6320, bytes((6320 * 8 + 1) * 6320), 16, 6)
+
+
 def tag_of_rationals(size: int) -> bytes:
     """An EXIF block whose orientation is a million fractions."""
     head = b"II*\0\x08\0\0\0\1\0" + struct.pack("<HHII", 0x0112, 5, size // 8, 26) + bytes(4)
@@ -236,6 +285,7 @@ OTHER_KINDS: dict[str, Callable[[], bytes]] = {
 
 
 HUGE: dict[str, Callable[[], bytes]] = {
+    "BMP of packed rows": lambda: bmp(65535, 152, 8, 1, b"\1\1\0\0" * 152),  # which Pillow fills byte by byte
     "PNG of 50,000²": lambda: png_that_declares(50_000, 50_000),
     "PNG of 2³¹": lambda: png_that_declares(2**31 - 1, 2**31 - 1),
     "PNG of a long line": lambda: png_that_declares(2**31 - 1, 1),

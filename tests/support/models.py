@@ -5,6 +5,7 @@
 `write` makes one with `image` (uint8 unless told otherwise), `probabilities`, `heatmap` and the signature `describe`;
 `write_plain` one that knows nothing of Loupe: `serving_default` alone, float32 in, logits out, no card;
 `write_foreign` another such one, of any signature, that takes each pixel's exact value into account;
+`write_uncomputable` one that a session loads, and that cannot compute there;
 `write_slow` one whose answer takes as long as its input says; `write_text_length` one that needs TensorFlow;
 `write_scalar` one of a single number;
 `write_conformance` what test_conformance.py asks about, `python -m tests.support.models FOLDER` too;
@@ -119,6 +120,17 @@ def foreign_logits(pixels: np.ndarray[Any, Any], classes: int = 4) -> np.ndarray
 
 def _foreign_weights(count: int, classes: int) -> np.ndarray[Any, Any]:
     return np.random.default_rng(8).normal(0, 0.003, (count, classes)).astype(np.float32)
+
+
+def write_uncomputable(folder: Path) -> Path:
+    """Write a Keras model by `tf.saved_model.save`, float32 in and logits out. A session, as TensorFlow Serving's,
+    loads it and does not find its variables."""
+    import keras
+
+    pixels = keras.Input((SIDE, SIDE, 3))
+    features = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(pixels))
+    tf.saved_model.save(keras.Model(pixels, keras.layers.Dense(CLASSES)(features)), str(folder))
+    return folder
 
 
 def write_slow(folder: Path) -> Path:

@@ -1,17 +1,15 @@
 # Stands in for tensorflow/serving where that image cannot be had: our own model server behind the entrypoint contract
-# of the real one (a shell without exec, MODEL_NAME, MODEL_BASE_PATH, the same binary name, ports and flags).
-FROM python:3.11-slim
+# of the real one (root, a shell without exec, the same binary name, ports and flags, no model in it).
+ARG EMBEDDED=loupe-embedded
+FROM ${EMBEDDED}
 LABEL loupe.stand-in=true
-WORKDIR /app
-COPY Pipfile Pipfile.lock ./
-RUN pip install --no-cache-dir pipenv==2026.10.3 \
- && PIP_NO_CACHE_DIR=1 pipenv sync --system --categories "packages modelserver" \
- && rm -rf /root/.cache
-COPY loupe loupe
-ENV PYTHONPATH=/app MODEL_NAME=model MODEL_BASE_PATH=/models
-RUN printf '#!/bin/bash\nexec python -m loupe.modelserver --address=0.0.0.0 "$@"\n' > /usr/bin/tensorflow_model_server \
+USER root
+WORKDIR /
+ENV PYTHONPATH=/app MODEL_NAME=model
+RUN rm -r /models/* /etc/loupe \
+ && printf '#!/bin/bash\nexec python -m loupe.modelserver --address=0.0.0.0 "$@"\n' > /usr/bin/tensorflow_model_server \
  && printf '#!/bin/bash\n\ntensorflow_model_server --port=8500 --rest_api_port=8501 --model_name=${MODEL_NAME} --model_base_path=${MODEL_BASE_PATH}/${MODEL_NAME} "$@"\n' > /usr/bin/tf_serving_entrypoint.sh \
  && chmod +x /usr/bin/tensorflow_model_server /usr/bin/tf_serving_entrypoint.sh
-WORKDIR /
-EXPOSE 8500 8501
+HEALTHCHECK NONE
 ENTRYPOINT ["/usr/bin/tf_serving_entrypoint.sh"]
+CMD []

@@ -28,7 +28,10 @@ def draw(folder: Path, shapes: tuple[str, ...], count: int, seed: int = 0) -> Pa
 
 
 def picture(shape: str, rng: random.Random) -> Image.Image:
-    ground = Image.effect_noise((SIDE // 4, SIDE // 4), 60).resize((SIDE, SIDE)).filter(ImageFilter.GaussianBlur(1))
+    # Pillow's effect_noise is not used: what it draws depends on what this process drew before.
+    levels = bytes(min(255, max(0, round(rng.gauss(128, 60)))) for _ in range((SIDE // 4) ** 2))
+    noise = Image.frombytes("L", (SIDE // 4, SIDE // 4), levels)
+    ground = noise.resize((SIDE, SIDE)).filter(ImageFilter.GaussianBlur(1))
     tints = [tuple(rng.randrange(256) for _ in range(3)) for _ in range(2)]
     image = Image.merge("RGB", [ground.point(lambda level, tint=tint: (level + tint) // 2) for tint in tints[0]])
     size = rng.uniform(0.25, 0.42) * SIDE

@@ -26,6 +26,7 @@ from tests.support.pictures import encoded
 PICTURE = encoded()
 DOCUMENTED = {
     ("model_unavailable", 503), ("busy", 503), ("stopping", 503), ("model_too_slow", 504), ("out_of_time", 504),
+    ("no_gateway", 503),  # of nginx, deploy/compose/nginx.conf
 }  # fmt: skip
 TOLERANCE = 0.02  # engines may compute in bfloat16
 PAUSE = 0.01  # after anything but an answer; refusals come too fast to ask without a pause

@@ -22,11 +22,12 @@ from loupe.training.corrections.compare import Comparison
 from loupe.training.corrections.correct import Changes, accepted, correct
 from loupe.training.data import record
 from loupe.training.data.dataset import Dataset, Source, read
+from loupe.training.settings import from_record
 from tests.support.corrections import put
 from tests.support.pictures import encoded, photograph
 from tests.support.servers import ROOT
 from tests.training.test_correction_loop import mislabel, paint_splits
-from tests.training.test_training import accuracy, refused, the_same, train, trained, until
+from tests.training.test_training import accuracy, history, refused, resumed, the_same, train, trained, until
 
 CNN = ("--backbone", "cnn", "--size", "32", "--epochs", "8")
 FROZEN = ("--backbone", "cnn", "--size", "32", "--fine-tune", "0", "--epochs", "20", "--lr", "1e-2")
@@ -86,6 +87,19 @@ def split_of(run: Path, name: str) -> list[str]:
 # ------------------------------------------------------------------------------------------------ from end to end
 
 
+@pytest.mark.parametrize(
+    ("recorded", "head"),
+    [
+        ({"backbone": "cnn", "dropout": 0.2}, 0),  # two runs of 1.0.0
+        ({"backbone": "mobilenetv2", "dropout": 0.2}, 256),
+        ({"backbone": "mobilenetv2", "command": "python train.py photos"}, 0),
+        ({"backbone": "mobilenetv2", "command": "python train.py photos --dropout 0.3", "dropout": 0.3}, 256),
+    ],
+)
+def test_a_run_keeps_the_head_that_it_was_trained_with(recorded: dict[str, Any], head: int) -> None:
+    assert from_record(recorded).resolved.head == head
+
+
 def test_a_network_that_was_trained_whole_is_frozen_and_its_head_learns_anew(
     root: Path, run: Path, whole: Path, photos: Path
 ) -> None:
@@ -100,6 +114,7 @@ def test_a_network_that_was_trained_whole_is_frozen_and_its_head_learns_anew(
     assert "relabelled         22 pictures: green 22" in said
     assert "of the same 60 test pictures" in said and "worse" not in said
     assert accuracy(run) >= accuracy(whole) + 0.2
+    assert history(run)[0]["stage"] == "logistic", "which the new head begins as"
     # Measured by the same pictures, on the same backbone, and of the same name.
     before, after = Card.read(whole / "card.json"), Card.read(run / "card.json")
     assert (after.name, after.labels, after.backbone) == (before.name, before.labels, before.backbone)
@@ -161,7 +176,7 @@ def test_a_run_of_a_csv_that_was_tuned_varied_and_fine_tuned_keeps_all_of_that(
         rows.append(f"{name},{path.parent.name}")
     (data / "train.csv").write_text("\n".join(rows) + "\n")
     flags = (*FROZEN[:4], "--fine-tune", "4", "--fine-tune-epochs", "2", "--fine-tune-lr", "1e-3")
-    run = trained(tmp_path, data, *flags, "--tune", "3", "--views", "2", "--flip", "horizontal")
+    run = trained(tmp_path, data, *flags, "--tune", "3", "--head", "64", "--views", "2", "--flip", "horizontal")
     before = shutil.copytree(run, tmp_path / "before")
     for picture_bytes in moved(photos):
         put(root, "green", picture_bytes, state="accepted")
@@ -173,7 +188,7 @@ def test_a_run_of_a_csv_that_was_tuned_varied_and_fine_tuned_keeps_all_of_that(
     trials = [json.loads((folder / "metrics.json").read_text())["trials"] for folder in (before, run)]
     assert trials[0] == trials[1] and len(trials[0]) == 3
     heads = [keras.saving.load_model(folder / "model.keras", compile=False).layers[-1] for folder in (before, run)]
-    assert heads[0].kernel.shape == heads[1].kernel.shape
+    assert heads[0].kernel.shape == heads[1].kernel.shape == (64, 3)
     for mine, other in zip(trunk(run), trunk(before), strict=True):
         np.testing.assert_array_equal(mine, other)
     assert "known" in add(root, run)
@@ -192,9 +207,11 @@ def test_what_was_killed_goes_on_as_if_nothing_had_happened(root: Path, run: Pat
     until(process, " 4/8")
     process.kill()
     process.wait()
-    assert "--resume goes on" in refused(train("--add", root, "--from", run, "--no-publish"))
-    add(root, run, "--resume")
-    the_same(run, undisturbed)
+    again = f"`python train.py --resume --name mine --runs {run.parent}` goes on"
+    assert again in refused(train("--add", root, "--from", run, "--no-publish"))
+    other = refused(train("--add", tmp_path / "others", "--from", run, "--resume"))
+    assert "had corrections" in other and again in other
+    the_same(resumed(tmp_path), undisturbed)
 
 
 @pytest.mark.slow

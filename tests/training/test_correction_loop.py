@@ -105,13 +105,13 @@ def test_what_callers_correct_is_answered_rightly_by_the_next_version(tmp_path: 
 def test_from_a_correction_to_a_served_model_in_less_than_three_minutes_with_the_sample(
     tmp_path: Path, chromium: Browser
 ) -> None:
-    """Of 200 cracked tires that the sample learns from, 120 are said to be normal. The others' labels hold."""
+    """Of 200 cracked tires that the sample learns from, 190 are said to be normal. The others' labels hold."""
     data = tmp_path / "tires"
     draw(data, splits={"training_data": 400, "validation_data": 60, "testing_data": 120})
-    wrong = mislabel(data / "training_data", "cracked", "normal", 120)
+    wrong = mislabel(data / "training_data", "cracked", "normal", 190)
     runs = ("--runs", tmp_path / "runs", "--models", tmp_path / "models")
-    run(data, "--recipe", "sample", *runs, patience=900)
+    run(data, "--recipe", "sample", "--publish-anyway", *runs, patience=900)  # it learnt next to nothing of cracks
     result = go_round(tmp_path, "tires", wrong, "cracked", chromium)
     print(f"{result.seconds:.0f} s, {result.before} → {result.after} of {result.count} right\n{result.said}")
-    assert result.after >= result.before + result.count / 3
+    assert result.after - result.before >= (result.count - result.before) / 3  # of those that were corrected
     assert result.seconds < seconds(180)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -192,6 +193,26 @@ def test_a_killed_download_goes_on_where_it_stopped(tmp_path: Path) -> None:
         fetch(source(site), out)
     assert contents(out) == expected(site.content)
     assert site.seen[-1]["range"] == f"bytes={have}-"
+
+
+def test_ctrl_c_says_what_is_kept_of_a_download_and_how_to_go_on(tmp_path: Path) -> None:
+    out, partial = tmp_path / "things", tmp_path / "things.zip.part"
+    with serving(Site(slow=threading.Event(), content=packed({"a.jpg": os.urandom(6_000_000)}))) as site:
+        code = (
+            "import sys; from data import fetch as script; from loupe.cli import run_script\n"
+            f"script.SOURCES['flowers'] = script.Source('', {site.url!r}, '', 1, 1, script.below(''))\n"
+            f"sys.argv = ['fetch.py', 'flowers', '--out', {str(out)!r}]\n"
+            "run_script(script.main)"
+        )
+        process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        until(lambda: partial.exists() and partial.stat().st_size > 1_000_000, "half of it")
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert f" MB are kept in {partial}: the same command goes on from there" in said
+        assert len(said.strip().splitlines()) == 1
+        assert site.slow
+        site.slow.set()
 
 
 def test_what_was_whole_but_not_yet_renamed_is_not_downloaded_again(tmp_path: Path) -> None:

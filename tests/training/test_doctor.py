@@ -12,7 +12,15 @@ from PIL import Image, ImageFilter
 
 from loupe.training.data.dataset import Source, read
 from loupe.training.data.doctor import Finding, Findings, examine
-from loupe.training.data.label_errors import describe, label_errors, out_of_fold
+from loupe.training.data.label_errors import (
+    SuspectLabel,
+    describe,
+    first_to_look_at,
+    label_errors,
+    out_of_fold,
+    rather_wrong,
+    second_opinion,
+)
 from tests.training.test_dataset import grain, paint, scene
 
 
@@ -94,6 +102,51 @@ def test_a_class_too_small_to_be_trained_is_an_error(tmp_path: Path) -> None:
     paint(tmp_path, 30)
     paint(tmp_path, 3, ("green",))
     assert by_category(ask(tmp_path))["few"].severity == "error"
+
+
+def test_a_class_without_pictures_is_one_finding_and_not_the_end(tmp_path: Path) -> None:
+    paint(tmp_path, 30)
+    (tmp_path / "green").mkdir()
+    (tmp_path / "violet").mkdir()
+    (tmp_path / "violet" / "text.jpg").write_text("no picture")
+    findings = ask(tmp_path)
+    assert [finding.category for finding in findings.groups] == ["no picture", "none"]
+    assert "of 'green', 'violet': add some, or remove it" in by_category(findings)["none"].text
+    assert findings.has_errors
+
+
+def test_one_class_with_pictures_and_one_without_are_looked_at(tmp_path: Path) -> None:
+    paint(tmp_path, 30, ("blue",))
+    (tmp_path / "green").mkdir()
+    assert [finding.category for finding in ask(tmp_path).groups] == ["none"]
+
+
+def test_each_picture_is_reported_once_under_its_worst_fault(tmp_path: Path) -> None:
+    """A copy under two labels in two splits, and a black picture, which is blank as well."""
+    paint(tmp_path / "train", 30)
+    paint(tmp_path / "test", 5, start=100)
+    shutil.copy(tmp_path / "test" / "red" / "100.png", tmp_path / "train" / "blue" / "same.png")
+    Image.new("RGB", (90, 60), (1, 1, 2)).save(tmp_path / "train" / "blue" / "night.png")
+    findings = ask(tmp_path)
+    rows = [row for finding in findings.groups for row in finding.rows]
+    assert sorted(rows) == sorted(set(rows))
+    assert {finding.category for finding in findings.groups} == {"two labels", "dark"}
+
+
+def test_a_heic_says_which_package_reads_it(tmp_path: Path) -> None:
+    """Where pillow-heif is not installed, as it is not for the tests."""
+    paint(tmp_path, 30)
+    (tmp_path / "red" / "IMG_1.HEIC").write_bytes(bytes([0, 0, 0, 24]) + b"ftypheic" + bytes(200))
+    findings = ask(tmp_path)
+    assert "pip install pillow-heif" in by_category(findings)["heic"].text
+    assert " ".join(findings.table().split()).count("IMG_1.HEIC") == 1
+
+
+def test_what_a_finding_does_not_say_of_a_file_is_said_beside_it(tmp_path: Path) -> None:
+    paint(tmp_path / "images", 12, ("mixed",))
+    rows = "".join(f"{number:03},{'ab'[number % 2]}\n" for number in range(12))
+    (tmp_path / "train.csv").write_text(f"id,label\n{rows}999,a\n")
+    assert "999: row 14 of train.csv: no such file" in " ".join(ask(tmp_path).table().split())
 
 
 def test_of_many_small_classes_the_smallest_are_named(tmp_path: Path) -> None:
@@ -227,11 +280,75 @@ def test_swapped_labels_are_found_by_a_model_that_never_saw_them(shapes: tuple[n
     suspects = label_errors(out_of_fold(describe(pixels), given, seed=42), given)
     assert {suspect.row for suspect in suspects[:3]} == set(swapped.tolist())
     assert all(
-        suspect.suggested == classes[suspect.row] != suspect.given and suspect.likely for suspect in suspects[:3]
+        suspect.suggested == classes[suspect.row] != suspect.given and suspect.wrong > 0.9 for suspect in suspects[:3]
     )
     assert [suspect.score for suspect in suspects] == sorted(suspect.score for suspect in suspects)
+
+
+def test_the_most_doubtful_labels_are_there_to_look_at_unless_the_network_speaks_for_them() -> None:
+    suspects = [SuspectLabel(row, 0, 1, score=row / 100, wrong=0.0) for row in range(30)]
+    assert rather_wrong(suspects) == []
+    for_it, against = np.array([0.7, 0.3]), np.array([0.2, 0.8])
+    looked_at = first_to_look_at(suspects, {0: for_it, 1: against})
+    assert [suspect.row for suspect in looked_at] == list(range(1, 13)), "the first dozen, but for 0"
 
 
 def test_no_label_is_doubted_that_every_picture_like_it_bears(shapes: tuple[np.ndarray, np.ndarray]) -> None:
     pixels, classes = shapes
     assert label_errors(out_of_fold(describe(pixels), classes, seed=42), classes) == []
+
+
+def judged(count: int, classes: int, skill: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities of a judge that is wrong as often as it says, and the truth."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(0, skill, (count, classes))
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    truth = (probabilities.cumsum(axis=1) > random.random((count, 1))).argmax(axis=1)
+    return probabilities**0.7, truth  # and less sure than it might be, as a strongly regularised one is
+
+
+def wrong_labels(probabilities: np.ndarray, given: np.ndarray) -> list[SuspectLabel]:
+    shares = probabilities / probabilities.sum(axis=1, keepdims=True)
+    return rather_wrong(label_errors(shares, given))
+
+
+@pytest.mark.parametrize("skill", [1.0, 2.0, 4.0])
+def test_what_a_judges_own_mistakes_explain_is_no_list_of_wrong_labels(skill: float) -> None:
+    """Twenty judges that are right of a half to nine in ten: they contradict hundreds of right labels."""
+    listed = [len(wrong_labels(*judged(600, 4, skill, seed))) for seed in range(20)]
+    assert sorted(listed)[-2] == 0, f"at most one list of twenty is not empty: {listed}"
+
+
+def test_the_list_says_how_many_of_it_are_expected_to_be_right() -> None:
+    listed, right, stated = 0, 0, 0.0
+    for seed in range(10):
+        probabilities, truth = judged(1500, 6, 4.0, seed)
+        random = np.random.default_rng(seed)
+        given, rows = truth.copy(), random.choice(1500, 60, replace=False)
+        given[rows] = (truth[rows] + random.integers(1, 6, 60)) % 6
+        suspects = wrong_labels(probabilities, given)
+        listed += len(suspects)
+        right += sum(given[suspect.row] == truth[suspect.row] for suspect in suspects)
+        stated += sum(1 - suspect.wrong for suspect in suspects)
+    assert listed > 200, "of 600 wrong labels"
+    assert abs(right - stated) < 0.3 * max(right, stated)
+
+
+def test_a_network_that_sees_more_than_the_judge_clears_the_labels() -> None:
+    suspects = [SuspectLabel(row, 0, 1, 0.02, 0.9) for row in range(30)]
+    supported, contradicted = np.array([0.99, 0.01]), np.array([0.01, 0.99])
+    cleared = second_opinion(suspects, dict.fromkeys(range(10), supported))
+    assert max(suspect.wrong for suspect in cleared) < 0.5, "those that it never saw, and by them all others"
+    agreed = second_opinion(suspects, dict.fromkeys(range(10), contradicted))
+    assert [suspect.wrong for suspect in agreed] == [0.9] * 30, "it may have made the same mistake: no proof"
+    shrugged = second_opinion(suspects, {0: np.array([0.5, 0.5])})
+    assert [suspect.wrong for suspect in shrugged] == pytest.approx([0.9] * 30)
+    assert second_opinion(suspects, {}) == suspects
+
+
+def test_a_list_of_no_more_than_its_expected_false_alarms_is_no_list() -> None:
+    def listed(*chances: float) -> int:
+        return len(rather_wrong([SuspectLabel(row, 0, 1, 0.1, chance) for row, chance in enumerate(chances)]))
+
+    assert (listed(0.51), listed(0.6, 0.55, 0.51), listed(*[0.51] * 6)) == (0, 0, 0)
+    assert (listed(0.95), listed(0.95, 0.4), listed(*[0.9] * 10), listed(*[0.6] * 60)) == (1, 1, 10, 60)

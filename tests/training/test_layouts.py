@@ -240,7 +240,6 @@ def test_a_csv_about_something_else_does_not_hide_the_class_folders(tmp_path: Pa
 REFUSED = {
     "no folder": ([], {}, "There is no folder"),
     "one class": (["a/1.jpg"], {}, "1 class,"),
-    "an empty class": (["a/1.jpg", "b/.keep"], {}, "Class 'b' has no pictures"),
     "only pictures": (["1.jpg", "2.jpg"], {}, "nothing says their classes"),
     "only in test": (
         ["train/a/1.jpg", "train/b/1.jpg", "test/a/2.jpg", "test/c/2.jpg"],
@@ -264,6 +263,67 @@ def test_what_cannot_be_a_data_set_is_refused_by_name(
     with pytest.raises(UserError, match=said) as refused:
         find(Source(root))
     assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["README.md", "1.jpg", "photos.zip"])
+def test_a_file_that_is_no_table_is_told_from_one(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("# Pictures\n\nof cats, and dogs\n")
+    with pytest.raises(UserError, match=f"{name} is neither a folder nor a CSV"):
+        find(Source(tmp_path / name))
+
+
+def test_an_empty_class_is_a_class(tmp_path: Path) -> None:
+    fill(tmp_path, "train/a/1.jpg", "train/b/.keep", "test/a/2.jpg", "test/b/2.jpg")
+    layout = find(Source(tmp_path))
+    assert layout.labels == ("a", "b")
+    assert layout.empty == [tmp_path / "train" / "b"]
+
+
+ONE_HOT = [(number, int(number % 2 == 0), int(number % 2)) for number in range(10)]
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [("images",), ("images", "other"), ("train", "test"), ("train_images", "test_images"), ("annotations", "images")],
+)
+def test_a_table_with_a_column_for_each_class_is_read_as_such(tmp_path: Path, folders: tuple[str, ...]) -> None:
+    """Beside several folders it was not: these were taken for classes."""
+    pictures = next(folder for folder in folders if folder != "annotations")
+    fill(tmp_path, *(f"{pictures}/{number}.jpg" for number in range(10)), *(f"{name}/99.jpg" for name in folders[1:]))
+    rows = "".join(f"{number},{cat},{dog}\n" for number, cat, dog in ONE_HOT)
+    table(tmp_path / ("annotations" if folders[0] == "annotations" else "") / "train.csv", f"id,cat,dog\n{rows}")
+    layout = find(Source(tmp_path))
+    assert labelled(layout) == {f"{number}.jpg": "cat" if cat else "dog" for number, cat, _ in ONE_HOT}
+    assert layout.source == "train.csv, columns id → one for each class"
+
+
+def test_tables_with_a_column_for_each_class_measure_too_and_may_have_a_column_of_splits(tmp_path: Path) -> None:
+    fill(tmp_path, *(f"images/{number}.jpg" for number in range(10)))
+    yes = {True: "True", False: "False"}
+    rows = "".join(
+        f"{number},{'val' if number > 7 else 'train'},{yes[cat]},{yes[not cat]}\n"
+        for number, cat in ((number, number % 2 == 0) for number in range(10))
+    )
+    table(tmp_path / "labels.csv", f"id,split,cat,dog\n{rows}")
+    layout = find(Source(tmp_path))
+    assert [file.split for file in layout.files] == ["train"] * 8 + ["validation"] * 2
+    assert labelled(layout)["9.jpg"] == "dog"
+    # The same with a table for each split.
+    (tmp_path / "labels.csv").unlink()
+    parts = {"train": ONE_HOT[:6], "val": ONE_HOT[6:8], "test": ONE_HOT[8:]}
+    for name, part in parts.items():
+        text = "".join(f"{number},{cat},{dog}\n" for number, cat, dog in part)
+        table(tmp_path / f"{name}.csv", f"id,cat,dog\n{text}")
+    layout = find(Source(tmp_path))
+    assert [file.split for file in layout.files] == ["train"] * 6 + ["validation"] * 2 + ["test"] * 2
+    assert not layout.skipped and not layout.predict
+
+
+def test_columns_of_0_and_1_that_are_no_classes_do_not_hide_the_class_folders(tmp_path: Path) -> None:
+    fill(tmp_path, *(f"{label}/{label}{number}.jpg" for label in ("cat", "dog") for number in range(9)))
+    rows = "".join(f"{label}{number},1,{number % 2}\n" for label in ("cat", "dog") for number in range(9))
+    table(tmp_path / "attributes.csv", f"id,indoors,blurred\n{rows}")
+    assert find(Source(tmp_path)).labels == ("cat", "dog")
 
 
 def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
@@ -387,6 +447,41 @@ def test_a_column_that_says_the_split_is_followed(tmp_path: Path) -> None:
     rows = "0,a,train\n1,b,train\n2,a,\n3,b,val\n4,a,Testing\n5,b,test\n"
     layout = find(Source(tmp_path, table(tmp_path / "mine.csv", f"id,what,split\n{rows}")))
     assert [file.split for file in layout.files] == ["train"] * 3 + ["validation"] + ["test"] * 2
+
+
+def test_labels_in_the_names_of_pictures_are_seen_and_the_table_for_them_told(tmp_path: Path) -> None:
+    fill(tmp_path, *(f"{breed}_{number}.jpg" for breed in ("beagle", "great_pyrenees") for number in range(6)))
+    with pytest.raises(
+        UserError, match=r"labels and numbers \(beagle, great_pyrenees\).*such as beagle_0,beagle, below"
+    ):
+        find(Source(tmp_path))
+    rows = "".join(f"{path.stem},{path.stem.rpartition('_')[0]}\n" for path in tmp_path.glob("*.jpg"))
+    layout = find(Source(tmp_path, table(tmp_path / "labels.csv", f"id,label\n{rows}")))
+    assert layout.labels == ("beagle", "great_pyrenees"), "as it was told"
+    others = tmp_path / "others"
+    fill(others, *(f"IMG_{number}.jpg" for number in range(12)))
+    with pytest.raises(UserError) as told:
+        find(Source(others))
+    assert "labels and numbers" not in str(told.value)
+
+
+@pytest.mark.parametrize("header", ["is_valid", "isValid", "validation"])
+def test_a_column_that_says_yes_of_validation_pictures_is_followed(tmp_path: Path, header: str) -> None:
+    """As fastai's tables have it. Beside a column for each class it is none of these."""
+    fill(tmp_path, *(f"train/{number}.jpg" for number in range(4)))
+    csv = table(tmp_path / "mine.csv", f"fname,labels,{header}\n0,a,False\n1,b,False\n2,a,True\n3,b,True\n")
+    layout = find(Source(tmp_path, csv))
+    assert [file.split for file in layout.files] == ["train"] * 2 + ["validation"] * 2
+    assert layout.source == f"mine.csv, columns fname → labels, splits by {header}"
+    csv = table(tmp_path / "mine.csv", f"fname,cat,dog,{header}\n0,1,0,0\n1,0,1,0\n2,1,0,1\n3,0,1,1\n")
+    layout = find(Source(tmp_path, csv))
+    assert [(file.label, file.split) for file in layout.files] == [
+        ("cat", "train"), ("dog", "train"), ("cat", "validation"), ("dog", "validation"),
+    ]  # fmt: skip
+    csv = table(tmp_path / "mine.csv", f"fname,labels,{header}\n0,a,1\n1,b,1\n2,a,1\n3,b,0\n")
+    assert {file.split for file in find(Source(tmp_path, csv)).files} == {""}, "most say yes, which means another thing"
+    csv = table(tmp_path / "mine.csv", f"fname,{header}\n0,0\n1,1\n2,0\n3,1\n")
+    assert {file.label for file in find(Source(tmp_path, csv, label_column=header)).files} == {"0", "1"}
 
 
 def test_a_column_for_each_class_is_one_label_each_and_asks_for_probabilities(tmp_path: Path) -> None:

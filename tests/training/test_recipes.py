@@ -20,13 +20,13 @@ from data.fetch import SOURCES
 from loupe.card import Card
 from loupe.errors import UserError
 from loupe.training.recipes import RECIPES, load, names
-from loupe.training.settings import Settings
+from loupe.training.settings import HEAD, PLAIN, TUNED, Settings
 from tests.support import problems
 from tests.support.gateways import gateway
 from tests.support.servers import ROOT, model_server
 
 PUBLISHED: dict[str, dict[str, Any]] = {  # what the models that others published were trained with
-    "tires": {"backbone": "xception", "tune_size": 150, "size": 224, "lr": 1e-4, "head": 256, "dropout": 0.2},
+    "tires": {"backbone": "xception", "tune_size": 150, "size": 224},
     "tires-cnn": {"backbone": "cnn", "weights": "none"},
     "cars": {"test": 0.0},
     "food": {
@@ -69,6 +69,13 @@ def test_a_recipe_has_the_settings_that_were_published(name: str) -> None:
     values = load(name)
     assert values.items() >= PUBLISHED[name].items()
     assert values["name"] not in {load(other).get("name") for other in names() if other != name}
+
+
+def test_the_search_of_tires_chooses_what_won_for_others_first_and_keeps_what_the_recipe_gives() -> None:
+    settings = Settings().having(load("tires"))
+    assert {name for name in TUNED if getattr(settings, name) is not None} == set()
+    assert (settings.resolved.lr, HEAD, settings.resolved.dropout) == (1e-4, 256, 0.2)
+    assert (settings.epochs, settings.batch_size) == (50, 32)
 
 
 def test_the_variant_differs_in_its_backbone_alone() -> None:
@@ -154,13 +161,15 @@ def test_every_key_of_every_recipe_is_a_flag_of_train_py() -> None:
 def test_a_recipe_runs_end_to_end_and_its_model_is_served(name: str, tmp_path: Path) -> None:
     problem = problems.MAKE[name](tmp_path)
     values = load(name)
-    little = ["--weights", "none", "--epochs", "1"]
+    little = ["--weights", "none", "--epochs", "1", "--publish-anyway"]  # of one epoch from nothing
     little += ["--fine-tune-epochs", "1"] if values.get("fine_tune") else []
     little += ["--tune", "2"] if values.get("tune") else []
     command = [sys.executable, "train.py", "--recipe", name, str(problem.data), *little]
     places = ["--runs", str(tmp_path / "runs"), "--models", str(tmp_path / "models")]
     done = subprocess.run([*command, *places], cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
+    is_frozen = values["backbone"] not in PLAIN
+    assert ("stays as random as it is made" in done.stdout) == is_frozen
 
     run = tmp_path / "runs" / values["name"]
     card = Card.read(run / "card.json")

@@ -22,7 +22,8 @@ from loupe.training.data.doctor import examine
 from loupe.training.evaluate.calibrate import Calibration
 from loupe.training.evaluate.metrics import Evaluation, Predictions, softmax, wilson
 from loupe.training.report import sections
-from loupe.training.report.figures import curves, svg
+from loupe.training.report.cases import cases
+from loupe.training.report.figures import curves, first_epoch, svg
 from loupe.training.report.render import write
 from loupe.training.report.story import Story
 from loupe.training.report.text import (
@@ -72,7 +73,11 @@ def history(epochs: int = 6) -> list[dict[str, Any]]:
 
 def trials() -> list[dict[str, Any]]:
     rng = np.random.default_rng(3)
-    return [
+    solved = {
+        "number": 0, "state": "logistic", "lr": 0.0, "head": 0, "dropout": 0.0, "decay": 0.0,
+        "val_loss": 0.3, "val_accuracy": 0.9, "curve": [0.3], "seconds": 4.0,
+    }  # fmt: skip
+    return [solved] + [
         {
             "number": count + 1, "state": "pruned" if count % 4 == 3 else "complete", "decay": 1e-4,
             "lr": float(10 ** rng.uniform(-4, -1)), "head": int(rng.choice([0, 64, 256])), "dropout": count % 3 / 10,
@@ -163,10 +168,14 @@ def test_every_part_has_its_heading_and_its_figure_beside(full: tuple[Story, Pat
         assert heading in page.headings
     assert {"Run", "Model", "Time", "Hardware", "Versions", "Settings"} <= {*page.headings}
     text = plain(page.text)
+    assert "1 label may be wrong; Data shows which." in text, "at the page's head"
     assert "1 label that may be wrong" in text
     assert "(4 % likely), looks like “worn”" in text
+    assert "About 0 of the 1 are expected to be right all the same." in text
     for words in ("Fitted on few pictures.", "Resumed.", "python train.py data/sample", "123,456"):
         assert words in text, words
+    assert "12 trials, 3 of them cut short" in text
+    assert re.search(r"\b0 – – – – 0\.3000 90(\.0)? % logistic", text), "the first row, which has no settings"
     for name in ("curves", "confusion", "reliability", "trials"):
         with Image.open(folder / f"{name}.png") as image:
             assert image.width > 400
@@ -184,6 +193,15 @@ def test_what_was_not_done_leaves_its_part_out(data: Dataset, tmp_path: Path) ->
     assert not (tmp_path / "trials.png").exists()
 
 
+def test_where_no_label_looks_wrong_the_most_doubtful_are_there_to_look_at(data: Dataset, tmp_path: Path) -> None:
+    write(tmp_path, story(data, doubted=[(int(row), 2) for row in data.train[:2]]))
+    text = plain(Page(tmp_path).text)
+    assert "2 labels to look at first" in text
+    assert "if some are wrong, they are likely among these" in text
+    assert text.count(", looks like “worn”") == 2
+    assert "may be wrong" not in text
+
+
 def test_the_doctors_findings_are_shown_with_copies_side_by_side(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     dataset(folder, ("a", "b"), 30)
@@ -197,8 +215,8 @@ def test_the_doctors_findings_are_shown_with_copies_side_by_side(tmp_path: Path)
     write(tmp_path, story(data, findings=examine(data)))
     page = Page(tmp_path)
     text = plain(page.text)
-    assert "23 files left out: empty" in page.headings
-    assert "b/broken 0.png: empty: 0 bytes" in text
+    assert "23 files left out: empty (0 bytes)" in page.headings
+    assert "b/broken 0.png: empty (0 bytes)" in text
     assert "… and 3 more; all are in dataset.json" in text  # of 23 files, 20 are listed
     assert "… and 2 more; all are in dataset.json" in text  # of 14 sets of copies, 12 are
     shown = {image["alt"] for image in page.images}
@@ -389,6 +407,27 @@ def test_the_time_in_all_is_the_whole_trainings_where_it_is_known(data: Dataset,
     assert re.search(r"the rest: loading, writing 48 s", text)
 
 
+@pytest.mark.parametrize(("skill", "shown"), [(50.0, 6), (1.5, None)])
+def test_answers_that_are_sure_are_not_among_the_uncertain_but_for_a_few(
+    data: Dataset, skill: float, shown: int | None
+) -> None:
+    told = story(data, skill=skill)
+    evaluation = Evaluation.of(told.predictions, data)
+    doubtful = cases(told, evaluation)["doubtful"]
+    sure = int((evaluation.confidence >= 0.95).sum())
+    assert len(doubtful) == (shown or min(24, len(evaluation.rows) - sure - int((~evaluation.right).sum())))
+
+
+def test_epochs_have_the_numbers_that_the_terminal_showed(data: Dataset) -> None:
+    logistic = {**history(1)[0], "stage": "logistic", "val_loss": 2.0}
+    rows = [logistic, *history(6)]
+    assert (first_epoch(history(6)), first_epoch(rows)) == (1, 0)
+    shown = sections.curves(story(data, history=rows))
+    assert shown and shown["summary"].startswith("epoch 4 of 6,")
+    shown = sections.curves(story(data, history=[{**logistic, "val_loss": 0.1}, *history(6)]))
+    assert shown and shown["summary"].startswith("the logistic regression, validation loss 0.100")
+
+
 def test_ticks_are_whole_epochs_and_percentages_that_differ() -> None:
     for epochs, flat in ((1, False), (3, True), (40, True)):
         rows = history(epochs)
@@ -409,10 +448,10 @@ def test_nothing_in_a_name_turns_the_text_around_and_long_ones_are_whole_on_hove
     source = Page(tmp_path).source
     assert "\u202e" not in source
     assert "<bdi>turned gnp.exe</bdi>" in source
-    assert '<p class="path"><bdi>' in source
+    assert '<p class="path"><bdi dir="ltr" title="' in source
     long = "a very long name " * 12
     assert f'<bdi title="{long}">' in source
-    assert f">{long}" not in re.sub("<title>.*?</title>", "", source)
+    assert f">{long}" not in re.sub('<title>.*?</title>|<p class="path">.*?</p>', "", source)
 
 
 @dataclass
@@ -495,6 +534,39 @@ def test_names_of_wide_letters_are_not_cut_off(chromium: Browser, data: Dataset,
         "return [...all.querySelectorAll('text')].map((text) => text.getBoundingClientRect().left - edge) })()"
     )
     assert min(lefts) >= 0
+    page.close()
+
+
+def test_the_table_of_classes_fits_a_telephone(chromium: Browser, written: Path) -> None:
+    """Its last column was out of sight at 390 px."""
+    page = opened(chromium, written, 390).page
+    table = page.locator("#classes .tall")
+    assert table.evaluate("(box) => box.scrollWidth - box.clientWidth") == 0
+    page.close()
+
+
+def test_the_matrix_has_room_for_its_leaning_names_and_no_more(chromium: Browser, full: tuple[Story, Path]) -> None:
+    page = opened(chromium, full[1], 1440).page
+    spare = page.evaluate(
+        "(() => { const all = document.querySelector('.matrix svg'), edge = all.getBoundingClientRect().right;"
+        "return edge - Math.max(...[...all.querySelectorAll('text, .lines')].map((one) =>"
+        " one.getBoundingClientRect().right)) })()"
+    )
+    assert 0 <= spare <= 24
+    page.close()
+
+
+def test_the_name_of_a_file_takes_one_line_and_is_whole_on_hovering(
+    chromium: Browser, tmp_path: Path, data: Dataset
+) -> None:
+    long = Path("worn/0e240297-2265-411e-b386-cb59a44f98ae.png")
+    pictures = [replace(one, file=replace(one.file, path=data.root / long)) for one in data.pictures]
+    write(tmp_path, story(replace(data, pictures=pictures)))
+    page = opened(chromium, tmp_path, 1440).page
+    name = page.locator("#mistakes .path").first
+    assert name.inner_text() == name.locator("bdi").get_attribute("title") == long.as_posix()
+    height, line = name.evaluate("(p) => [p.clientHeight, parseFloat(getComputedStyle(p).lineHeight)]")
+    assert height < 1.5 * line
     page.close()
 
 

@@ -29,6 +29,18 @@ def test_the_sample_model_is_small_and_says_it_is_accurate() -> None:
     assert sum(count for *_, count in card.metrics["reliability"]) == 120
 
 
+def test_the_readme_gives_the_samples_accuracy_and_the_range_of_other_seeds() -> None:
+    told = re.search(
+        r"([\d.]+) % of the 120 testing pictures right\. Five seeds gave\s([\d.]+) to ([\d.]+) %.* ([\d.]+) % was seen",
+        (ROOT / "README.md").read_text(),
+        re.DOTALL,
+    )
+    assert told
+    here, low, high, lowest = map(float, told.groups())
+    assert here == round(100 * Card.read(SAMPLE / "assets.extra" / "card.json").metrics["accuracy"], 1)
+    assert lowest <= here <= high and lowest <= low < high
+
+
 def test_the_card_beside_the_sample_model_is_the_one_inside_it_and_the_checksum_is_right() -> None:
     card = (SAMPLE / "assets.extra" / "card.json").read_bytes()
     graph = (SAMPLE / "saved_model.pb").read_bytes()
@@ -53,9 +65,9 @@ def test_training_from_nothing_gives_a_model_as_accurate_as_the_committed_one(tm
     assert made.training["images"] == committed.training["images"] == {"cracked": 170, "normal": 170}
     history = (tmp_path / "runs" / "tires" / "history.csv").read_text().splitlines()
     assert len(history) == 1 + 18
-    assert (
-        json.loads((tmp_path / "runs" / "tires" / "metrics.json").read_text())["accuracy"] == made.metrics["accuracy"]
-    )
+    metrics = json.loads((tmp_path / "runs" / "tires" / "metrics.json").read_text())
+    assert metrics["accuracy"] == made.metrics["accuracy"]
+    assert metrics["label_errors"] == [], "all labels of drawn pictures are right; 26 of them were listed"
 
     thumbnails, model = map(float, re.findall(r"(\d+\.\d)%", run(tmp_path, "benchmarks/sample.py")))
     assert thumbnails <= 75

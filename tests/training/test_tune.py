@@ -16,7 +16,7 @@ import pytest
 
 from loupe.errors import UserError
 from loupe.training.tune.search import Best, search
-from loupe.training.tune.trial import Trial
+from loupe.training.tune.trial import Trial, solved
 from tests.support.servers import ROOT
 
 CLASSES = 4
@@ -60,6 +60,37 @@ def test_it_finds_what_was_planted_and_beats_the_default(undisturbed: tuple[Best
     assert best.val_loss < default["val_loss"] / 2
 
 
+def solved_with(loss: float) -> Trial:
+    return solved({"val_loss": loss, "val_accuracy": 0.5, "seconds": 1.0})
+
+
+def test_logistic_regression_is_listed_and_wins_unless_a_trial_is_better(tmp_path: Path) -> None:
+    for loss, wins in ((0.0, True), (9.0, False)):
+        best = run(tmp_path / "journal", 2, logistic=solved_with(loss))
+        assert [trial["number"] for trial in best.trials] == [0, 1, 2]
+        assert best.is_logistic == wins == (best.val_loss == loss)
+
+
+def test_what_is_given_is_the_same_in_all_trials_and_the_rest_is_searched(tmp_path: Path) -> None:
+    given = {"lr": 1e-6, "head": 1000}  # beyond what is searched
+    best = run(tmp_path / "journal", 4, given=given, first=DEFAULT, batch_size=100)
+    assert {(trial["lr"], trial["head"]) for trial in best.trials} == {(1e-6, 1000)}
+    assert len({(trial["dropout"], trial["decay"]) for trial in best.trials}) == 4
+    assert (best.trials[0]["dropout"], best.trials[0]["decay"]) == (0.2, 1e-3)
+    assert best.batch_size == 100
+    assert best.notes == [], "that a given rate is at an edge is no news"
+
+
+def test_the_trials_learn_with_the_optimizer_and_the_schedule_that_are_given(tmp_path: Path) -> None:
+    optimizers, schedules = ("adamw", "sgd", "rmsprop"), ("cosine", "constant", "plateau")
+    ways: list[dict[str, Any]] = [{"optimizer": name} for name in optimizers] + [
+        {"schedule": name} for name in schedules[1:]
+    ]
+    given = {"lr": 1.0, "head": 64, "decay": 0.1}  # so high a rate that the loss has plateaus
+    curves = {tuple(run(tmp_path / str(way), 1, given=given, epochs=12, **way).trials[0]["curve"]) for way in ways}
+    assert len(curves) == len(ways)
+
+
 def test_trials_that_fall_behind_are_pruned_and_cost_less(undisturbed: tuple[Best, bytes]) -> None:
     pruned = [trial for trial in undisturbed[0].trials if trial["state"] == "pruned"]
     assert pruned
@@ -85,14 +116,15 @@ def test_wherever_the_journal_ends_the_search_goes_on_to_the_same_trials(
         assert timeless(resumed.trials) == timeless(best.trials)
 
 
-def test_on_a_terminal_the_trials_are_a_table(
+def test_on_a_terminal_of_80_columns_the_trials_are_a_table_that_is_not_cut_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "120", "LINES": "40"}.items():
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "80", "LINES": "40"}.items():
         monkeypatch.setenv(name, value)
     run(tmp_path / "journal", 2)
     shown = capsys.readouterr().out
-    assert all(word in shown for word in ("2 of 2 trials", "val accuracy", "dropout", "★", "s left", "epoch 1/8"))
+    assert all(word in shown for word in ("2 of 2 trials", "accuracy", "dropout", "complete ★", "s left", "epoch 1/8"))
+    assert "…" not in shown
 
 
 @pytest.mark.slow
@@ -114,7 +146,7 @@ def test_a_killed_search_resumes_and_loses_no_trial(undisturbed: tuple[Best, byt
             child.kill()
     os.close(screen)
     assert child.returncode == -signal.SIGKILL
-    assert all(word in shown for word in ("val accuracy", "dropout", "★", "s left", "epoch 1/8"))
+    assert all(word in shown for word in ("accuracy", "dropout", "★", "s left", "epoch 1/8"))
 
     new: list[Trial] = []
     resumed = run(tmp_path / "journal", trials=10, first=DEFAULT, on_trial=new.append)

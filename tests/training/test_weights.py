@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 
+from loupe.card import Card
 from loupe.errors import UserError
 from loupe.training.network.backbones import BACKBONES, build_trunk, cut, freeze, trunk_layers, with_head
 from loupe.training.network.weights import copy, from_imagenet
@@ -91,6 +92,27 @@ def test_weights_of_another_network_are_refused(learnt: keras.Model, tmp_path: P
         build_trunk("cnn", SIDE, SIDE, weights=str(tmp_path))
 
 
+def test_a_runs_weights_in_another_network_name_the_one_that_they_are_of(learnt: keras.Model, tmp_path: Path) -> None:
+    learnt.save(tmp_path / "model.keras")
+    card = Card("mine", ("a", "b", "c"), SIDE, SIDE, backbone={"name": "mobilenetv2"})
+    (tmp_path / "card.json").write_text(card.to_json())
+    with pytest.raises(UserError, match="Its network is mobilenetv2: give --backbone mobilenetv2"):
+        build_trunk("efficientnetlite0", SIDE, SIDE, weights=str(tmp_path))
+    (tmp_path / "card.json").unlink()
+    with pytest.raises(UserError, match="Name its network by --backbone"):
+        build_trunk("efficientnetlite0", SIDE, SIDE, weights=str(tmp_path))
+
+
+@pytest.mark.parametrize("file", ["model.keras", "model.h5", "model.weights.h5"])
+def test_a_backbone_of_another_width_is_told_as_such(trunk: keras.Model, tmp_path: Path, file: str) -> None:
+    """It said `Name its network by --backbone`, which was named: MobileNetV2, of alpha 0.35."""
+    narrow = keras.applications.MobileNetV2(weights=None, include_top=False, input_shape=(96, 96, 3), alpha=0.35)
+    save = narrow.save_weights if file.endswith("weights.h5") else narrow.save
+    save(tmp_path / file)
+    with pytest.raises(UserError, match=r"Conv1 wants \(3, 3, 3, 32\), and there is \(3, 3, 3, 16\).*alpha=1"):
+        copy(str(tmp_path / file), trunk)
+
+
 @pytest.mark.parametrize("content", [b"", b"no weights at all", b"PK\x03\x04 cut short"])
 def test_a_file_that_holds_no_weights_is_told_in_one_line(tmp_path: Path, trunk: keras.Model, content: bytes) -> None:
     (tmp_path / "x.h5").write_bytes(content)
@@ -108,9 +130,10 @@ def test_where_a_download_fails_the_file_to_place_is_named(tmp_path: Path, monke
         raise Exception("URL fetch failure on https://storage.example/x.h5: None -- no route")
 
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    with pytest.raises(UserError, match="Place net_224.h5 at .*models/net_224.h5, or give --weights none") as told:
+    with pytest.raises(UserError, match="place net_224.h5 at .*models/net_224.h5; or give --weights FILE") as told:
         from_imagenet(make, None, "net_{size}.h5", 75)
     assert str(tmp_path) in str(told.value)
+    assert "--backbone efficientnetlite0" in str(told.value), "which needs no download"
 
 
 @pytest.mark.slow
@@ -134,7 +157,7 @@ def test_offline_the_file_to_place_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        name if name in ("cnn", "mobilenetv2") else pytest.param(name, marks=pytest.mark.slow)
+        name if name in ("efficientnetlite0", "mobilenetv2") else pytest.param(name, marks=pytest.mark.slow)
         for name in sorted(BACKBONES)
     ],
 )

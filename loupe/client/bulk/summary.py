@@ -104,6 +104,9 @@ class Summary:
         right = sum(count for (truth, label), count in self._truths.items() if truth == label)
         whose = "the CSV's labels" if self._truths_given else "their folders' names"
         lines = [f"accuracy {right / known:.1%} of {_pictures(known)}, by {whose}"]
+        if self._without_truth and not self._truths_given:
+            example = f", such as {plain(self._unknown_truth, 60)!r}" if self._unknown_truth else ""
+            unknown = [f"not counted: {_pictures(self._without_truth)} in no folder named by a label{example}"]
         return lines + unknown + self._confusions()
 
     def _confusions(self) -> list[str]:

@@ -2,6 +2,7 @@
 more.
 
     model = flattened(original, scaling, 299, 299)
+    scales_itself(model, scaling)             # True if its own first layers scale pixels of 0…255
     ending_of(model)                          # softmax, sigmoid, linear, another activation; None: not known
     model = with_logits(model, "softmax")     # raises ValueError where it cannot be done
 
@@ -16,11 +17,13 @@ import keras
 import numpy as np
 from keras import activations, layers
 
-from loupe.export.foreign.scaling import Scaling
+from loupe.export.foreign.scaling import SCALING_LAYER, Scaling
 from loupe.export.graph.simplify import flat, in_precision, rebuilt
 from loupe.gradcam import producer_of
 
 OUTPUT_ACTIVATIONS = (activations.softmax, activations.sigmoid, activations.linear)  # a classifier ends in one of these
+LARGEST_SCALED = 10  # what 0…255 becomes by scaling, at most; half of 255, or twice, is far above
+CENTRED = (-50, 200)  # 0…255 less ImageNet's means begins below the one and ends below the other
 ACTIVATION_LAYERS = {layer: layer.__name__ for layer in (layers.ReLU, layers.LeakyReLU, layers.PReLU, layers.ELU)}
 
 
@@ -34,6 +37,28 @@ def ending_of(model: keras.Model) -> str | None:
 def flattened(model: keras.Model, scaling: Scaling, height: int, width: int) -> keras.Model:
     image = keras.Input((height, width, 3), name="image")
     return in_precision(flat(keras.Model(image, model(scaling.layers(image)))), "float32")
+
+
+def scales_itself(model: keras.Model, scaling: Scaling) -> bool:
+    """Return True if the layers before the first that has learnt kernels make small or centred numbers of pixels of
+    0…255. Then the model was trained on such pixels. `model` is flat; what `scaling` put before it is passed over."""
+    first = next((layer for layer in model.layers if _has_kernel(layer)), None)
+    start = model.input if scaling.mode == "none" else model.get_layer(SCALING_LAYER).output
+    try:
+        reached = keras.Model(start, first.input) if first else None
+    except (AttributeError, ValueError):  # a layer that is used twice has no one input
+        return False
+    if reached is None:
+        return False
+    black_and_white = np.stack([np.zeros(model.input_shape[1:]), np.full(model.input_shape[1:], 255)])
+    values = np.asarray(reached(black_and_white.astype(np.float32), training=False))
+    low, high = float(values.min()), float(values.max())
+    return max(-low, high) <= LARGEST_SCALED or (low < CENTRED[0] and high < CENTRED[1])
+
+
+def _has_kernel(layer: Any) -> bool:
+    is_norm = isinstance(layer, (layers.Normalization, layers.BatchNormalization))
+    return not is_norm and any(len(weight.shape) > 1 for weight in getattr(layer, "weights", ()))
 
 
 def with_logits(model: keras.Model, ends_in: str) -> keras.Model:

@@ -31,6 +31,7 @@ class Original:
     integer_pixels: bool = False  # True if its input is of integers
     ending: Ending | None = None  # None: read.py finds it from the layers
     notes: tuple[str, ...] = ()
+    network: str | None = None  # the known network it is built on; None where its file names none
 
 
 def probabilities(answers: Array, ends_in: str) -> Array:

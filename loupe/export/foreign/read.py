@@ -9,7 +9,9 @@ be. Where that cannot be done, and for a SavedModel, the original is exported as
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,10 @@ from loupe.export.foreign import adopt, keras2, output_kind, savedmodel
 from loupe.export.foreign.labels import labels_of
 from loupe.export.foreign.original import Original, in_batches, logits, probabilities
 from loupe.export.foreign.output_kind import Ending
-from loupe.export.foreign.scaling import Scaling, scaling_of
+from loupe.export.foreign.scaling import ONE_OF_EACH, UNSCALED, Scaling, choices, known_network, scaling_of
 from loupe.export.foreign.vet_keras import check_keras_file
 from loupe.export.graph.savedmodel import Network, NetworkOutputs, network_of, network_without_heatmap
+from loupe.export.replay_pictures import class_folders
 from loupe.export.source import BATCH, Array, Source
 
 PROBE_COUNT = 4  # pictures of smooth random colours, on which Loupe's form is compared with the original
@@ -40,40 +43,81 @@ def read_model(
     size: str | None,
     name: str | None,
     output: str | None = None,
+    images: Path | None = None,
 ) -> Source:
+    """`images` is a folder of pictures that may lie in a folder a label: an error names these."""
     # Check the file before any library builds it, then the flags.
     if not path.exists():
         raise UserError(f"There is no model at {path}.")
     _ = savedmodel.check_savedmodel(path) if path.is_dir() else check_keras_file(path)
     if not labels:
-        raise UserError(f"{path} does not say what its outputs mean: name them in order, --labels cup,fork,spoon.")
-    scaling, names, asked_size = scaling_of(preprocess), labels_of(labels), size_of(size)
-    # Read it, and make its card.
+        raise UserError(
+            f"{path} does not say what its outputs mean: name them in order, --labels {_labels_to_try(images)}."
+        )
+    asked_scaling = scaling_of(preprocess) if preprocess else None
+    names, asked_size = labels_of(labels), size_of(size)
+    # Read it, decide how its pixels are scaled, and make its card.
     original = savedmodel.read(path) if path.is_dir() else _read_keras(path)
     height, width = _input_size(path, original, asked_size)
-    card = Card(
-        name or _name_from(path), names, height, width, backbone={"name": scaling.name, "source": path.name}
-    )  # fmt: skip
-    if original.integer_pixels and scaling.mode != "none":
-        raise UserError(f"{path} takes pixels as whole numbers, so nothing can be scaled before it: --preprocess none.")
+    flat = _try_flatten(original, asked_scaling or UNSCALED, height, width)
+    scaling, scaling_notes = _decide_scaling(path, original, asked_scaling, flat)
+    backbone = {"source": path.name, "preprocess": scaling.name}
+    if original.network:
+        backbone["name"] = original.network
+    card = Card(name or _name_from(path), names, height, width, backbone=backbone)
     # Try it on a few pictures, and decide what its outputs are.
     pixels = _probe_pictures(height, width)
     answers = _original_answers(path, original, scaling, pixels)
-    flat = _try_flatten(original, scaling, height, width)
     ends_in, known_by = output_kind.decide(path, output, _find_ending(path, original, flat, height, width), answers)
     _check_outputs(path, answers, ends_in, names)
 
     # Describe it as a source; use Loupe's own form of it where there is one.
-    def reference(pixels: Array) -> Array:
+    def answer(scaling: Scaling, pixels: Array) -> Array:
         return probabilities(original.predict(scaling.of(pixels)), ends_in)
 
-    notes = original.notes
+    others = () if original.integer_pixels else [other for other in ONE_OF_EACH if other.mode != scaling.mode]
+    rescaled = {other.name: partial(answer, other) for other in others}
+    notes = (*original.notes, *scaling_notes)
     if answers.shape[1] == 1:
         meaning = "logit" if ends_in == "logits" else "probability"
         notes = (*notes, f"its one output is the {meaning} of {names[1]}, {known_by}; {names[0]} has the rest")
     network = _black_box_network(original, scaling, ends_in, answers.shape[1])
-    black_box = Source(card, network, None, reference, notes=notes)
+    black_box = Source(card, network, None, partial(answer, scaling), rescaled=rescaled, notes=notes)
     return _adopt(black_box, flat, ends_in, pixels) if flat else _without_heatmap(black_box)
+
+
+def _labels_to_try(images: Path | None) -> str:
+    """Return the folders' names as the flag takes them: image_dataset_from_directory numbers classes by these."""
+    names = class_folders(images) if images else []
+    if len(names) < 2 or any("," in name for name in names):
+        return "cup,fork,spoon"
+    return f"{shlex.quote(','.join(names))} if they are the folders of --images in the order of their names"
+
+
+def _decide_scaling(
+    path: Path, original: Original, asked: Scaling | None, flat: keras.Model | None
+) -> tuple[Scaling, tuple[str, ...]]:
+    """Return the scaling, and notes for the user: the one asked for, or none where the model scales pixels itself."""
+    if original.integer_pixels:
+        if asked and asked.mode != "none":
+            raise UserError(
+                f"{path} takes pixels as whole numbers, so nothing can be scaled before it: --preprocess none."
+            )
+        return UNSCALED, ()
+    inside = flat is not None and adopt.scales_itself(flat, asked or UNSCALED)
+    if asked is None and not inside:
+        raise UserError(
+            "How its pixels were scaled in training must be said, nothing in the file tells. --preprocess takes "
+            f"{choices(original.network)}."
+        )
+    if asked is None:
+        return UNSCALED, ("its own first layers scale the pixels: --preprocess none",)
+    if inside and asked.mode != "none":
+        return asked, (
+            f"its own first layers scale the pixels already, and --preprocess {asked.name} does so before them: unless "
+            "it was trained that way, leave --preprocess out",
+        )
+    return asked, ()
 
 
 def size_of(text: str | None) -> tuple[int, int] | None:
@@ -122,7 +166,7 @@ def _read_keras(path: Path) -> Original:
 
     height, width = model.inputs[0].shape[1:3]
     integer_pixels = "int" in str(model.inputs[0].dtype)
-    return Original(height, width, predict, call, keras3, integer_pixels, None, notes)
+    return Original(height, width, predict, call, keras3, integer_pixels, None, notes, known_network(model))
 
 
 def _check_ends(path: Path, model: Any) -> None:

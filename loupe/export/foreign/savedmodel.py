@@ -17,6 +17,7 @@ from loupe.export.foreign.original import Original, in_batches
 from loupe.export.foreign.output_kind import Ending, Inlined, ending_of, inlined, is_random
 from loupe.export.foreign.vet_savedmodel import refuse_outside_access
 from loupe.export.source import BATCH
+from loupe.quiet import quiet
 
 TF1_VARIABLES = {"Variable", "VariableV2"}  # the operations of TensorFlow 1's variables
 ADVICE = "export it without its augmentation layers, or convert the .keras."
@@ -67,7 +68,8 @@ def _freeze(folder: Path, saved: SavedModel, key: str, function: Any) -> Inlined
     if _writes_variables(function):
         raise UserError(f"{folder} changes itself as it answers, as in training: {ADVICE}")
     try:
-        frozen = _freeze_in_session(folder, key) if _operations(saved) & TF1_VARIABLES else inlined(function)
+        with quiet():
+            frozen = _freeze_in_session(folder, key) if _operations(saved) & TF1_VARIABLES else inlined(function)
     except Exception as error:  # any operation may be in it
         raise UserError(f"{folder} cannot be frozen, its variables made constants: {_first_line(error)}") from error
     if is_random(frozen):

@@ -1,12 +1,14 @@
 """The parity gate: compare what would be published with what was trained, and refuse what differs.
 
     entry = gate(folder, source, for_replay(run, None, labels))     # the card's `parity`; UserError naming the stage
+    entry = gate(folder, source, replayed, for_labels(images, labels, replayed))
 
 `folder` is <models>/<name>/<number>. Pictures are replayed through every stage on the way to a caller, and each is
 compared with the model's own answers:
 
     training  does the model still say what training noted of these pictures? Else model, card and familiarity are not
               of one run. Of other labelled pictures: is it right as often as its card says, and more than by chance?
+              Would it be right on more if their pixels were scaled otherwise?
     keras     the model as it was made, by its own library: the reference
     session   the SavedModel in a TF1 session, which is how TensorFlow Serving loads it
     openvino  the SavedModel compiled by OpenVINO
@@ -17,6 +19,8 @@ A few smooth random pictures are added, so that every brightness and colour is s
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +35,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from loupe.card import Card
+from loupe.cli import WIDEST
 from loupe.errors import UserError
 from loupe.export.parity import engines
 from loupe.export.parity.engines import in_batches
@@ -49,16 +54,21 @@ from loupe.export.parity.tolerance import (
     compare,
 )
 from loupe.export.parity.training_notes import compare_with_notes
-from loupe.export.quiet import quiet
-from loupe.export.replay_pictures import Pictures, readable
+from loupe.export.replay_pictures import Picture, Pictures, readable
 from loupe.export.source import Source
 from loupe.gradcam import heatmaps, split
+from loupe.quiet import quiet
 
 SMOOTH = 8  # random pictures
 COMPARED_IN_FULL = 32  # pictures whose heat maps and familiarity are compared as well; each costs another pass
+RESCALED = 48  # pictures that tell whether another scaling fits; each costs four passes
 INT8 = Path("assets.extra", "openvino-int8", "model.xml")  # the model server uses it where it exists
 NOISE_LINES = ("Graph execution error", "Detected at", "File ", "Exception from")  # first words of lines to skip
 MAX_REASON = 300  # characters of another library's message
+NONE = Pictures("none", ())
+FAILED = "FAILED:"
+BELOW = " " * 12  # before a verdict that stands below its line
+NARROWEST = 40
 COLUMNS = ("stage", "pictures", "other label", "near-ties", "largest", "mean", "ms each", "verdict")
 
 
@@ -71,12 +81,13 @@ class Replay:
     bodies: list[Body]
 
 
-def gate(folder: Path, source: Source, chosen: Pictures) -> dict[str, Any]:
+def gate(folder: Path, source: Source, chosen: Pictures, labelled: Pictures = NONE) -> dict[str, Any]:
+    """Compare on `chosen`. Those of `labelled`, further ones, only help to tell whether the labels are in order."""
     # Run all stages, and show the table.
     card = source.card
     replay = _replay(chosen, card)
     with quiet():
-        rows = list(_rows(folder, source, replay))
+        rows = list(_rows(folder, source, replay, labelled))
     for note in replay.chosen.notes:
         print(f"note               {note}")
     count, origin = len(replay.chosen.pictures), replay.chosen.origin
@@ -111,12 +122,21 @@ def served_in_int8(folder: Path) -> bool:
 
 
 def table(rows: list[Row]) -> str:
+    """Return the rows in columns. A verdict that the terminal has no room for beside its row stands below it."""
     lines = [COLUMNS, *(_cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS) - 1)]
+    terminal = shutil.get_terminal_size((WIDEST, 24)).columns
     shown = []
     for first, *numbers, verdict in lines:
         cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True))]
-        shown.append("  ".join(["", *cells, verdict]))
+        line = "  ".join(["", *cells, verdict])
+        if len(line) <= terminal:
+            shown.append(line)
+            continue
+        word = FAILED if verdict.startswith(FAILED) else ""
+        shown.append("  ".join(["", *cells, word]).rstrip())
+        text = verdict.removeprefix(word).strip()
+        shown += textwrap.wrap(text, max(NARROWEST, terminal), initial_indent=BELOW, subsequent_indent=BELOW)
     return "\n".join(shown)
 
 
@@ -126,12 +146,12 @@ def _cells(row: Row) -> tuple[str, ...]:
         (str(diff.relabelled), str(diff.near_ties), f"{diff.largest:.2g}", f"{diff.mean:.2g}") if diff else ("",) * 4
     )
     ms = "" if row.ms is None else f"{row.ms:.1f}"
-    return (row.stage, str(row.pictures or ""), *counts, ms, f"FAILED: it {row.fault}" if row.fault else row.note)
+    return (row.stage, str(row.pictures or ""), *counts, ms, f"{FAILED} it {row.fault}" if row.fault else row.note)
 
 
 def _hint(stage: str, card: Card) -> str:
     if stage == "training":
-        return "Put them right; if they are, the pictures' folders are not: name others by --images FOLDER."
+        return "Put that right; if it is, the pictures' folders are not: name others by --images FOLDER."
     if stage != "keras" and card.precision != "float32":
         return f"Try --precision float32; {card.precision} may be too coarse for this model."
     if stage == "openvino":
@@ -142,7 +162,7 @@ def _hint(stage: str, card: Card) -> str:
 # ------------------------------------------------------------------------------------------------------- the stages
 
 
-def _rows(folder: Path, source: Source, replay: Replay) -> Iterator[Row]:
+def _rows(folder: Path, source: Source, replay: Replay, labelled: Pictures) -> Iterator[Row]:
     """Yield a row for each stage. If one fails the others still run: which of them agree tells where the fault is. Only
     without the reference there is nothing to compare."""
     card, pixels, familiarity = source.card, replay.pixels, source.familiarity
@@ -150,12 +170,15 @@ def _rows(folder: Path, source: Source, replay: Replay) -> Iterator[Row]:
     with _progress_bars() as bar:
         try:
             reference, expected = _reference(source, pixels, bar("keras", len(pixels)))
+            further, answered = _further(source, labelled, bar("labels", len(labelled.pictures)))
         except Exception as error:  # a model may raise errors of every type
             yield Row("keras", fault=_reason(error))
             return
         # Compare it with what training noted.
         familiarity_scores = None if expected.familiarity is None else expected.familiarity[SMOOTH:]
-        yield compare_with_notes(card, replay.chosen.pictures, expected.probabilities[SMOOTH:], familiarity_scores)
+        probabilities = np.concatenate([expected.probabilities[SMOOTH:], answered])
+        rescaled = _rescaled(source, replay)
+        yield compare_with_notes(card, (*replay.chosen.pictures, *further), probabilities, familiarity_scores, rescaled)
         yield Row("keras", len(pixels), ms=reference.ms, note="the reference")
         # Compare each way of serving with it.
         served = "int8" if served_in_int8(folder) else card.precision
@@ -189,6 +212,24 @@ def _reference(source: Source, pixels: Array, advance: Advance) -> tuple[Answers
         raise Fault("gives what are no probabilities: a picture's do not add up to 1")
     heatmap = heatmaps(source.model, pixels[:COMPARED_IN_FULL]) if source.model and card.heatmap else None
     return answers, Expected(probabilities, heatmap, _familiarity(source, pixels[:COMPARED_IN_FULL]))
+
+
+def _further(source: Source, labelled: Pictures, advance: Advance) -> tuple[tuple[Picture, ...], Array]:
+    """Return the further pictures that can be read, and the model's answers to them."""
+    usable, pixels = readable(labelled, source.card.height, source.card.width)
+    answers = [np.zeros((0, len(source.card.labels)), np.float32)]
+    for start in range(0, len(pixels), AT_ONCE):
+        answers.append(source.reference(pixels[start : start + AT_ONCE]))
+        advance(len(answers[-1]))
+    return usable.pictures, np.concatenate(answers)
+
+
+def _rescaled(source: Source, replay: Replay) -> dict[str, Array]:
+    """Return the answers to some of the chosen pictures had their pixels been scaled otherwise."""
+    if replay.chosen.truth(source.card.labels) is None:
+        return {}
+    pixels = replay.pixels[SMOOTH : SMOOTH + RESCALED]
+    return {name: reference(pixels) for name, reference in source.rescaled.items()}
 
 
 def _familiarity(source: Source, pixels: Array) -> Array | None:

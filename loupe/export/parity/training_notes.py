@@ -9,6 +9,8 @@ give the same now. Without such notes, labelled pictures at least tell whether t
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from math import log, perm
 
 import numpy as np
 
@@ -22,14 +24,22 @@ NEAR_TIE = 0.1  # between the two best: such a picture may get either label
 CONFIDENCE, MEAN = 0.2, 0.03  # difference of a confidence: for any picture, and in the mean
 FAMILIARITY = 0.1  # difference, in the mean
 
+NO_OTHERS: Mapping[str, Array] = {}
+
 FEW = 20  # labelled pictures, too few to tell much
-LEAST_GAIN = 0.3  # share of all pictures that another order of the labels must set right to be reported
+CHANCE = 0.005  # how often an order may fit a model better by chance alone and be told
+NAMED = 20  # labels of an order that are told one by one; of more, only those that move
 STANDARD_ERRORS, POINTS = 4, 0.05  # how far the accuracy may be below the card's
 
 
 def compare_with_notes(
-    card: Card, pictures: tuple[Picture, ...], probabilities: Array, familiarity: Array | None
+    card: Card,
+    pictures: tuple[Picture, ...],
+    probabilities: Array,
+    familiarity: Array | None,
+    rescaled: Mapping[str, Array] = NO_OTHERS,
 ) -> Row:
+    """`rescaled` holds the answers to the first pictures had their pixels been scaled otherwise, by --preprocess."""
     noted = [row for row, picture in enumerate(pictures) if picture.noted]
     labelled = [row for row, picture in enumerate(pictures) if picture.label in card.labels]
     accuracy_text = _accuracy_text(card, pictures, probabilities, labelled) if labelled else ""
@@ -38,6 +48,8 @@ def compare_with_notes(
         return Row(STAGE, len(noted), fault=fault, note="; ".join(filter(None, ("as training noted", accuracy_text))))
     if not labelled:
         return Row(STAGE, note="skipped: no labels are known")
+    if better := _better_scaling(card, pictures, probabilities, rescaled):
+        return Row(STAGE, len(labelled), fault=better)
     few = "; too few pictures to tell much" if len(labelled) < FEW else ""
     return Row(
         STAGE,
@@ -100,10 +112,11 @@ def _answers(
 
 def _accuracy_text(card: Card, pictures: tuple[Picture, ...], probabilities: Array, labelled: list[int]) -> str:
     truth, answered = _answers(card, pictures, probabilities, labelled)
-    card_accuracy = card.metrics.get("accuracy")
-    return f"right on {_accuracy(card, truth, answered == truth):.1%}" + (
-        "" if card_accuracy is None else f"; its card says {card_accuracy:.1%}"
-    )
+    card_accuracy, said = card.metrics.get("accuracy"), f"right on {_accuracy(card, truth, answered == truth):.1%}"
+    if card_accuracy is None:
+        return said
+    count, split = card.metrics.get("images"), card.metrics.get("split", "test")
+    return f"{said}; its card says {card_accuracy:.1%}" + (f" of {count} {split} pictures" if count else "")
 
 
 def _implausible(
@@ -113,7 +126,7 @@ def _implausible(
     truth, answered = _answers(card, pictures, probabilities, labelled)
     count, card_accuracy = len(labelled), card.metrics.get("accuracy")
     if count >= FEW and (order := _better_order(truth, answered, card)):
-        return f"is {accuracy_text}, and would be on far more with the labels {order}"
+        return f"is {accuracy_text}, and {order}"
     if card_accuracy is not None:
         likely = (card_accuracy * count + 2) / (count + 4)  # so that a card that says 1.0 allows for chance as well
         standard_error = np.sqrt(likely * (1 - likely) * (1 / count + 1 / max(1, card.metrics.get("images", count))))
@@ -125,15 +138,76 @@ def _implausible(
     return f"is {accuracy_text}: these labels or these pixels are not this model's"
 
 
-def _better_order(truth: Array, answered: Array, card: Card) -> str | None:
-    """Return the labels in the order that fits the answers best, if it fits far better than the card's."""
-    from scipy.optimize import linear_sum_assignment  # imported here since it takes half a second
+def _better_scaling(
+    card: Card, pictures: tuple[Picture, ...], probabilities: Array, rescaled: Mapping[str, Array]
+) -> str | None:
+    """Return what the model is right on, and with which scaling on more than chance explains; None without such a one.
+    It must be more than with any order of the labels, too: those may be wrong instead."""
+    from scipy.stats import binom
 
-    counts = np.zeros((len(card.labels),) * 2)
+    found: list[tuple[int, str]] = []
+    for name, answers in rescaled.items():
+        rows = [row for row, picture in enumerate(pictures[: len(answers)]) if picture.label in card.labels]
+        truth, answered = _answers(card, pictures, probabilities, rows)
+        right, would = answered == truth, _answers(card, pictures, answers, rows)[1] == truth
+        gained, lost = int((would & ~right).sum()), int((right & ~would).sum())
+        by_chance = binom.logsf(gained - 1, gained + lost, 0.5) + log(len(rescaled))
+        if by_chance < log(CHANCE) and would.sum() > _most_right(truth, answered, len(card.labels)):
+            text = f"{right.mean():.1%}, and would be on {would.mean():.1%} with --preprocess {name}"
+            found.append((int(would.sum()), f"is right on {text}"))
+    return max(found)[1] if found else None
+
+
+def _most_right(truth: Array, answered: Array, labels: int) -> int:
+    """Return how many answers are right with the order of the labels that fits best."""
+    from scipy.optimize import linear_sum_assignment
+
+    counts = _counted(truth, answered, labels)
+    return int(counts[linear_sum_assignment(-counts)].sum())
+
+
+def _counted(truth: Array, answered: Array, labels: int) -> Array:
+    counts = np.zeros((labels, labels))
     np.add.at(counts, (answered, truth), 1)
-    _, order = linear_sum_assignment(-counts)
-    best, now = counts[np.arange(len(order)), order].sum() / len(truth), counts.trace() / len(truth)
-    if best - now < LEAST_GAIN or best < 0.5:
+    return counts
+
+
+def _better_order(truth: Array, answered: Array, card: Card) -> str | None:
+    """Return the order of the labels that fits the answers, if the card's own fits worse by more than chance explains.
+
+    The order with the most right answers is put together of cycles: two labels that are swapped, or several that moved
+    on. Each is judged by itself, by the answers that only it or only the card's order makes right (a sign test, or
+    McNemar's). There are many cycles to choose from, and the best of many looks good by chance: hence the factor.
+    """
+    from scipy.optimize import linear_sum_assignment  # imported here since it takes half a second
+    from scipy.stats import binom
+
+    labels = len(card.labels)
+    counts = _counted(truth, answered, labels)
+    _, best = linear_sum_assignment(-(counts + 1e-6 * np.eye(labels)))  # of equally good ones, the card's own
+    order = np.arange(labels)
+    for cycle in _cycles(best.tolist()):
+        gained, lost = int(counts[cycle, best[cycle]].sum()), int(counts[cycle, cycle].sum())
+        choices = perm(labels, len(cycle)) // len(cycle)
+        if binom.logsf(gained - 1, gained + lost, 0.5) + log(choices) < log(CHANCE):
+            order[cycle] = best[cycle]
+    if (order == np.arange(labels)).all():
         return None
+    right = f"would be on {counts[np.arange(labels), order].sum() / len(truth):.1%}"
+    if labels <= NAMED:
+        return f"{right} with the labels in the order {', '.join(card.labels[number] for number in order)}"
     moved = [f"{card.labels[order[n]]} for {label}" for n, label in enumerate(card.labels) if order[n] != n]
-    return f"in another order: {', '.join(moved[:6])}{' …' * (len(moved) > 6)}"
+    return f"{right} with {', '.join(moved[:NAMED])}{' …' * (len(moved) > NAMED)}"
+
+
+def _cycles(order: list[int]) -> Iterator[list[int]]:
+    """Yield the cycles of a permutation that are longer than one."""
+    seen: set[int] = set()
+    for first in range(len(order)):
+        cycle, place = [], first
+        while place not in seen:
+            seen.add(place)
+            cycle.append(place)
+            place = order[place]
+        if len(cycle) > 1:
+            yield cycle

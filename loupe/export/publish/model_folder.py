@@ -23,7 +23,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from loupe.card import check_name
@@ -40,10 +40,32 @@ def home(models: Path, name: str) -> Path:
     return models / name
 
 
-def make(home: Path) -> None:
-    if not home.is_dir():
-        home.mkdir(parents=True, exist_ok=True)
-        sync(home.parent)
+def make(home: Path) -> bool:
+    """Make the folder, and return False if it was there."""
+    while not home.is_dir():
+        try:
+            home.mkdir(parents=True)
+        except FileExistsError:
+            if not os.path.lexists(home) or home.is_dir():
+                continue  # another publication made it, and may have removed it again
+            raise
+        with suppress(FileNotFoundError):  # as above
+            sync(home.parent)
+        return True
+    return False
+
+
+def leave(home: Path, made: bool) -> None:
+    """Remove the ledger if no number was ever given, and the folder too if it was `made` for that: a publication that
+    was refused leaves nothing."""
+    with suppress(OSError, UserError):  # why it was refused matters more
+        if [entry.name for entry in listed(home)] != [LEDGER]:
+            return
+        with locked(home, make_folder=False) as ledger:  # another publication may have come meanwhile
+            if not os.fstat(ledger).st_size:
+                (home / LEDGER).unlink()
+                if made:
+                    home.rmdir()
 
 
 def versions(home: Path) -> list[int]:
@@ -96,19 +118,26 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def locked(home: Path) -> Iterator[int]:
+def locked(home: Path, make_folder: bool = True) -> Iterator[int]:
     """Take the folder's lock. Yield the ledger's file descriptor."""
-    ledger = _acquire(home)
+    ledger = _acquire(home, make_folder)
     try:
         yield ledger
     finally:
         os.close(ledger)
 
 
-def _acquire(home: Path) -> int:
+def _acquire(home: Path, make_folder: bool) -> int:
     limit = time.monotonic() + LOCK_SECONDS
     while time.monotonic() < limit:
-        ledger = os.open(home / LEDGER, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        if make_folder:
+            make(home)  # another publication may have been refused, and have removed the folder that it made
+        try:
+            ledger = os.open(home / LEDGER, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except FileNotFoundError:
+            if not make_folder or (home / LEDGER).is_symlink():
+                raise
+            continue  # the folder was removed since
         if try_lock(ledger) and _is_same_file(ledger, home / LEDGER):  # it may have been deleted in the meantime
             return ledger
         os.close(ledger)

@@ -88,10 +88,10 @@ class Publication:
 def publication(models: Path, name: str) -> Iterator[Publication]:
     """Make a staging folder, yield the publication, and delete what is left of the folder afterwards."""
     home = model_folder.home(models, name)
-    staging = None
+    staging, made = None, False
     try:
         # Make the staging folder.
-        model_folder.make(home)
+        made = model_folder.make(home)
         with model_folder.locked(home) as ledger:
             model_folder.record_highest(home, ledger)
             _delete_leftovers(home)
@@ -108,6 +108,8 @@ def publication(models: Path, name: str) -> Iterator[Publication]:
         if disk_error := _disk_error(home, error, begun=staging is not None):
             raise _refusal(home, disk_error) from error
         raise
+    finally:
+        model_folder.leave(home, made)
 
 
 def _disk_error(home: Path, error: Exception, begun: bool) -> OSError | None:

@@ -160,24 +160,40 @@ def _card(path: Path) -> Iterator[tuple[str, str]]:
     backbone, metrics = card.backbone, card.metrics
     if "name" in backbone:
         yield "backbone", _plain(str(backbone["name"]))
+    if "preprocess" in backbone:
+        yield "preprocess", _plain(str(backbone["preprocess"]))
     if isinstance(accuracy := metrics.get("accuracy"), int | float):
         pictures = f"{metrics.get('images', '?')} {metrics.get('split', '')} pictures".replace("  ", " ")
         yield "accuracy", _plain(f"{accuracy:.4g} on {pictures}")
+    if card.certain_note:
+        yield "certain", _plain(card.certain_note, 300)
     yield "parity", _parity(card.parity or {})
 
 
 def _parity(entry: Mapping[str, Any]) -> str:
     if not entry:
         return "not compared with what it was made from"
+    int8 = _int8(entry.get("int8"))
     if entry.get("skipped"):
-        return "skipped"
+        return f"skipped{int8}"
     text = ", ".join(
         f"{key.replace('_', ' ')} {value}" for key, value in entry.items() if key not in ("stages", "int8")
     )
-    if isinstance(int8 := entry.get("int8"), dict):
-        text += f"; in int8 {int8.get('disagreements', '?')} disagreements"
+    text += int8
     stages = entry.get("stages")
     return _plain(text, 300) + (f"; by {_join(map(str, stages))}" if isinstance(stages, list) else "")
+
+
+def _int8(entry: Any) -> str:
+    if not isinstance(entry, dict):
+        return ""
+    told = [
+        f"{entry[key]} disagreements" if key == "disagreements" else f"judged on {entry[key]} pictures"
+        for key in ("disagreements", "judged_on")
+        if key in entry
+    ]
+    told += ["which are few"] * bool(entry.get("few_images"))
+    return _plain(f"; in int8 {', '.join(told)}", 300)
 
 
 def _warmup(path: Path) -> str:

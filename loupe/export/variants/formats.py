@@ -28,8 +28,8 @@ from loupe.card import Card
 from loupe.errors import UserError
 from loupe.export import replay_pictures
 from loupe.export.parity.tolerance import Answers, Expected, compare
-from loupe.export.quiet import quiet
 from loupe.export.source import Source
+from loupe.quiet import quiet
 
 FILES = {"onnx": "model.onnx", "litert": "model.tflite", "openvino": "model.xml"}
 NEEDED = {"onnx": ("tf2onnx", "onnx", "openvino"), "litert": (), "openvino": ("openvino",)}

@@ -31,7 +31,7 @@ import numpy as np
 from loupe import checksums
 from loupe.card import Card
 from loupe.errors import UserError
-from loupe.export.quiet import quiet
+from loupe.quiet import quiet
 
 FOLDER = Path("assets.extra", "openvino-int8")
 MAX_QUANTISATION = 300  # pictures to quantise on: more do not change the ranges noticeably

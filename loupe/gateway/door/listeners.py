@@ -1,11 +1,11 @@
-"""Close a listening socket without resetting those who are just being let in.
+"""Stop listening without resetting those who are just being let in.
 
     if stop_accepting(listener, os.getppid()): ...   # no new ones; a moment later accept the rest, and close it
     listen_again(listener)                           # in a new worker: one that was killed may have left it deaf
 
-Whoever was let in between a last accept() and close() would be told of a reset, though nobody heard what they wanted.
-So first the system is told to let nobody in any more: it drops what asks for a connection, and the caller's system asks
-again after a second, when it learns that nobody is there. Linux only; elsewhere that moment stays.
+Whoever was let in between a last accept() and close() would be reset, and nobody heard what they wanted. So first the
+system is told to let nobody in any more: it drops what asks for a connection, and the caller's system asks again after
+a second, when it learns that nobody is there. No library does this. Linux only; elsewhere that moment stays.
 """
 
 from __future__ import annotations
@@ -29,47 +29,48 @@ _PROGRAM = (
     (_RETURN, 0, 0, DROP),
     (_RETURN, 0, 0, PASS),
 )
+GIVEN = (b"LISTEN_FDS", b"GUNICORN_FD")  # by systemd; by the gunicorn before this one (SIGUSR2)
 
 
 def stop_accepting(listener: socket.socket, master: int) -> bool:
-    """False where it cannot be done, or must not: the socket is shared, and others may go on listening to it."""
-    if sys.platform != "linux" or _is_kept(listener, master):
+    """Return False where it cannot be done, or must not: others go on listening to this socket."""
+    if sys.platform != "linux" or _is_shared(listener, master):
         return False
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in _PROGRAM))
+    program = struct.pack("HL", len(_PROGRAM), ctypes.addressof(code))
     try:
-        listener.setsockopt(
-            socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", len(_PROGRAM), ctypes.addressof(code))
-        )
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
     except OSError:
         return False
     return True
 
 
 def listen_again(listener: socket.socket) -> None:
-    with suppress(OSError):  # there is none
+    with suppress(OSError):  # there is no filter
         listener.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
 
 
-def _is_kept(listener: socket.socket, master: int) -> bool:
-    """By systemd, which gave it; by a master that goes on (this worker alone ends); by one that follows it (USR2)."""
+def _is_shared(listener: socket.socket, master: int) -> bool:
+    """Tell if it was given to gunicorn by another process, is held by a master that goes on, or was given to one that
+    takes over."""
     try:
-        mine = f"socket:[{os.fstat(listener.fileno()).st_ino}]"
         return (
-            _has(b"LISTEN_FDS", os.getpid())
-            or _holds(mine, master)
-            or any(_has(b"GUNICORN_PID", child) for child in _children(master))
+            _has(os.getpid(), *GIVEN)
+            or _holds(master, f"socket:[{os.fstat(listener.fileno()).st_ino}]")
+            or any(_has(child, *GIVEN) for child in _children(master))
         )
     except OSError:  # not to be seen from here
         return True
 
 
-def _has(name: bytes, process: int) -> bool:
+def _has(process: int, *names: bytes) -> bool:
     with suppress(FileNotFoundError, ProcessLookupError):
-        return any(entry.startswith(name + b"=") for entry in _proc(process, "environ").read_bytes().split(b"\0"))
+        entries = _proc(process, "environ").read_bytes().split(b"\0")
+        return any(entry.partition(b"=")[0] in names for entry in entries)
     return False
 
 
-def _holds(link: str, process: int) -> bool:
+def _holds(process: int, link: str) -> bool:
     with suppress(FileNotFoundError, ProcessLookupError):
         for file in _proc(process, "fd").iterdir():
             with suppress(FileNotFoundError):

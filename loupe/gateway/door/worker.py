@@ -1,122 +1,194 @@
-"""gunicorn's threaded worker, behind a front that lets no client hold a thread (front.py).
+"""gunicorn's worker: uvicorn, told how much it may take, with the Flask app behind the door (asgi.py).
 
     worker_class = "loupe.gateway.door.worker.Worker"          # in gunicorn.conf.py
 
-Each request is cut at one deadline for all of it, and so is each answer that is not taken. Told to stop, the worker is
-not ready from then on, goes on for a while, takes what knocked before it closed, and answers all it has.
+Told to stop, a worker says so at /readyz, goes on for LOUPE_DRAIN seconds, closes its listening sockets, and ends when
+all that is in hand is answered. gunicorn's master starts workers, watches over them and stops them.
+
+`UvicornWorker` is extended by the public methods of gunicorn's workers: init_process, init_signals, load_wsgi,
+handle_exit and handle_quit, and by its own callback_notify, which uvicorn calls once a second.
 """
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import logging
+import os
+import resource
+import signal
 import time
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
+from uvicorn_worker import UvicornWorker
+
 from loupe import malloc
-from loupe.errors import Busy
-from loupe.gateway.door.connection import CLOSED, LINGERING
-from loupe.gateway.door.front import Front
+from loupe.gateway.door.asgi import Door
+from loupe.gateway.door.connection import Connection, Limits
+from loupe.gateway.door.crowd import Crowd
+from loupe.gateway.door.dealing import Dealt
+from loupe.gateway.door.environ import Proxies
 from loupe.gateway.door.listeners import listen_again, stop_accepting
-from loupe.gateway.door.parting import MANY
+from loupe.gateway.observe import metrics, tracing
 from loupe.gateway.observe.record import stopping
+from loupe.gateway.request.fetch import MAX_PARALLEL
+from loupe.gateway.settings import ANSWER_SECONDS, Settings
 
-MOST_ARRIVING = 500  # connections; beyond it the one that has been arriving longest is cut
-SPARE_CONNECTIONS = 50  # of gunicorn's worker_connections: below them somebody has to go, for others to be let in
-LAST_HANDSHAKE_SECONDS = 0.2  # for one that has begun when the worker lets nobody new in
-LAST_SILENCE_SECONDS = 2.0  # of one that is sending
-LAST_WORD_SECONDS = 0.5  # for a connection that was just made when the worker closed to say what it wants
+ENOUGH_FILES = 1 << 14  # descriptors
+SPARE_FILES = 100  # for all but callers' connections and fetches: the model servers, look-ups, the page's files
+FEWEST = 8  # connections
+LAST_HANDSHAKE_SECONDS = 0.2  # for one that has begun when nobody new is let in
+LAST_SECONDS = 2  # of those that gunicorn gives to the end, for what comes after the last answer
+FULL_TABLE = (
+    "All %d files that this process may open are open, so nobody can connect; "
+    "raise `ulimit -n`, or lower gunicorn's worker_connections."
+)
+
+_log = logging.getLogger(__name__)
 
 
-class Worker(Front):
+class Worker(UvicornWorker):  # type: ignore[misc]
+    CONFIG_KWARGS = {
+        "loop": "asyncio",
+        "ws": "none",
+        "lifespan": "on",
+        "interface": "asgi3",
+        "access_log": False,  # recorder writes a line for each request
+        "log_level": "critical",  # the door logs its own failures; a caller's mistakes are no events
+        "proxy_headers": False,
+        "server_header": False,
+        "timeout_notify": 1,
+        "timeout_graceful_shutdown": int(ANSWER_SECONDS) - LAST_SECONDS,
+    }
+
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.notify_at = 0.0
-        self.give_back_at = 0.0
-        self.deaf = False
-        self.stop_at: float | None = None
-        self.stopped_at: float | None = None
+        self.settings = Settings.from_environment(os.environ)
+        self.door: Door | None = None
+        self.crowd: Crowd | None = None
+        self.given_back_at = 0.0
+        self.serves = False
+
+    # The start.
 
     def init_process(self) -> None:
+        malloc.settle()
         for listener in self.sockets:
             listen_again(listener)
+        metrics.start(self.settings.body_memory)
+        limits = Limits(
+            read_seconds=self.settings.read_timeout,
+            max_bytes=self.settings.max_bytes,
+            line=self.cfg.limit_request_line,
+            fields=self.cfg.limit_request_fields,
+            field=self.cfg.limit_request_field_size,
+            uncounted_port=self.settings.metrics_port,
+        )
+        spare = SPARE_FILES + self.settings.fetches * MAX_PARALLEL
+        most = max(FEWEST, min(self.cfg.worker_connections, _files() - spare))
+        self.crowd = Crowd(most)
+        self.sockets: list[Any] = [Dealt(listener, self.crowd.let_in) for listener in self.sockets]
+        self.config.http = partial(Connection, limits, self.crowd)
         super().init_process()
 
-    def notify(self) -> None:
-        """A file's time is set, for each event of the loop; the arbiter looks once a second."""
-        now = time.monotonic()
-        if now >= self.notify_at:
-            self.notify_at = now + 1
-            super().notify()
+    def init_signals(self) -> None:
+        super().init_signals()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.handle_exit)  # until uvicorn has its own, and once it has ended
 
-    def murder_pending(self) -> None:
-        """Called by the loop each time round, at least once a second. What has to go for the sake of others goes here,
-        and not while events are dispatched: another one of the same turn may be its own."""
-        self._settle()
-        now = time.monotonic()
-        while self.arriving and self.arriving[0].deadline <= now:
-            self._cut(self.arriving[0])
-        while self.leaving and self.leaving[0].deadline <= now:
-            self._drop(self.leaving.popleft())
-        while self.lingering and (self.lingering[0][0] <= now or self.lingering[0][1].phase == CLOSED):
-            self._drop(self.lingering.popleft()[1])
-        while self.gathered > self.most_gathered:
-            self._refuse(
-                self._largest_idle_upload(), Busy("Too many pictures are arriving at once; try again in a second.")
-            )
-        while len(self.arriving) > MOST_ARRIVING:
-            self._cut(self.arriving[0], Busy(MANY))
-        while self.nr_conns > self.worker_connections - SPARE_CONNECTIONS and self._make_room():
-            pass
-        if self.served_at and now >= self.served_at + malloc.QUIET:
-            self.served_at = 0.0
+    def load_wsgi(self) -> None:
+        super().load_wsgi()
+        app: Any = self.wsgi  # type: ignore[has-type]
+        proxies = Proxies(self.cfg.forwarded_allow_ips)
+        self.wsgi = self.door = Door(app, self.settings, proxies, self._on_start, tracing.stop)
+
+    def _on_start(self, door: Door) -> None:
+        """Take SIGTERM over from uvicorn, which would stop listening at once, and hand it on after LOUPE_DRAIN."""
+        assert self.crowd
+        self.serves = True
+        self.crowd.tell()
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_Complaints())
+        hand_on = signal.getsignal(signal.SIGTERM)
+        assert callable(hand_on)
+
+        def told(number: int, frame: Any) -> None:
+            if not stopping.is_set():
+                stopping.set()
+                loop.call_soon_threadsafe(loop.call_later, self.settings.stop_delay, end)
+
+        def end() -> None:
+            is_given = any(isinstance(address, int) for address in self.cfg.address)  # as fd://3
+            is_deaf = not is_given and all(stop_accepting(listener, self.ppid) for listener in self.sockets)
+            loop.call_later(LAST_HANDSHAKE_SECONDS if is_deaf else 0, stop_listening)
+
+        def stop_listening() -> None:
+            assert self.crowd
+            self.crowd.close()
+            door.hurry()
+            hand_on(signal.SIGTERM, None)
+
+        signal.signal(signal.SIGTERM, told)
+
+    # Once a second.
+
+    async def callback_notify(self) -> None:
+        await super().callback_notify()
+        assert self.crowd
+        self.crowd.forget_lost()
+        if os.getppid() != self.ppid:  # the master is gone, so nobody else would end this
+            os.kill(os.getpid(), signal.SIGTERM)
+        self._give_back_memory()
+
+    def _give_back_memory(self) -> None:
+        assert self.door
+        now, served_at = time.monotonic(), self.door.served_at
+        if served_at and now >= served_at + malloc.QUIET:
+            self.door.served_at = 0.0
             malloc.give_back()
-        elif self.served_at and now >= self.give_back_at:
-            self.give_back_at = now + malloc.EVERY
+        elif served_at and now >= self.given_back_at + malloc.EVERY:
+            self.given_back_at = now
             malloc.give_back(malloc.SPARE)
-        if not self.alive:
-            self._leave(now)
 
-    def is_parent_alive(self) -> bool:
-        if not super().is_parent_alive():
-            self.alive = False
-        return bool(self.alive)
+    # The end.
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        stopping.set()
-        if self.stop_at is None:
-            self.stop_at = time.monotonic() + self.settings.stop_delay
-        self.method_queue.defer(lambda: None)
+        """End at once for SIGQUIT, and where nothing is served yet. Else this is uvicorn, which raises the signal that
+        it has ended by once more."""
+        if sig == signal.SIGQUIT or not self.serves:
+            self.handle_quit(sig, frame)
 
-    def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        if self.stop_at is not None and self.alive:
-            timeout = min(timeout, max(0.0, self.stop_at - time.monotonic()))
-        elif self.stopped_at is not None:
-            timeout = min(timeout, 0.1)
-        super().wait_for_and_dispatch_events(timeout)
-        if self.stop_at is not None and self.alive and time.monotonic() >= self.stop_at:
-            if not self.deaf and all(stop_accepting(listener, self.ppid) for listener in self.sockets):
-                self.deaf, self.stop_at = True, time.monotonic() + LAST_HANDSHAKE_SECONDS
-                return
-            self._stop_listening()
-            self.alive = False
-            self.stopped_at = time.monotonic()
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        if self.crowd:
+            self.crowd.abandon()
+        super().handle_quit(sig, frame)
 
-    def _stop_listening(self) -> None:
-        """Closed now, not when all is answered: whoever knocks meanwhile would wait for nothing and be reset."""
-        self.set_accept_enabled(False)
-        for listener in self.sockets:
-            while self.accept(listener):
-                pass
-            listener.close()
 
-    def _leave(self, now: float) -> None:
-        """A connection that has said nothing yet is given a moment, and one that stops half way a little more; one that
-        only lingers is not waited for."""
-        if self.stopped_at is None:  # the parent is gone
-            self.stopped_at = now
-        if now - self.stopped_at > LAST_WORD_SECONDS:
-            for connection in list(self.arriving):
-                if not len(connection.request) or now - connection.heard_at > LAST_SILENCE_SECONDS:
-                    self._cut(connection)
-            if self.nr_conns == sum(one.phase == LINGERING for _, one in self.lingering):
-                for _, connection in self.lingering:
-                    self._drop(connection)
+class _Complaints:
+    """What asyncio complains of. That no file can be opened is said once, not each time that somebody connects."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            if not self._said:
+                self._said = True
+                _log.warning(FULL_TABLE, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+            return
+        loop.default_exception_handler(context)
+
+
+def _files() -> int:
+    """Return how many files this process may open, after it has asked for enough."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = ENOUGH_FILES if hard == resource.RLIM_INFINITY else min(ENOUGH_FILES, hard)
+    if soft == resource.RLIM_INFINITY:
+        return ENOUGH_FILES
+    if soft < enough:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

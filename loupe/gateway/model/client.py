@@ -6,14 +6,15 @@
     model.predict(prepare, caller_deadline=deadline)    # stops at the caller's deadline as well (request/deadline.py)
 
 The card comes from the model itself (its signature `describe`) and is asked for again each second. For a model that
-Loupe did not make it comes from the model's signature and the settings. If another version answers than the one the
-pictures were prepared for, they are prepared again for that version and sent once more: its input size or its outputs
-may differ, and TensorFlow Serving does not check shapes.
+Loupe did not make it comes from the model's signature and the settings. Predictions wait for a place at the model
+server (limit.py), the card never does: where it is refused, the last one is used for some seconds more.
+
+If another version answers than the one the pictures were prepared for, they are prepared again for that version and
+sent once more: its input size or its outputs may differ, and TensorFlow Serving does not check shapes.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -29,7 +30,10 @@ import numpy as np
 from loupe import proto
 from loupe.card import Card
 from loupe.cardless import ForeignCard, foreign_card, interface, is_distribution, softmax
-from loupe.errors import ModelError, ModelGone, ModelTooSlow, ModelUnavailable, ModelUnfit, UserError
+from loupe.errors import ModelError, ModelFull, ModelGone, ModelTooSlow, ModelUnavailable, ModelUnfit, UserError
+from loupe.gateway.model.limit import Limit
+from loupe.gateway.model.reason import public_reason
+from loupe.gateway.model.replicas import FULL, NO_ANSWER, Replicas, Route, is_missing_signature, is_too_large
 from loupe.gateway.observe import record
 from loupe.gateway.request.deadline import NEVER, check_deadline
 from loupe.gateway.settings import Settings
@@ -38,43 +42,16 @@ Prepare = Callable[[Card], np.ndarray[Any, Any]]
 
 DESCRIBE = "describe"  # the signature that gives the card
 CARD_SECONDS = 1.0  # for which a card is used: a restarted server may have another model under the same number
+OLD_CARD_SECONDS = 30.0  # for which it is used where the model server has no thread for the question
+CARD_PAUSE, MOST_CARD_PAUSE = 0.02, 0.5  # seconds, before it is asked for again where there is none yet
 PROBE_SECONDS = 2.0
+LIKELY_THREADS = 8  # of a model server: TensorFlow Serving has four for each processor, and seldom one alone
+GREY = {"uint8": 128, "float32": 0.5}  # of the picture that a new version is tried with
 CHANGING = "The model is changing versions just now; try again in a second."
 CLOCK_DIFFERENCE = 0.005  # seconds; gRPC's clock may be ahead by so much
 MAX_TRIES = 3  # times that one request is prepared, if versions change meanwhile
 
-_METHODS = (proto.PREDICT, proto.GET_MODEL_METADATA, proto.GET_MODEL_STATUS)
 _log = logging.getLogger(__name__)
-# The only layer that retries. Each failure takes a token, each success gives half a token back. With fewer than half of
-# the tokens left nothing is retried: a model server in trouble gets 20 more calls, not twice as many.
-_SERVICE_CONFIG = {
-    "loadBalancingConfig": [{"round_robin": {}}],
-    "retryThrottling": {"maxTokens": 40, "tokenRatio": 0.5},
-    "methodConfig": [
-        {
-            "name": [{}],
-            "retryPolicy": {
-                "maxAttempts": 2,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],  # cancelled: it is stopping
-            },
-        }
-    ],
-}
-_OPTIONS = [
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),  # 120 s by default: too long after a restart
-    ("grpc.min_reconnect_backoff_ms", 1000),  # to connect; callers wait 20 s for the first connection by default
-    ("grpc.dns_min_time_between_resolutions_ms", 1000),  # 30 s by default: a restarted server may have a new address
-    ("grpc.keepalive_time_ms", 310_000),  # TensorFlow Serving disconnects clients that ping more than once in 5 minutes
-    ("grpc.keepalive_timeout_ms", 10_000),  # to notice that the server vanished; also sets the kernel's TCP timeout
-    ("grpc.per_rpc_retry_buffer_size", 1 << 26),  # larger calls are not retried; 256 KiB by default
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-]
 
 
 @dataclass(frozen=True)
@@ -96,38 +73,59 @@ class ModelClient:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._lock = threading.Lock()
-        self._stubs: dict[str, Callable[..., Any]] = {}  # method name → gRPC stub, all on one channel
-        self._channel_process = 0  # the process that made the channel, which does not work after a fork
+        self._replicas: Replicas | None = None
+        self._process = 0  # the one that made them: neither channels nor threads outlive a fork
         self._last_card: tuple[int, Card, float] | None = None  # version, its card, and when it was asked
         self._logits_model: tuple[int, Card] | None = None  # the model without a card that last answered in logits
         self.answered_at = -math.inf  # in time.monotonic(), the model server's last answer
+        self.failing_since: float | None = None  # since when every prediction failed
         self._warned = False  # that LOUPE_LABELS and LOUPE_PREPROCESS are not used
 
     def card(self) -> tuple[int, Card]:
         """Ask the model server for the version served now and its card."""
-        return self._ask_card(time.monotonic() + min(PROBE_SECONDS, self._settings.model_timeout))
+        return self._ask_card(time.monotonic() + min(PROBE_SECONDS, self._settings.model_timeout), Route())
+
+    def try_out(self) -> tuple[int, Card]:
+        """Have the model compute a grey picture, with all outputs that may be asked for. Return version and card of
+        what has computed it."""
+        deadline, route = time.monotonic() + self._settings.model_timeout, Route()
+        version, card = self._ask_card(deadline, route)
+        wanted = interface(card, heatmaps=True)
+        picture = np.full((1, card.height, card.width, 3), GREY[wanted.dtype], wanted.dtype)
+        request = proto.packed_request(self._settings.model, {wanted.image: picture}, outputs=wanted.outputs)
+        response = self._call_model(proto.PREDICT, request, deadline, route, place=True)
+        if response.model_spec.version.value != version:
+            raise ModelUnavailable(CHANGING)
+        self._read_answer(version, card, response, 1, 0, 0)
+        self.failing_since = None
+        return version, card
 
     def versions(self) -> list[tuple[int, str]]:
         """Ask the model server which versions it has and in which state each is (proto.STATES), the newest first."""
         request = proto.GetModelStatusRequest(model_spec=proto.model_spec(self._settings.model))
         deadline = time.monotonic() + min(PROBE_SECONDS, self._settings.model_timeout)
-        told = self._call_model(proto.GET_MODEL_STATUS, request, deadline).model_version_status
+        told = self._call_model(proto.GET_MODEL_STATUS, request, deadline, Route()).model_version_status
         return sorted(((each.version, proto.STATES.get(each.state, "UNKNOWN")) for each in told), reverse=True)
 
     def predict(self, prepare: Prepare, *, heatmaps: bool = False, caller_deadline: float = NEVER) -> Answer:
         try:
-            return self._predict(prepare, heatmaps, caller_deadline)
-        except ModelTooSlow:
-            # Too slow for the caller's limit, or for ours?
-            check_deadline(caller_deadline - CLOCK_DIFFERENCE)
+            answer = self._predict(prepare, heatmaps, caller_deadline)
+        except ModelError as problem:
+            self.failing_since = self.failing_since or time.monotonic()
+            if isinstance(problem, ModelTooSlow | ModelFull):  # was it the caller's limit, or ours?
+                check_deadline(caller_deadline - CLOCK_DIFFERENCE)
             raise
+        self.failing_since = None
+        return answer
 
     def _predict(self, prepare: Prepare, heatmaps: bool, caller_deadline: float) -> Answer:
         deadline = time.monotonic() + self._settings.model_timeout
         prepare_seconds = model_seconds = 0.0
+        route = Route()
+        told: tuple[int, Card] | None = None  # version and card of the replica that was asked before
         for _ in range(MAX_TRIES):
             # Prepare the pictures for the version that is probably served.
-            version, card = self._current_card(min(deadline, caller_deadline))
+            version, card = told or self._current_card(min(deadline, caller_deadline))
             started = time.monotonic()
             try:
                 pixels, wanted = prepare(card), interface(card, heatmaps)
@@ -141,9 +139,10 @@ class ModelClient:
             limit = min(deadline, caller_deadline)
             request = proto.packed_request(self._settings.model, {wanted.image: pixels}, outputs=wanted.outputs)
             try:
-                response = self._call_model(proto.PREDICT, request, limit, stage="model")
+                response = self._call_model(proto.PREDICT, request, limit, route, place=True)
             except ModelUnfit:  # perhaps a new version with another input size
-                if self._ask_card(limit) == (version, card):
+                told = self._ask_card(limit, route)
+                if told == (version, card):
                     raise
                 continue
             model_seconds += time.monotonic() - prepared
@@ -151,9 +150,9 @@ class ModelClient:
             answering_version = response.model_spec.version.value
             if answering_version != version:
                 try:
-                    version, card = self._ask_card(limit, answering_version)
+                    version, card = told = self._ask_card(limit, route, answering_version)
                 except ModelGone:  # it was replaced just now
-                    self._last_card = None
+                    self._last_card = told = None
                     continue
                 if wanted != interface(card, heatmaps):
                     continue
@@ -165,7 +164,7 @@ class ModelClient:
         last = self._last_card
         if last and time.monotonic() - last[2] < CARD_SECONDS:
             return last[:2]
-        return self._ask_card(deadline)
+        return self._ask_card(deadline, Route())
 
     def _read_answer(
         self, version: int, card: Card, response: Any, count: int, prepare_seconds: float, model_seconds: float
@@ -199,14 +198,30 @@ class ModelClient:
             self._logits_model = (version, card)
         return softmax(rows)
 
-    def _ask_card(self, deadline: float, version: int | None = None) -> tuple[int, Card]:
+    def _ask_card(self, deadline: float, route: Route, version: int | None = None) -> tuple[int, Card]:
+        """Ask for the card of a version, or of the one served now. Where the model server is full return the last one,
+        if it is not too old; else ask again."""
+        pause = CARD_PAUSE
+        while True:
+            try:
+                return self._ask_describe(deadline, route, version)
+            except ModelFull:
+                now, last = time.monotonic(), self._last_card
+                if last and version in (None, last[0]) and now - last[2] < OLD_CARD_SECONDS:
+                    return last[:2]
+                if now + pause >= deadline:
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, MOST_CARD_PAUSE)
+
+    def _ask_describe(self, deadline: float, route: Route, version: int | None) -> tuple[int, Card]:
         request = proto.predict_request(
             self._settings.model, {"request": np.array([b""], object)}, signature=DESCRIBE, version=version
         )
         try:
-            response = self._call_model(proto.PREDICT, request, deadline)
+            response = self._call_model(proto.PREDICT, request, deadline, route)
         except _NoCard:
-            return self._ask_signatures(deadline, version)
+            return self._ask_signatures(deadline, route, version)
         try:
             card = Card.from_json(proto.to_array(response.outputs["card"])[0])
         except (ValueError, IndexError) as error:
@@ -218,12 +233,12 @@ class ModelClient:
             _log.warning("The model has a card: LOUPE_LABELS and LOUPE_PREPROCESS are not used.")
         return self._remember_card(response, card)
 
-    def _ask_signatures(self, deadline: float, version: int | None) -> tuple[int, Card]:
+    def _ask_signatures(self, deadline: float, route: Route, version: int | None) -> tuple[int, Card]:
         settings = self._settings
         request = proto.GetModelMetadataRequest(
             model_spec=proto.model_spec(settings.model, version), metadata_field=["signature_def"]
         )
-        response = self._call_model(proto.GET_MODEL_METADATA, request, deadline)
+        response = self._call_model(proto.GET_MODEL_METADATA, request, deadline, route)
         try:
             signatures = proto.signatures(response)
         except proto.WireError as error:
@@ -231,7 +246,7 @@ class ModelClient:
         if DESCRIBE in signatures:  # a version with a card was loaded between the two calls
             if version is not None:
                 raise ModelUnavailable(CHANGING)
-            return self._ask_card(deadline, response.model_spec.version.value)
+            return self._ask_describe(deadline, route, response.model_spec.version.value)
         return self._remember_card(
             response, foreign_card(settings.model, signatures, settings.labels, settings.preprocess)
         )
@@ -241,19 +256,24 @@ class ModelClient:
         self._last_card = (version, card, time.monotonic())
         return version, card
 
-    def _call_model(self, method: proto.Method, request: Any, deadline: float, stage: str = "card") -> Any:
-        began = time.monotonic()
+    def _call_model(
+        self, method: proto.Method, request: Any, deadline: float, route: Route, *, place: bool = False
+    ) -> Any:
+        began, metadata = time.monotonic(), record.grpc_metadata()
         try:
-            response = self._stub(method)(
-                request, timeout=max(0.001, deadline - began), metadata=record.grpc_metadata()
+            response = self._connected().call(
+                lambda replica, seconds: replica.stubs[method.name](request, timeout=seconds, metadata=metadata),
+                deadline,
+                route,
+                place=place,
             )
         except grpc.RpcError as error:
             problem = self._to_problem(error)
-            if isinstance(problem, ModelUnavailable):
+            if isinstance(problem, ModelUnavailable) and not isinstance(problem, ModelFull):
                 self._last_card = None
             raise problem from error
         finally:
-            record.add_stage(stage, began)
+            record.add_stage("model" if place else "card", began)
         self.answered_at = time.monotonic()
         return response
 
@@ -261,20 +281,29 @@ class ModelClient:
         code, name = error.code(), self._settings.model
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             return ModelTooSlow("The model did not answer in time; try again, or send fewer pictures at once.")
+        if is_too_large(error):
+            return ModelUnavailable("The model server has no room for so many pictures at once; send fewer.")
         if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return ModelUnavailable("The model server is at its limit; try again in a second.")
+            return ModelFull(FULL)
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
-            return ModelUnavailable("The model server does not answer; try again in a second.")
+            return ModelUnavailable(NO_ANSWER)
         if code == grpc.StatusCode.NOT_FOUND:
             return ModelGone(f"The model server serves no model {name!r} now; is MODEL_NAME right?")
-        if code == grpc.StatusCode.FAILED_PRECONDITION:
+        if is_missing_signature(error):
             return _NoCard(f"The model {name!r} lacks a signature; export it with convert.py.")
-        return ModelUnfit(f"The model server refused the question ({code.name}).")
+        reason = public_reason(error.details())
+        if code == grpc.StatusCode.FAILED_PRECONDITION:
+            return ModelUnfit(f"The model {name!r} is loaded and cannot compute ({reason}); export it with convert.py.")
+        return ModelUnfit(
+            f"The model server refused the question ({code.name}: {reason}); export the model again, or see its log."
+        )
 
-    def _stub(self, method: proto.Method) -> Callable[..., Any]:
+    def _connected(self) -> Replicas:
+        settings = self._settings
         with self._lock:
-            if self._channel_process != os.getpid():
-                channel = grpc.insecure_channel(f"dns:///{self._settings.target}", options=_OPTIONS)
-                self._stubs = {known.name: proto.call(channel, known) for known in _METHODS}
-                self._channel_process = os.getpid()
-            return self._stubs[method.name]
+            if self._replicas is None or self._process != os.getpid():
+                probe = proto.GetModelStatusRequest(model_spec=proto.model_spec(settings.model))
+                share = max(1, LIKELY_THREADS // settings.workers)
+                self._replicas = Replicas(settings.model_servers, probe, lambda: Limit(share, settings.model_calls))
+                self._process = os.getpid()
+            return self._replicas

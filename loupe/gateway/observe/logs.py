@@ -5,10 +5,13 @@
 
 A line is plain ASCII and at most MAX_LINE bytes. So callers cannot break or forge lines, and lines of several workers
 that share a pipe never mix. The query of an address is not logged, since it may hold secrets.
+
+Nobody waits for a log that is not read: its lines wait in a queue (line_writer.py), and are dropped when that is full.
 """
 
 from __future__ import annotations
 
+import atexit
 import io
 import json
 import logging
@@ -17,25 +20,33 @@ import sys
 import threading
 import time
 import traceback
-from contextlib import suppress
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
 from loupe.cli import plain
+from loupe.gateway.observe import metrics
+from loupe.gateway.observe.line_writer import LineWriter
 from loupe.gateway.observe.record import Entry, current
 
 MAX_LINE = 4000  # bytes; a write of up to 4,096 to a pipe is never split
 MAX_TEXT = 300  # characters of a path or the like
 LIBRARY_SECONDS = 60.0  # between two lines of the same RATE_LIMITED logger, which may log at each request
 RATE_LIMITED = ("opentelemetry", "grpc")
+LAST_SECONDS = 1.0  # when the process ends: for lines that wait to be written
 
 _as_text = False
+_writers: dict[int, LineWriter] = {}  # by file descriptor
 
 
 def start(format: str) -> None:
+    """Start logging in this process and those that it forks."""
     global _as_text
     _as_text = format == "text"
+    for file in (1, 2):
+        _writers[file] = LineWriter(file, _missing_lines)
+        os.register_at_fork(after_in_child=_writers[file].start_anew)
+    atexit.register(_flush)
     handler = _StderrHandler()
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     for name in ("gunicorn.error", "gunicorn.access"):
@@ -50,6 +61,10 @@ def start(format: str) -> None:
 
 def write(entry: Entry) -> None:
     _write(1, _request_text(entry) if _as_text else _json_line(_request_fields(entry)))
+    # Count dropped lines here, where no lock is held. A destructor may have dropped one in the midst of other counting.
+    for writer in _writers.values():
+        if dropped := writer.take_dropped():
+            metrics.dropped_lines(dropped)
 
 
 def _request_fields(entry: Entry) -> dict[str, Any]:
@@ -120,12 +135,25 @@ def _json_line(fields: dict[str, Any]) -> bytes:
 
 
 def _write(file: int, line: bytes) -> None:
-    with suppress(OSError):  # nobody reads the pipe any more
-        os.write(file, line)
+    if writer := _writers.get(file):
+        writer.write(line)
+
+
+def _flush() -> None:
+    deadline = time.monotonic() + LAST_SECONDS
+    for writer in _writers.values():
+        writer.flush(deadline)
+
+
+def _missing_lines(count: int) -> bytes:
+    text = f"{count} lines of the log are missing here: it was not read, or could not be written"
+    if _as_text:
+        return f"{time.strftime('%H:%M:%S')} WARNING {text}\n".encode()
+    return _json_line({"time": _now(), "level": "warning", "message": text, "process": os.getpid()})
 
 
 class _StderrHandler(logging.Handler):
-    """Write each line to stderr in one call, past sys.stderr, so that lines of several processes never mix."""
+    """Write each line to stderr as a whole, past sys.stderr, so that lines of several processes never mix."""
 
     def __init__(self) -> None:
         super().__init__()

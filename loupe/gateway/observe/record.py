@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,11 +34,19 @@ class Trace(NamedTuple):
 
 
 class Head(NamedTuple):
-    """The parts of a request's head that are read before gunicorn parses it."""
+    """The parts of a request's head that are recorded where it was refused."""
 
     method: str
-    path: str  # at most 300 bytes
-    headers: dict[str, str]  # x-request-id, traceparent and tracestate, if they were sent
+    path: str  # at most 300 characters
+    headers: dict[str, str]  # by their names in lower case
+
+    @classmethod
+    def of(cls, method: str, path: str, lines: Iterable[tuple[bytes, bytes]]) -> Head:
+        headers: dict[str, str] = {}
+        for name, value in lines:
+            key, text = name.decode("latin-1"), value.decode("latin-1")
+            headers[key] = f"{headers[key]},{text}" if key in headers else text
+        return cls(method, path[:300], headers)
 
 
 class Stage(NamedTuple):
@@ -79,23 +88,6 @@ def current_entry() -> Entry:
     entry = current.get()
     assert entry is not None
     return entry
-
-
-class Handover(threading.local):
-    """Facts of a request that its thread gets from the worker.
-
-    `head` holds the body as well where that came in chunks or with malformed framing.
-    """
-
-    arrived_at = 0.0  # in time.monotonic(); 0 if nothing was handed over
-    size = 0  # bytes
-    head = b""
-
-    def clear(self) -> None:
-        self.arrived_at, self.size, self.head = 0.0, 0, b""
-
-
-handover = Handover()
 
 
 def add_stage(name: str, began: float, seconds: float | None = None) -> None:

@@ -11,9 +11,9 @@ import re
 import time
 from typing import TYPE_CHECKING, Any
 
-from loupe.errors import Problem
+from loupe.errors import ClientGone, Problem
 from loupe.gateway.observe import logs, metrics, tracing
-from loupe.gateway.observe.record import Entry, Head, current, handover
+from loupe.gateway.observe.record import Entry, Head, current
 
 if TYPE_CHECKING:  # importing it would load numpy and Pillow in gunicorn's master
     from loupe.card import Card
@@ -23,7 +23,10 @@ QUIET = ("/healthz", "/readyz", "/metrics")  # logged only if they fail
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
-def begin(method: str, path: str, client: str, headers: tracing.Headers) -> Entry:
+def begin(
+    method: str, path: str, client: str, headers: tracing.Headers, *, arrived_at: float = 0.0, size: int = 0
+) -> Entry:
+    """Begin the entry of a request, which had `arrived_at` that time with so many bytes, if that is known."""
     entry = Entry(
         _request_id(headers),
         method,
@@ -32,10 +35,9 @@ def begin(method: str, path: str, client: str, headers: tracing.Headers) -> Entr
         trace=tracing.read(headers),
         endpoint=metrics.endpoint_of(path),
     )
-    if handover.arrived_at:
-        entry.add_stage("wait", handover.arrived_at)
-        entry.began, entry.bytes_in = handover.arrived_at, handover.size
-        handover.clear()
+    if arrived_at:
+        entry.add_stage("wait", arrived_at)
+        entry.began, entry.bytes_in = arrived_at, size
     current.set(entry)
     return entry
 
@@ -62,19 +64,15 @@ def end(entry: Entry, status: int) -> None:
 
 
 def record_refusal(
-    problem: Problem,
+    problem: Problem | ClientGone,
     head: Head,
     client: Any,
     size: int,
     began: float,
     *,
-    has_thread: bool = False,
     counted: bool = True,
 ) -> str:
-    """Record a request that the worker refused, and return its id.
-
-    `began` is when it began to arrive; with `has_thread`, when it had arrived and began to wait for a thread.
-    """
+    """Record a request that no thread got, and return its id. `began` is when it began to arrive."""
     # The entry, from the little that is known of the request.
     trace = tracing.read(head.headers)
     entry = Entry(
@@ -88,9 +86,8 @@ def record_refusal(
         code=problem.code,
         bytes_in=size,
         counted=counted,
-        has_thread=has_thread,
+        has_thread=False,
     )
     # It ends at once.
-    handover.clear()
     end(entry, problem.status)
     return entry.request_id

@@ -3,6 +3,13 @@
     is_public("8.8.8.8")                                     # True
     look_up("example.org", time.monotonic() + 10)            # ["93.184.215.14"]; [] if unknown or too slow
 
+A look-up cannot be cancelled, and a name whose server is silent holds it for ten seconds and more. So there is a limit,
+and nobody who makes up names without end may take all of it. Whose a name is cannot be told without a list of public
+suffixes: evil.com is somebody's, co.uk is nobody's. So what is free is shared out at every level of a name: a domain
+gets another look-up while it has fewer than are free. It ends with half: evil.com with half of all, and attacker.co.uk
+with half of the half that co.uk may have. The slow names of n domains, all in com or all in co.uk, leave one part in
+n + 1 to others there. Not bounded is what many domains of many kinds do together, until the resolver gives them up.
+
 The lists follow IANA's registries of special-purpose addresses. They also refuse ranges that the registries call
 reachable but that carry an address inside (6to4, Teredo). ipaddress.is_global is not used: in Python 3.11 several of
 these ranges are global.
@@ -15,11 +22,12 @@ import ipaddress
 import socket
 import threading
 import time
+from collections import Counter
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as LookupTimeout
 
 MAX_LOOKUPS = 64  # look-ups in progress at one time, in this process
-MAX_LOOKUPS_A_SITE = 8  # below one domain: the owner of a slow one can make endless names in it
+MAX_LEVELS = 6  # labels of a name, from its end, up to which these are shared out
 
 _NOT_PUBLIC_V4 = [
     ipaddress.IPv4Network(network)
@@ -56,6 +64,7 @@ def is_public(address: str) -> bool:
 
 
 _in_flight: dict[str, Future[list[str]]] = {}
+_below: Counter[str] = Counter()  # of each domain, how many are in flight: its own name and all below it
 _lookups_changed = threading.Condition()
 
 
@@ -72,8 +81,10 @@ def look_up(host: str, deadline: float) -> list[str]:
             return []
         lookup = _in_flight.get(host)
         if lookup is None:
-            lookup = _in_flight[host] = Future()
+            lookup = Future()
             threading.Thread(target=_resolve, args=(host, lookup), name="lookup", daemon=True).start()
+            _in_flight[host] = lookup  # after the start, which may fail; the thread cannot end before this lock is free
+            _below.update(_domains(host))
     # Wait for it no longer than the deadline.
     try:
         return lookup.result(max(0.0, deadline - time.monotonic()))
@@ -82,12 +93,19 @@ def look_up(host: str, deadline: float) -> list[str]:
 
 
 def _has_room(host: str) -> bool:
-    same_site = sum(_site(other) == _site(host) for other in _in_flight)
-    return len(_in_flight) < MAX_LOOKUPS and same_site < MAX_LOOKUPS_A_SITE
+    """Return True if at every level of the name fewer are in flight than are free there."""
+    free: float = MAX_LOOKUPS - len(_in_flight)
+    for domain in _domains(host):
+        if _below[domain] >= free:
+            return False
+        free = (free - _below[domain]) / 2  # each look-up that is added takes one from what is free and adds one here
+    return free > 0
 
 
-def _site(host: str) -> list[str]:
-    return host.split(".")[-2:]
+def _domains(host: str) -> list[str]:
+    """Return the domains that a name is in, the largest first: co.uk, attacker.co.uk, www.attacker.co.uk."""
+    labels = host.split(".")
+    return [".".join(labels[-count:]) for count in range(2, min(len(labels), MAX_LEVELS) + 1)]
 
 
 def _resolve(host: str, lookup: Future[list[str]]) -> None:
@@ -98,5 +116,9 @@ def _resolve(host: str, lookup: Future[list[str]]) -> None:
     finally:
         with _lookups_changed:
             del _in_flight[host]
+            _below.subtract(_domains(host))
+            for domain in _domains(host):
+                if not _below[domain]:
+                    del _below[domain]
             _lookups_changed.notify_all()
         lookup.set_result(addresses)

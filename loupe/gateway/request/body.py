@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
+import re
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -15,6 +17,8 @@ from loupe.gateway.request.forms import read_parts
 from loupe.gateway.request.schema import EXAMPLE, read_question
 from loupe.gateway.settings import Settings
 
+JSON = "application/json"
+_PICTURE_FIRST = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"b64"\s*:')
 MAX_PARTS = 100  # of a form; a form with more is taken for an attack
 
 
@@ -33,11 +37,12 @@ def read_pictures(environ: dict[str, Any], settings: Settings) -> SentPictures:
     """Read the pictures from the WSGI environment `environ`."""
     # The Content-Type decides how the body is read.
     body = _read_body(environ["wsgi.input"], settings.max_bytes)
+    environ["wsgi.input"] = io.BytesIO()  # else it would be kept beside the pictures in it
     content_type: str = environ.get("CONTENT_TYPE", "")
-    media_type = content_type.partition(";")[0].strip().lower()
+    media_type = _media_type(content_type)
     if media_type == "multipart/form-data":
         sent = _from_form(body, content_type)
-    elif media_type == "application/json":
+    elif media_type == JSON:
         sent = _from_json(body)
     elif media_type.startswith("image/") or media_type in ("", "application/octet-stream"):
         sent = SentPictures([body], is_batch=False)
@@ -50,6 +55,15 @@ def read_pictures(environ: dict[str, Any], settings: Settings) -> SentPictures:
     if len(sent.items) > settings.max_images:
         raise BadRequest(f"{len(sent.items)} pictures in one request; at most {settings.max_images} are taken.")
     return sent
+
+
+def may_name_urls(content_type: str | None, body: bytes = b"") -> bool:
+    """Tell if a request of this type may name URLs. One that begins with b64 has none: both together are refused."""
+    return _media_type(content_type or "") == JSON and not _PICTURE_FIRST.match(body)
+
+
+def _media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
 
 
 def _read_body(stream: IO[bytes], limit: int) -> bytes:

@@ -1,5 +1,6 @@
 """Read and check the caller's own time limit, the header X-Request-Timeout.
 
+    seconds = read_seconds(request.headers.get("X-Request-Timeout"))        # or NEVER
     deadline = read_deadline(request.headers.get("X-Request-Timeout"))      # of time.monotonic(), or NEVER
     check_deadline(deadline)                                                # OutOfTime once it has passed
 
@@ -21,13 +22,17 @@ NEVER = math.inf
 _SECONDS = re.compile(r"(?=[0-9]*\.?[0-9])[0-9]{0,9}(\.[0-9]{0,9})?")
 
 
-def read_deadline(text: str | None) -> float:
+def read_seconds(text: str | None) -> float:
     if text is None:
         return NEVER
     seconds = float(text) if _SECONDS.fullmatch(text) else 0.0
     if seconds <= 0:
         raise BadRequest(f"{HEADER} must be a number of seconds, more than 0, such as 2.5.")
-    entry = record.current.get()
+    return seconds
+
+
+def read_deadline(text: str | None) -> float:
+    seconds, entry = read_seconds(text), record.current.get()
     return (entry.began if entry else time.monotonic()) + seconds
 
 

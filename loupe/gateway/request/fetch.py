@@ -6,39 +6,37 @@
 
 A host name is looked up once. All its addresses are checked, and the connection goes to one of them, so a second
 look-up cannot lead elsewhere. Redirects are checked again. One deadline and one limit of bytes hold for all URLs of a
-request together.
-The environment is not read: no proxies, no netrc, no cookies; only OpenSSL's own SSL_CERT_FILE, for a private
-authority. A refused name and an unknown one get the same answer, so that nobody can find out which names exist in the
-internal network.
+request together. What comes beside the pictures, such as headers and the sizes of chunks, has a limit, too.
+Nothing is asked through a proxy, and no netrc or cookies are used, whatever the environment says. A refused name and an
+unknown one get the same answer, so that nobody can find out which names exist in the internal network.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import http.client
 import ipaddress
 import re
-import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Self
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from loupe.errors import BadRequest, FetchFailed, Problem, RefusedURL
 from loupe.gateway.request.addresses import is_public, look_up
 from loupe.gateway.request.deadline import NEVER, out_of_time
+from loupe.gateway.request.exchange import Connection, Response
 from loupe.gateway.settings import Settings
 
 MAX_URL = 2048  # characters
 MAX_REDIRECTS = 3
 MAX_PARALLEL = 32  # URLs of one request at a time; as many as LOUPE_MAX_IMAGES is by default, so that none waits
 TOTAL_FACTOR = 4  # times LOUPE_MAX_BYTES: the limit for all pictures of one request together
-CHUNK_SIZE = 1 << 16  # bytes
+MAX_HEAD = 1 << 16  # bytes after which an answer's headers must have ended, informational answers included
+OVERHEAD = 1 << 17  # bytes on the wire beside a picture: TLS's handshake, headers, those of redirects
+OVERHEAD_SHARE = 8  # and one more for each 8 that the picture may have: TLS's records, the sizes of chunks
+PIECE = 64  # bytes that each piece counts for beside its own: a tiny one is as much work as a large one
 PORTS = {"http": 80, "https": 443}
 REDIRECTS = (301, 302, 303, 307, 308)
 _URL_CHARACTERS = re.compile(r"[!-\[\]-~]+")  # printable ASCII without the backslash
@@ -57,87 +55,81 @@ class _Destination:
 
 def fetch(url: str, settings: Settings) -> bytes:
     """Fetch one URL. Raise BadRequest if the URL is refused, FetchFailed if its server fails."""
-    with _FetchBudget(settings) as budget:
-        return _fetch(url, settings, budget)
+    picture = fetch_all([url], settings)[0]
+    if isinstance(picture, Problem):
+        raise picture
+    return picture
 
 
 def fetch_all(urls: Sequence[str], settings: Settings, caller_deadline: float = NEVER) -> list[bytes | Problem]:
     """Fetch URLs in parallel, within one time limit and one limit of bytes for all of them."""
+    deadline = min(time.monotonic() + settings.fetch_timeout, caller_deadline)
+    total = TOTAL_FACTOR * settings.max_bytes
+    too_large = f"The pictures are larger than {total:,} bytes together; ask for fewer at once."
+    allowance = _Allowance(total, len(urls), too_large)
 
     def fetch_or_problem(url: str) -> bytes | Problem:
         try:
-            return _fetch(url, settings, budget)
+            return _fetch(url, settings, deadline, allowance)
         except Problem as problem:  # after the caller's deadline, report that instead
             return problem if time.monotonic() < caller_deadline else out_of_time()
 
-    if not urls:
-        return []
-    with _FetchBudget(settings, caller_deadline) as budget:
-        if len(urls) < 2:
-            return [fetch_or_problem(url) for url in urls]
-        with ThreadPoolExecutor(min(MAX_PARALLEL, len(urls)), thread_name_prefix="fetch") as pool:
-            return list(pool.map(fetch_or_problem, urls))
+    if len(urls) < 2:
+        return [fetch_or_problem(url) for url in urls]
+    with ThreadPoolExecutor(min(MAX_PARALLEL, len(urls)), thread_name_prefix="fetch") as pool:
+        return list(pool.map(fetch_or_problem, urls))
 
 
-class _FetchBudget:
-    """The time and bytes that one request may spend on all its URLs. Its connections are cut at the deadline."""
+class _Allowance:
+    """The bytes that may still come: those of pictures, and all that come over the wire, pictures included.
 
-    def __init__(self, settings: Settings, caller_deadline: float = NEVER) -> None:
-        started = time.monotonic()
-        self.deadline = min(started + settings.fetch_timeout, caller_deadline)
-        self._max_bytes = self._bytes_left = TOTAL_FACTOR * settings.max_bytes
+    One picture's, or a whole request's. What is taken from a picture's is taken from its request's, too.
+    """
+
+    def __init__(self, pictures: int, urls: int, too_large: str, request: _Allowance | None = None) -> None:
+        self._pictures, self._wire = pictures, pictures + pictures // OVERHEAD_SHARE + urls * OVERHEAD
+        self._too_large, self._request = too_large, request
         self._lock = threading.Lock()
-        self._connections: set[_Connection] = set()
-        self._timer = threading.Timer(max(0.0, self.deadline - started), self._cut_connections)
-        self._timer.daemon = True
 
-    def __enter__(self) -> Self:
-        self._timer.start()
-        return self
+    def check(self, size: int) -> None:
+        """Raise FetchFailed if a picture of so many bytes is too large. Nothing is taken."""
+        if size > self._pictures:
+            raise FetchFailed(self._too_large)
 
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-
-    @contextlib.contextmanager
-    def open(self, destination: _Destination) -> Iterator[_Connection]:
-        connection = _Connection(destination, self.deadline)
+    def take(self, size: int) -> None:
+        """Count bytes of a picture. Raise FetchFailed if there are too many."""
         with self._lock:
-            self._connections.add(connection)
-        try:
-            yield connection
-        finally:
-            connection.close()
-            with self._lock:
-                self._connections.discard(connection)
+            self.check(size)
+            self._pictures -= size
+        if self._request:
+            self._request.take(size)
 
-    def _cut_connections(self) -> None:
+    def take_wire(self, size: int, pieces: int = 1) -> None:
+        """Count bytes that came over the wire, and the pieces they were. Raise FetchFailed if there are too many."""
         with self._lock:
-            for connection in self._connections:
-                connection.cut()
-
-    def is_late(self) -> bool:
-        return time.monotonic() >= self.deadline
-
-    def spend(self, size: int) -> None:
-        with self._lock:
-            self._bytes_left -= size
-            if self._bytes_left < 0:
-                raise FetchFailed(
-                    f"The pictures are larger than {self._max_bytes:,} bytes together; ask for fewer at once."
-                )
+            self._wire -= size + pieces * PIECE
+            if self._wire < 0:
+                raise FetchFailed("The picture's server sends too much beside the picture; upload the picture instead.")
+        if self._request:
+            self._request.take_wire(size, pieces)
 
 
-def _fetch(url: str, settings: Settings, budget: _FetchBudget) -> bytes:
+def _fetch(url: str, settings: Settings, deadline: float, request: _Allowance) -> bytes:
     """Fetch one URL and follow its redirects, each of which is checked like the first URL."""
+    too_large = f"The picture is larger than {settings.max_bytes:,} bytes; send a smaller one."
+    allowance = _Allowance(settings.max_bytes, 1, too_large, request)
     for _ in range(MAX_REDIRECTS + 1):
-        if budget.is_late():
+        if _is_late(deadline):
             raise _too_slow()
-        destination = _check_url(url, settings, budget.deadline)
-        answer = _send_get(destination, settings.max_bytes, budget)
+        answer = _get(_check_url(url, settings, deadline), deadline, allowance)
         if isinstance(answer, bytes):
             return answer
         url = _redirect_target(url, answer.location)
     raise FetchFailed(f"The picture's server redirects more than {MAX_REDIRECTS} times; give the address it ends at.")
+
+
+def _is_late(deadline: float) -> bool:
+    return time.monotonic() >= deadline
 
 
 @dataclass(frozen=True)
@@ -180,14 +172,13 @@ def _check_url(url: str, settings: Settings, deadline: float) -> _Destination:
     if not addresses or not allowed and not all(is_public(address) for address in addresses):
         raise _refused()
     # A host that is not listed is fetched from the usual ports only, and the model server's host never is.
-    if not allowed and (port not in PORTS.values() or host in _model_server_hosts(settings.target)):
+    if not allowed and (port not in PORTS.values() or host in _model_server_hosts(settings)):
         raise _refused()
     return _Destination(split, host, port, addresses, allowed)
 
 
-def _model_server_hosts(target: str) -> list[str]:
-    """Return the hosts in a gRPC target, which may also be dns:///host:port or a list of addresses."""
-    return [word.rpartition(":")[0].strip("[]").rstrip(".").lower() for word in re.split("[/,]", target)]
+def _model_server_hosts(settings: Settings) -> list[str]:
+    return [host.rstrip(".").lower() for host, _ in settings.model_servers]
 
 
 def _refused() -> RefusedURL:
@@ -203,112 +194,85 @@ def _is_allowed(host: str, address: str, settings: Settings) -> bool:
     return any(host == entry if isinstance(entry, str) else ip in entry for entry in settings.fetch_allow)
 
 
-def _send_get(destination: _Destination, max_bytes: int, budget: _FetchBudget) -> bytes | _Redirect:
+def _get(destination: _Destination, deadline: float, allowance: _Allowance) -> bytes | _Redirect:
     """Return the body of the answer, or where it redirects to."""
-    path = (destination.url.path or "/") + (f"?{destination.url.query}" if destination.url.query else "")
     try:
-        with budget.open(destination) as connection:
-            # Ask, and stop at a redirect.
-            connection.request("GET", path, headers=_HEADERS)
-            response = connection.getresponse()
+        with Connection(destination.addresses, destination.port, deadline, allowance.take_wire) as connection:
+            # Ask.
+            if not destination.allowed and connection.is_to_this_machine():
+                raise _refused()  # a public address that belongs to this machine
+            if destination.url.scheme == "https":
+                connection.start_tls(destination.host)
+            connection.send(_request(destination))
+            # Read the head, and stop at a redirect.
+            response = Response()
+            pieces = _read_head(connection, response)
             if response.status in REDIRECTS:
-                location = response.getheader("Location")
-                if not location:
+                if not response.headers.get("location"):
                     raise FetchFailed("The picture's server redirects to nowhere; upload the picture instead.")
-                return _Redirect(location)
-            # Read the picture, within the budget.
-            data = _read_body(response, max_bytes, budget)
-            if budget.is_late():  # a connection that was cut at the deadline looks like one that has ended
-                raise TimeoutError
-            return data
-    except (OSError, http.client.HTTPException, ValueError) as error:
+                return _Redirect(response.headers["location"])
+            # Read the picture.
+            _check_head(response, allowance)
+            return _read_body(connection, response, pieces, allowance)
+    except (OSError, ValueError) as error:
         # Turn the failure into a problem that names its cause.
-        if budget.is_late():
+        if _is_late(deadline):
             raise _too_slow() from error
         if isinstance(error, ssl.SSLCertVerificationError):
             raise FetchFailed("The picture's server has no valid certificate; upload the picture instead.") from error
         raise FetchFailed("The picture's server could not be reached, or broke off; upload it instead.") from error
 
 
-_HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "Loupe", "Connection": "close"}
+def _request(destination: _Destination) -> bytes:
+    path = (destination.url.path or "/") + (f"?{destination.url.query}" if destination.url.query else "")
+    host = f"[{destination.host}]" if ":" in destination.host else destination.host
+    if destination.port != PORTS[destination.url.scheme]:
+        host += f":{destination.port}"
+    return "\r\n".join((f"GET {path} HTTP/1.1", f"Host: {host}", *_HEADERS, "", "")).encode("ascii")
 
 
-def _read_body(response: http.client.HTTPResponse, max_bytes: int, budget: _FetchBudget) -> bytes:
-    # Refuse by the headers.
+_HEADERS = ("Accept: image/*", "Accept-Encoding: identity", "User-Agent: Loupe", "Connection: close")
+
+
+def _read_head(connection: Connection, response: Response) -> list[bytes]:
+    """Read until the head has come. Return the pieces of the body that came with it."""
+    pieces: list[bytes] = []
+    size = 0
+    while not response.status:
+        if size >= MAX_HEAD:
+            raise ValueError("a head without end")
+        data = connection.receive()
+        if not data:
+            raise ConnectionError("closed before it answered")
+        size += len(data)
+        pieces = response.feed(data)
+    return pieces
+
+
+def _check_head(response: Response, allowance: _Allowance) -> None:
+    """Raise FetchFailed if what follows is no picture, or a too large one."""
     if response.status != 200:
         raise FetchFailed(f"The picture's server answered {response.status} and no picture; upload it instead.")
-    if response.getheader("Content-Encoding", "identity") != "identity":
+    content, transfer = (response.headers.get(f"{part}-encoding", "").lower() for part in ("content", "transfer"))
+    if content not in ("", "identity") or transfer not in ("", "identity", "chunked"):
         raise FetchFailed("The picture's server sent it compressed though asked not to; upload the picture instead.")
-    too_large = FetchFailed(f"The picture is larger than {max_bytes:,} bytes; send a smaller one.")
-    if (response.length or 0) > max_bytes:  # refused before it spends anything of the budget
-        raise too_large
-    # Read piece by piece, so that a body without a length is stopped at the limit.
-    data = bytearray()
-    while chunk := response.read(min(CHUNK_SIZE, max_bytes + 1 - len(data))):
-        budget.spend(len(chunk))
-        data += chunk
-        if len(data) > max_bytes:
-            raise too_large
-    if response.length:  # fewer bytes came than Content-Length says
+    allowance.check(int(response.headers.get("content-length", 0)))
+
+
+def _read_body(connection: Connection, response: Response, pieces: list[bytes], allowance: _Allowance) -> bytes:
+    body = bytearray()
+    while True:
+        # Count and keep what came, so that a body without a length is stopped at the limit.
+        allowance.take_wire(0, len(pieces))
+        allowance.take(sum(map(len, pieces)))
+        body += b"".join(pieces)
+        # Read on, up to the end.
+        if response.is_complete:
+            return bytes(body)
+        data = connection.receive()
+        if not data:
+            break
+        pieces = response.feed(data)
+    if not response.ends_with_connection:
         raise FetchFailed("The picture's server broke off before its end; upload the picture instead.")
-    return bytes(data)
-
-
-@functools.cache
-def _tls_context() -> ssl.SSLContext:
-    """Return the one TLS context. Making it is slow: it reads all trusted authorities of this machine."""
-    return ssl.create_default_context()
-
-
-class _Connection(http.client.HTTPConnection):
-    """A connection to a checked address, with the URL's host name in the Host header and in TLS."""
-
-    def __init__(self, destination: _Destination, deadline: float) -> None:
-        super().__init__(destination.host, destination.port)
-        self.default_port = PORTS[destination.url.scheme]  # decides whether the Host header names the port
-        self._destination, self._deadline = destination, deadline
-        self._open_socket: socket.socket | None = None  # http.client clears self.sock once the headers are read
-
-    def connect(self) -> None:
-        """Connect to a checked address, and begin TLS for https."""
-        sock = self._connect_to_first()
-        self._use_socket(sock)
-        if not self._destination.allowed and sock.getsockname()[0] == sock.getpeername()[0]:
-            raise _refused()  # a public address that belongs to this machine
-        if self._destination.url.scheme == "https":
-            secure = _tls_context().wrap_socket(
-                sock, server_hostname=self._destination.host, do_handshake_on_connect=False
-            )
-            self._use_socket(secure)
-            secure.do_handshake()
-
-    def _use_socket(self, open_socket: socket.socket) -> None:
-        self.sock = self._open_socket = open_socket
-        if time.monotonic() >= self._deadline:  # the deadline may have passed before there was a socket to cut
-            raise TimeoutError
-
-    def _connect_to_first(self) -> socket.socket:
-        """Connect to the first address that answers. Each gets a share of the time that is left."""
-        addresses = self._destination.addresses
-        for tried, address in enumerate(addresses, 1):
-            sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
-            try:
-                sock.settimeout(self._remaining() / (len(addresses) - tried + 1))
-                sock.connect((address, self._destination.port))
-            except OSError:
-                sock.close()
-                if tried == len(addresses):
-                    raise
-            else:
-                sock.settimeout(self._remaining())
-                return sock
-        raise OSError("no address")
-
-    def _remaining(self) -> float:
-        return max(0.001, self._deadline - time.monotonic())
-
-    def cut(self) -> None:
-        """Shut the socket down, so that a thread waiting for it wakes up. Called from the timer's thread."""
-        if self._open_socket is not None:
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(self._open_socket, socket.SHUT_RDWR)  # SSLSocket.shutdown would wait
+    return bytes(body)

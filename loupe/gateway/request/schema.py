@@ -4,6 +4,7 @@
     question = read_question(request.get_data())     # Question(url="https://…"); BadRequest
 
 Unknown keys are ignored. A key that is given twice is refused: a proxy in front may have checked only the first value.
+So is JSON of more than MAX_VALUES values, before it is parsed: millions of tiny ones would take seconds, and 400 MB.
 
 The names and docstrings of the Struct classes are published: they stand in /openapi.json.
 """
@@ -22,6 +23,7 @@ from loupe.gateway.request.fetch import MAX_URL
 
 EXAMPLE = 'send {"url": "https://…"}, {"urls": [...]} or {"b64": "…"}'
 MAX_TOP = 99_999
+MAX_VALUES = 20_000  # of a JSON body, however nested; with LOUPE_MAX_IMAGES at its most, 1,024 URLs of 19 commas each
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors begin a file with it
 
 # ----------------------------------------------------------------------------------------------------------- sent
@@ -92,10 +94,12 @@ def read_label(arguments: Any) -> str:
 def read_question(body: bytes) -> Question:
     """Read the JSON body. Refuse it unless it has exactly one of url, urls and b64."""
     body = body.removeprefix(BYTE_ORDER_MARK)
+    _check_values(body)
     try:
         question = _questions.decode(body)
         if body.count(b'"') > 4 or b"\\" in body:  # more than one key and one text
-            json.loads(body, object_pairs_hook=_refuse_repeated_key)  # also checks the text of unknown keys
+            # This also checks the text of unknown keys. Their numbers stay text: reading long ones takes long.
+            json.loads(body, object_pairs_hook=_refuse_repeated_key, parse_int=str, parse_float=str)
     except msgspec.ValidationError as error:
         raise BadRequest(_explain(str(error))) from None
     except (msgspec.DecodeError, ValueError, RecursionError):  # no JSON, no UTF-8, too deep
@@ -104,6 +108,14 @@ def read_question(body: bytes) -> Question:
     if given != 1:
         raise BadRequest(f"{'More than one' if given else 'None'} of url, urls and b64 is given; {EXAMPLE}.")
     return question
+
+
+def _check_values(body: bytes) -> None:
+    """Refuse more than MAX_VALUES values. msgspec would check the length of a list after it has made all of it."""
+    # Each value but the first has one of these before it. A plain b64 has no comma: that is seen faster than counted.
+    is_plain = b"," not in body and b"[" not in body
+    if not is_plain and sum(body.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
+        raise BadRequest(f"The JSON has more than {MAX_VALUES:,} values; {EXAMPLE}.")
 
 
 def _explain(error: str) -> str:
@@ -260,6 +272,7 @@ class CardAnswer(Struct):
     precision: str | None
     temperature: float
     certain_at: Annotated[Share | None, Meta(description="Below it an answer is not certain.")]
+    certain_note: Annotated[str | None, Meta(description="Why there is none, though training was asked for one.")]
     unfamiliar_below: Share | None
     metrics: dict[str, Any]
     training: dict[str, Any]

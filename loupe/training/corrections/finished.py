@@ -15,7 +15,7 @@ from loupe.card import Card
 from loupe.errors import UserError
 from loupe.training.data import record
 from loupe.training.data.dataset import Dataset
-from loupe.training.settings import Settings, names
+from loupe.training.settings import Settings, from_record
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,10 @@ def read_run(folder: Path) -> Finished:
         inputs = dict(json.loads((folder / "about.json").read_bytes()))
     except (ValueError, TypeError) as error:
         raise UserError(f"{folder / 'about.json'} cannot be read: the run is damaged. Train it again.") from error
-    known = {name: inputs[name] for name in names() if inputs.get(name) is not None}
     return Finished(
         folder,
         Card.read(folder / "card.json"),
-        Settings().having(known),
+        from_record(inputs),
         inputs,
         record.read(folder / "data.json"),
     )

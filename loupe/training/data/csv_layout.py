@@ -23,6 +23,7 @@ from loupe.training.data.csv_table import (
     from_one_hot,
     read_table,
     split_column,
+    split_in,
 )
 from loupe.training.data.names import (
     FILLERS,
@@ -79,10 +80,11 @@ def is_about_pictures(table: Table, root: Path) -> bool:
     """Return True if a CSV that lies beside folders is about the pictures in them."""
     finder = _finder(root, "train", None)
     indices = find_columns(table, finder)
+    has_labels = len(indices) == 2 or from_one_hot(table, indices[0], strict=False) is not None
     sample = table.rows[:ROWS_LOOKED_AT]
     hits = sum(len(finder.find(row[indices[0]])) == 1 for _, row in sample)
     has_enough_rows = len(sample) >= MIN_ROWS or _role(table.path) == "train"
-    return len(indices) == 2 and has_enough_rows and hits >= len(sample) / 2
+    return has_labels and has_enough_rows and hits >= len(sample) / 2
 
 
 def from_csv(
@@ -109,7 +111,7 @@ def from_csv(
     # Find the picture of each row, among the pictures of its split.
     finders = {"": finder}
     if split_index is not None:
-        splits = {split_of(row[split_index]) or "train" for _, row in table.rows}
+        splits = {split_in(row[split_index]) for _, row in table.rows}
         finders = {split: _finder(root, split, images, table.path.parent) for split in splits}
     files, skipped = _match_rows(table, indices, finders, split_index)
     if not files and not any(entry.category == "contradiction" for entry in skipped):
@@ -125,6 +127,7 @@ def from_csv(
     labels = Layout(files).labels
     predict, unread, submission = predictions(root, labels, images, (id_name, label_name), used)
     source = f"{table.path.name}, columns {table.columns[indices[0]]} → {'one for each class' if one_hot else label}"
+    source += "" if split_index is None else f", splits by {table.columns[split_index]}"
     return Layout(files, predict, skipped + unread, submission, source)
 
 
@@ -141,8 +144,8 @@ def labelled_splits(
         for path in csv_files(root, split):
             if path in read_before:
                 continue
-            table, finder = read_table(path), _finder(root, split, images)
-            indices = _label_columns(table, finder, labels, label)
+            finder = _finder(root, split, images)
+            table, indices = _with_labels(read_table(path), finder, labels, label)
             if indices:
                 matched, unread = _match_rows(table, indices, {split: finder}, None)
                 files, skipped = files + matched, skipped + unread
@@ -152,14 +155,18 @@ def labelled_splits(
     return files, skipped, used
 
 
-def _label_columns(table: Table, finder: Finder, labels: set[str], label: str) -> list[int]:
-    """Return the columns of ids and labels, or none if the cells are not labels of the training pictures."""
+def _with_labels(table: Table, finder: Finder, labels: set[str], label: str) -> tuple[Table, list[int]]:
+    """Return the table and its columns of ids and labels, or no columns if the cells are not labels of the training
+    pictures."""
     lower_names = [name.casefold() for name in table.columns]
     name = label if label.casefold() in lower_names else None
     indices = find_columns(table, finder, None, name)
+    one_hot = from_one_hot(table, indices[0], strict=False) if len(indices) < 2 else None
+    if one_hot:
+        table, indices = one_hot, [0, 1]
     cells = [row[indices[1]] for _, row in table.rows if row[indices[1]]] if len(indices) == 2 else []
     has_labels = cells and (name or 2 * sum(printable(cell) in labels for cell in cells) >= len(cells))
-    return indices if has_labels else []
+    return table, indices if has_labels else []
 
 
 def predictions(
@@ -247,7 +254,7 @@ def _match_rows(
     # The picture of each row.
     for line, row in table.rows:
         name, label = row[indices[0]], printable(row[indices[1]])
-        split = next(iter(finders)) if split_index is None else split_of(row[split_index]) or "train"
+        split = next(iter(finders)) if split_index is None else split_in(row[split_index])
         paths = finders[split].find(name)
         if not name:
             skipped.append(Skipped(table.path, f"row {line} gives no id", "no id"))

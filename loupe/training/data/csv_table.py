@@ -41,8 +41,11 @@ LABEL_NAMES = [
 ]
 LABEL_NAMES += ["y", "type", "diagnosis"]
 SPLIT_NAMES = {"split", "splits", "set", "subset", "partition", "fold", "usage", "phase"}
+# A column of yes or no, yes meaning validation, as fastai's tables have it. Where most say yes, it means another thing.
+VALIDATION_NAMES = {"isvalid", "isval", "isvalidation", "validation"}
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 ROWS_LOOKED_AT = 100  # rows that decide which column holds the ids
+YES, NO = {"1", "1.0", "true"}, {"0", "0.0", "false"}  # cells of a table with a column for each class, in lower case
 
 
 @dataclass(frozen=True)
@@ -228,27 +231,43 @@ def find_columns(
 def split_column(table: Table) -> int | None:
     """Return the index of the column that gives each row's split, or None."""
     for index, name in enumerate(table.columns):
-        cells = {row[index] for _, row in table.rows} - {""}
-        if "".join(words(name)) in SPLIT_NAMES and cells and all(map(split_of, cells)):
+        plain_name, cells = "".join(words(name)), [row[index] for _, row in table.rows if row[index]]
+        if plain_name in SPLIT_NAMES and cells and all(map(split_of, set(cells))):
+            return index
+        yes = sum(cell.lower() in YES for cell in cells)
+        no = sum(cell.lower() in NO for cell in cells)
+        if plain_name in VALIDATION_NAMES and 0 < yes <= no and yes + no == len(cells):
             return index
     return None
 
 
-def from_one_hot(table: Table, id_index: int) -> Table | None:
-    """Turn a table with a column of 0 and 1 for each class into one with a column of labels."""
-    class_columns = [index for index, name in enumerate(table.columns) if index != id_index and name]
+def split_in(cell: str) -> str:
+    """Return the split that a cell of the column of splits says: by its name, or by yes for validation."""
+    return "validation" if cell.lower() in YES else split_of(cell) or "train"
+
+
+def from_one_hot(table: Table, id_index: int, strict: bool = True) -> Table | None:
+    """Turn a table with a column of 0 and 1 for each class into one with a column of labels, the second. None if it is
+    another table. A row of no class, or of several, is refused; if not `strict`, such a table is another one."""
+    # Each column but those of ids and splits is a class.
+    split_index = split_column(table)
+    kept = [id_index, *([] if split_index is None else [split_index])]
+    class_columns = [index for index, name in enumerate(table.columns) if index not in kept and name]
     rows = []
     for line, row in table.rows:
-        if len(class_columns) < 2 or not all(row[index] in ("0", "1", "0.0", "1.0") for index in class_columns):
+        if len(class_columns) < 2 or not all(row[index].lower() in YES | NO for index in class_columns):
             return None
-        labels = [table.columns[index] for index in class_columns if row[index] in ("1", "1.0")]
+        labels = [table.columns[index] for index in class_columns if row[index].lower() in YES]
+        if len(labels) != 1 and not strict:
+            return None
         if len(labels) != 1:
             raise UserError(
                 f"Row {line} of {table.path} has {len(labels)} classes, and a picture is to have one. Name the column "
                 "of one label by --label-column, or take such rows out."
             )
-        rows.append((line, [row[id_index], labels[0]]))
-    return Table(table.path, [table.columns[id_index], "label"], rows, table.has_header, table.overlong)
+        rows.append((line, [row[id_index], labels[0], *(row[index] for index in kept[1:])]))
+    columns = [table.columns[id_index], "label", *(table.columns[index] for index in kept[1:])]
+    return Table(table.path, columns, rows, table.has_header, table.overlong)
 
 
 def _column_named(table: Table, wanted: str | None, flag: str) -> int | None:

@@ -27,28 +27,29 @@ from PIL import Image
 
 from loupe.errors import ImageError, TooManyPixels, UnsupportedImage, UserError
 from loupe.images.api import decode
-from loupe.images.decode import FORMATS, NAMES
+from loupe.images.decode import FORMATS, HEIC_BRANDS, NAMES
 from loupe.images.resize import Pixels
 from loupe.progress import bar
 from loupe.training.data.duplicates import fingerprint, twins
 from loupe.training.data.layout import File, Skipped, Source, Submission, find
+from loupe.training.data.names import label_of
 from loupe.training.data.splits import Indices, split, trainable
 
 __all__ = ["Dataset", "File", "Indices", "Picture", "Skipped", "Source", "decode_all", "read"]
 
 CUT = 0.15  # share of a class's training pictures that a missing split takes
 FEWEST = 8  # pictures of a class: enough for one in each split
-SKIPPED_SHOWN = 5  # skipped files that the summary lists
 IN_MEMORY = 2_000_000_000  # bytes of pixels; more than that goes to a file on the disk
 LARGEST_FILE = 250_000_000  # bytes of a file: 40 megapixels need fewer in any format
 LOOK_SIZE = 128  # px: brightness, sharpness and fingerprint are measured at this size, whatever training reads at
 GLANCE_SIZE = 32  # px at which pictures to predict are decoded as a test
 DECODED_AHEAD = 128  # pictures decoded ahead
 EXPLANATIONS = {
-    "empty": "empty: 0 bytes",
+    "empty": "empty (0 bytes)",
     "damaged": "damaged or cut short",
     "no picture": "not a picture",
     "unsupported": f"a kind of picture that is not read here; save it as {NAMES}",
+    "heic": "HEIC, which is read only where pillow-heif is installed: pip install pillow-heif",
     "too large": "larger than 40 megapixels or 250 MB; save it smaller",
 }
 MAGIC_BYTES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM")
@@ -91,26 +92,18 @@ class Dataset:
     def summary(self, name: str, size: int | None = None) -> str:
         """Return the lines that the terminal shows. `size` is the side in px that training reads at, if these pixels
         are of another size."""
-        # Classes, pictures of each split, and their size.
+        # Classes, pictures of each split, and their size. Files that were left out are among the doctor's findings.
         _, height, width, _ = self.pixels.shape
         in_memory = f", {self.pixels.nbytes / 1e6:.0f} MB of pixels" if self.pixels.nbytes else ""
         size_read = f"at {width}×{height}{in_memory}"
         size_text = f"to be read at {size}×{size}" if size else size_read
         lines = [
-            f"{name}: {len(self.labels)} classes, {len(self.train)} training, {len(self.validation)} validation, "
-            f"{len(self.calibration)} calibration and {len(self.test)} test pictures {size_text}"
+            f"{name}: {len(self.labels)} class{'es'[: 2 * (len(self.labels) != 1)]}, {len(self.train)} training, "
+            f"{len(self.validation)} validation, {len(self.calibration)} calibration and {len(self.test)} test "
+            f"pictures {size_text}"
         ]
         if self.source:
             lines.append(f"labels: {self.source}")
-        # Files that were left out.
-        faulty = [skipped for skipped in self.skipped if skipped.category != "unused"]
-        if faulty:
-            lines += [
-                f"skipped {len(faulty)} file{'s'[: len(faulty) != 1]}:",
-                *(f"  {skipped}" for skipped in faulty[:SKIPPED_SHOWN]),
-            ]
-        if len(faulty) > SKIPPED_SHOWN:
-            lines.append(f"  … and {len(faulty) - SKIPPED_SHOWN} more")
         return "\n".join(lines)
 
     def before_cut(self) -> dict[str, int]:
@@ -166,6 +159,8 @@ def read(
     """
     # Find and decode the files.
     layout = find(source)
+    for folder in layout.empty if fewest else ():
+        raise UserError(f"Class {label_of(folder)!r} has no pictures: add some to {folder}, or remove it.")
     pixels, pictures, skipped = decode_all(layout.files, height, width, spill)
     classes = np.array([layout.labels.index(picture.file.label) for picture in pictures], dtype=np.int64)
     # Find duplicates, and split.
@@ -184,7 +179,7 @@ def read(
         validation=rows_by_split.validation,
         calibration=rows_by_split.calibration,
         test=rows_by_split.test,
-        skipped=layout.skipped + skipped + _unreadable(layout.predict),
+        skipped=layout.skipped + skipped + _unreadable(layout.predict, layout.files),
         predict=layout.predict,
         submission=layout.submission,
         twins=twin_pairs,
@@ -230,8 +225,10 @@ def decode_all(
     return pixels[: len(pictures)], pictures, skipped
 
 
-def _unreadable(files: Sequence[File]) -> list[Skipped]:
+def _unreadable(files: Sequence[File], read_already: Sequence[File]) -> list[Skipped]:
     """Return what is wrong with pictures to predict. They stay in the submission."""
+    paths = {file.path for file in read_already}  # of test pictures with labels, which may be asked for as well
+    files = [file for file in files if file.path not in paths]
     with ThreadPoolExecutor() as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         faults = pool.map(_find_fault, files)
@@ -290,7 +287,7 @@ def _category_of(error: ImageError, data: bytes) -> str:
     if isinstance(error, TooManyPixels):
         return "too large"
     if isinstance(error, UnsupportedImage):
-        return "unsupported"
+        return "heic" if data[8:12] in HEIC_BRANDS else "unsupported"
     return "damaged" if data.startswith(MAGIC_BYTES) or data[4:12] in AVIF_MAGIC else "no picture"
 
 

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from loupe.training.data.dataset import FEWEST, Dataset, Skipped
+from loupe.training.data.dataset import EXPLANATIONS, FEWEST, Dataset, Skipped
 from loupe.training.data.names import printable_path
 from loupe.training.data.splits import group
 
@@ -42,9 +42,10 @@ BLUR_DEVIATIONS = 3.0  # of the logarithm: beyond all of 3,409 photographs; a bl
 SPLITS = ("train", "validation", "calibration", "test")
 SKIPPED: dict[str, tuple[Severity, str]] = {
     "damaged": ("error", "damaged or cut short"),
-    "empty": ("error", "empty"),
-    "no picture": ("error", "no pictures"),
+    "empty": ("error", "empty (0 bytes)"),
+    "no picture": ("error", "not a picture"),
     "unsupported": ("error", "of a kind that is not read here"),
+    "heic": ("error", EXPLANATIONS["heic"]),
     "too large": ("error", "too large"),
     "unreadable": ("error", "not to be read"),
     "missing": ("error", "named in the CSV, but not there"),
@@ -80,6 +81,10 @@ class Findings:
     root: Path
     sides: list[str] = field(default_factory=list)  # the split of each row, or "left out"
     skipped: list[Skipped] = field(default_factory=list)  # files and rows of a CSV that are in no row
+
+    @property
+    def has_errors(self) -> bool:
+        return any(finding.severity == "error" for finding in self.groups)
 
     def table(self) -> str:
         """Return the findings as a table as wide as the terminal."""
@@ -126,7 +131,9 @@ class Findings:
     def _examples(self, finding: Finding) -> list[str]:
         if finding.sets:
             return [" = ".join(self.names[row] for row in rows) for rows in finding.sets]
-        return [_path_shown(path, self.root) for path in finding.paths] or [self.names[row] for row in finding.rows]
+        pairs = zip(finding.paths, finding.whys, strict=True)
+        files = [_path_shown(path, self.root) + f": {why}" * (why not in finding.text) for path, why in pairs]
+        return files or [self.names[row] for row in finding.rows]
 
 
 def examine(data: Dataset, size: int | None = None) -> Findings:
@@ -181,10 +188,10 @@ def _duplicates(data: Dataset) -> Iterable[Finding]:
         exact = len({picture.sha256 for picture in pictures}) == 1
         if len({picture.file.label for picture in pictures}) > 1:
             sets_by_fault["labels"].append(rows)
-        if len(splits) > 1:
+        elif len(splits) > 1:
             fault = "exact leak" if "train" in splits else "measured twice"
             sets_by_fault[fault if exact else "near leak"].append(rows)
-        elif len({picture.file.label for picture in pictures}) == 1:
+        else:
             sets_by_fault["copies" if exact else "near copies"].append(rows)
     # What is said of each fault.
     texts: dict[str, tuple[str, Severity, str]] = {
@@ -219,10 +226,16 @@ def _twin_sets(data: Dataset) -> list[list[int]]:
 
 
 def _counts(data: Dataset) -> Iterable[Finding]:
-    # Classes of too few pictures.
-    counts = data.counts(data.train)
+    # Classes of no pictures, and of too few.
     before_cut = data.before_cut()
-    small_classes = sorted((count, label) for label, count in before_cut.items() if count < FEW)
+    empty = [label for label, count in before_cut.items() if not count]
+    if empty:
+        text = f"no training picture that can be read of {_join_names(list(map(repr, empty)))}: add some, or remove it"
+        yield Finding("none", "error", text)
+    counts = {label: count for label, count in data.counts(data.train).items() if label not in empty}
+    if not counts:
+        return
+    small_classes = sorted((count, label) for label, count in before_cut.items() if 0 < count < FEW)
     if small_classes:
         severity: Severity = "error" if small_classes[0][0] < FEWEST else "warning"
         listed = _join_names([f"{label!r} {count}" for count, label in small_classes])
@@ -238,7 +251,7 @@ def _counts(data: Dataset) -> Iterable[Finding]:
         yield Finding("imbalance", "note", text)
     # Classes without pictures to measure on.
     for name, rows in (("validation", np.append(data.validation, data.calibration)), ("test", data.test)):
-        unmeasured = [label for label, count in data.counts(rows).items() if not count]
+        unmeasured = [label for label, count in data.counts(rows).items() if label not in empty and not count]
         if unmeasured and len(rows):
             text = (
                 f"no {name} pictures of {_join_names(list(map(repr, unmeasured)))}: how well it does there is not known"
@@ -285,6 +298,7 @@ def _lighting(data: Dataset) -> Iterable[Finding]:
         | ((brightness > 245) & (np.median(brightness) < 215)),
         "blurred": _deviations(blur, 0.3) > BLUR_DEVIATIONS,
     }
+    odd_pictures["blurred"] &= ~(odd_pictures["dark"] | odd_pictures["bright"])  # a black one is blank, too
     for category, is_odd in odd_pictures.items():
         if rows := np.flatnonzero(is_odd).tolist():
             word = {"blurred": "blurred or blank"}.get(category, f"very {category}")

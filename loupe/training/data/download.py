@@ -35,7 +35,7 @@ def download(url: str, target: Path, size: int = 0, authorization: str = "") -> 
     """Download `url` to `target`. `size` is the number of bytes if it is known. `authorization` is sent to the first
     address only."""
     # Try until the file is complete, or until several tries in a row bring nothing.
-    partial = target.with_name(target.name + ".part")
+    partial = partial_of(target)
     idle_tries, most_received = 0, -1
     while True:
         try:
@@ -57,6 +57,10 @@ def download(url: str, target: Path, size: int = 0, authorization: str = "") -> 
     # Put the file into place.
     _version_file(partial).unlink(missing_ok=True)
     partial.replace(target)
+
+
+def partial_of(target: Path) -> Path:
+    return target.with_name(target.name + ".part")
 
 
 def _receive(url: str, partial: Path, authorization: str) -> None:

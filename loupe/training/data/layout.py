@@ -12,6 +12,7 @@ picture is opened here.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,6 +45,8 @@ from loupe.training.data.names import (
 
 __all__ = ["File", "Layout", "Skipped", "Source", "Submission", "find"]
 
+TABLES = (".csv", ".tsv", ".txt")  # endings of a file that is given as the data set
+
 
 @dataclass(frozen=True)
 class Source:
@@ -64,7 +67,7 @@ def find(source: Source) -> Layout:
         raise UserError(
             f"Cannot read {error.filename} ({error.strerror}). Make it readable, or move it away."
         ) from error
-    # Refuse data sets that cannot be trained on.
+    # Refuse data sets without classes. Whether each has pictures enough is for others to say.
     count = len(layout.labels)
     if count < 2:
         raise UserError(
@@ -81,8 +84,13 @@ def find(source: Source) -> Layout:
 
 
 def _find(source: Source) -> Layout:
-    # Refuse paths that do not exist.
+    # Refuse paths that do not exist, and files that are no tables.
     csv_path = source.csv or (source.root if source.root.is_file() else None)
+    if csv_path == source.root and csv_path.suffix.lower() not in TABLES:
+        raise UserError(
+            f"{csv_path} is neither a folder nor a CSV ({', '.join(TABLES)}). Name the folder that holds a folder of "
+            "pictures for each class, or pictures and a CSV of their labels."
+        )
     if not csv_path and not source.root.is_dir():
         raise UserError(
             f"There is no folder {source.root}. Name one that holds a folder of pictures for each class, or a CSV."
@@ -128,7 +136,7 @@ def _from_classes(root: Path) -> Layout:
     if not class_dirs and any(path.suffix.lower() in PICTURES for path in root.iterdir()):
         raise UserError(
             f"{root} holds pictures, but nothing says their classes. Sort them into a folder for each class, or "
-            "name a CSV of labels with --csv."
+            f"name a CSV of labels with --csv.{_labels_in_names(root)}"
         )
     # Refuse names that may mean a split as well as a class.
     ambiguous = [folder for folder in class_dirs if splits_in_name(folder.name)]
@@ -140,11 +148,28 @@ def _from_classes(root: Path) -> Layout:
             f"{root}: is {names} a split of the pictures, or a class? Put a folder for each class into a folder called "
             "train, or name a CSV of labels with --csv; or call the class's folder otherwise."
         )
-    return Layout(_files_of_classes(class_dirs, "", [root, *class_dirs]))
+    files, empty = _files_of_classes(class_dirs, "", [root, *class_dirs])
+    return Layout(files, empty=empty)
+
+
+def _labels_in_names(folder: Path) -> str:
+    """Return a hint on pictures whose names are labels and numbers, as those of the Oxford pets are: beagle_12.jpg."""
+    stems = [path.stem for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURES]
+    found = [(stem, match[1]) for stem in stems if (match := re.fullmatch(r"(.*[^\W\d_])[\W_]*\d+", stem))]
+    labels = {label for _, label in found}
+    if not 2 <= len(labels) <= len(stems) / 4 or len(found) < 0.9 * len(stems):
+        return ""
+    examples = ", ".join(printable_path(Path(label)) for label in sorted(labels)[:3])
+    more = ", …" if len(labels) > 3 else ""
+    return (
+        f" Their names may be labels and numbers ({examples}{more}); if so, write a CSV of them with a line for each, "
+        f"such as {printable_path(Path(found[0][0]))},{printable_path(Path(found[0][1]))}, below a line id,label."
+    )
 
 
 def _from_splits(root: Path) -> Layout:
     files: list[File] = []
+    empty: list[Path] = []
     # The class folders of each split.
     known = {
         folder_of_class.name
@@ -165,27 +190,28 @@ def _from_splits(root: Path) -> Layout:
             split == "test" and len(class_dirs) == 1 and class_dirs[0].name not in known
         )  # the one folder that data loaders want around pictures
         if split != "predict" and not wrapped:
-            files += _files_of_classes(class_dirs, split, excluded)
+            found, without = _files_of_classes(class_dirs, split, excluded)
+            files, empty = files + found, empty + (without if split == "train" else [])
     # CSVs may label the validation and test pictures that no folder labels.
-    labels = Layout(files).labels
+    labels = Layout(files, empty=empty).labels
     csv_labelled, skipped, used = labelled_splits(root, set(labels), "label")
     known_splits = {file.split for file in files}
     if {file.split for file in csv_labelled} & known_splits:  # class folders label these splits already
         csv_labelled, skipped = [file for file in csv_labelled if file.split not in known_splits], []
     # Pictures to predict.
     predict, unread, submission = predictions(root, labels, used=used)
-    return Layout(files + csv_labelled, predict, skipped + unread, submission)
+    return Layout(files + csv_labelled, predict, skipped + unread, submission, empty=empty)
 
 
-def _files_of_classes(class_dirs: list[Path], split: str, excluded: list[Path]) -> list[File]:
-    """Return the files of class folders. Folders in `excluded` belong to others."""
+def _files_of_classes(class_dirs: list[Path], split: str, excluded: list[Path]) -> tuple[list[File], list[Path]]:
+    """Return the files of class folders, and the folders without any. Folders in `excluded` belong to others."""
     files = []
+    empty = []
     for class_dir in class_dirs:
         paths = list(files_below(class_dir, [folder for folder in excluded if folder != class_dir]))
-        if not paths and split in ("", "train"):
-            raise UserError(f"Class {label_of(class_dir)!r} has no pictures: add some to {class_dir}, or remove it.")
         files += [File(path, label_of(class_dir), split, printable_path(Path(path.stem))) for path in paths]
-    return files
+        empty += [] if paths else [class_dir]
+    return files, empty
 
 
 def _list_unused(source: Source, layout: Layout) -> list[Skipped]:

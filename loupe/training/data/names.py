@@ -63,10 +63,12 @@ class Layout:
     skipped: list[Skipped] = field(default_factory=list)
     submission: Submission | None = None
     source: str = ""  # for people: the CSV and its columns that gave the labels
+    empty: list[Path] = field(default_factory=list)  # class folders without a file
 
     @property
     def labels(self) -> tuple[str, ...]:
-        return tuple(sorted({file.label for file in self.files if file.split in ("", "train")}))
+        found = {file.label for file in self.files if file.split in ("", "train")}
+        return tuple(sorted(found | set(map(label_of, self.empty))))
 
 
 def printable_path(path: Path) -> str:

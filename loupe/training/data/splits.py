@@ -4,8 +4,9 @@
 
 Given splits are kept. If validation or test is missing, it is cut from training: the same share of every class, the
 same pictures for the same seed, and pictures that are twins of each other on one side. Calibration is half of every
-class's validation pictures, rounded up for some classes and down for others, so that it is half of all. Exact copies
-are trained on once, and not at all if a given split measures with one of them, or if they bear two labels.
+class's validation pictures, rounded up for some classes and down for others, so that it is half of all. Where half is
+fewer than calibration needs, it gets that many, up to two thirds of all. Exact copies are trained on once, and not at
+all if a given split measures with one of them, or if they bear two labels.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+
+FEWEST = 20  # calibration pictures: with fewer, nothing is fitted (evaluate/calibrate.py)
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -60,17 +63,24 @@ def split(
                 train, wanted_counts, classes, groups, np.random.default_rng((seed, len(name)))
             )
             train = np.setdiff1d(train, reserved[name])
-    # Half of the validation pictures calibrate, evenly over the classes.
+    # Half of the validation pictures calibrate, or somewhat more, evenly over the classes.
     validation = reserved["validation"]
     validation_counts = np.bincount(classes[validation], minlength=len(sizes))
-    wanted_calibration = validation_counts // 2
-    rounded_up = np.random.default_rng((seed, len("odd ones"))).permutation(np.flatnonzero(validation_counts % 2))
-    wanted_calibration[rounded_up[: len(validation) // 2 - wanted_calibration.sum()]] += 1
+    wanted = calibrating(len(validation))
+    wanted_calibration, rests = np.divmod(validation_counts * wanted, max(1, len(validation)))
+    rounded_up = np.random.default_rng((seed, len("odd ones"))).permutation(np.flatnonzero(rests))
+    rounded_up = rounded_up[np.argsort(-rests[rounded_up], kind="stable")]
+    wanted_calibration[rounded_up[: wanted - wanted_calibration.sum()]] += 1
     calibration = _take_from_each_class(
         validation, wanted_calibration, classes, groups, np.random.default_rng((seed, len("calibration")))
     )
     selection = np.setdiff1d(validation, calibration)
     return Splits(train, selection, calibration, reserved["test"])
+
+
+def calibrating(validating: int) -> int:
+    """Return how many of the validation pictures calibrate. The others choose the epoch, for which few will do."""
+    return max(validating // 2, FEWEST if 2 * validating >= 3 * FEWEST else 0)
 
 
 def group(count: int, pairs: Sequence[tuple[int, int]]) -> Indices:

@@ -94,6 +94,7 @@ def _metrics(
         "ece_before": measure(predictions.logits, truth, data.labels)["ece"],
         "temperature": temperature,
         "certain_at": calibration.certain_at,
+        "certain_note": calibration.certain_note,
         "unfamiliar_below": calibration.unfamiliar_below,
         "validation": {
             "images": len(heldout.rows),

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 import zipfile
 from dataclasses import dataclass, field
@@ -26,10 +25,11 @@ import numpy as np
 from loupe.errors import UserError
 from loupe.progress import bar, clock
 from loupe.training.fit.batches import Batches
+from loupe.training.fit.optimizer import make, plateaus
+from loupe.training.fit.state import write
 
 SAVE_INTERVAL = 5.0  # seconds, at least, between two savings of the state
 SAVE_COST_FACTOR = 20  # and at least this many times the seconds that a saving takes
-PLATEAU_EPOCHS = 4  # epochs without a better loss before the schedule `plateau` halves the rate
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ def fit(
                 validation_data=validation,
                 initial_epoch=epochs_done,
                 epochs=stage.epochs,
-                callbacks=[callback],
+                # Validation measures the averages, if there are any. The swap back comes after our callback.
+                callbacks=[callback, *([keras.callbacks.SwapEMAWeights()] if stage.ema else [])],
                 shuffle=False,  # Batches orders them itself, the same in each run
                 verbose=0,
             )
@@ -99,21 +100,7 @@ def _optimizer(stage: Stage, steps_per_epoch: int) -> Any:
         rate = keras.optimizers.schedules.CosineDecay(
             stage.lr / 100, steps - steps // 10, alpha=0.01, warmup_target=stage.lr, warmup_steps=max(1, steps // 10)
         )
-    # The options that this optimiser takes.
-    options: dict[str, Any] = {"weight_decay": stage.decay} if stage.decay else {}
-    if stage.ema:
-        options |= {"use_ema": True, "ema_momentum": stage.ema}
-    if stage.optimizer in ("sgd", "rmsprop"):
-        options["momentum"] = 0.9
-    if stage.optimizer == "sgd":
-        options["nesterov"] = True
-    class_names = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "rmsprop": "RMSprop"}
-    if stage.optimizer == "adamw":
-        options.setdefault("weight_decay", 0.0)
-    # Build it, and exempt the variables that decay would harm.
-    optimizer = getattr(keras.optimizers, class_names[stage.optimizer])(rate, **options)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])  # decay must not shrink these
-    return optimizer
+    return make(stage.optimizer, rate, stage.decay, stage.ema)
 
 
 class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]  # keras ships no types
@@ -134,7 +121,9 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]  # ker
         self.epoch_started = time.monotonic()
         self.batches.begin(epoch)
         if self.stage.schedule == "plateau":
-            self.network.optimizer.learning_rate.assign(self.stage.lr * 0.5 ** self._count_plateaus())
+            self.network.optimizer.learning_rate.assign(
+                self.stage.lr * 0.5 ** plateaus(row["val_loss"] for row in self.history)
+            )
         for layer in self.network.layers:
             if hasattr(layer, "seed_generator"):  # dropout must draw the same in a resumed run
                 layer.seed_generator.state.assign([self.stage.seed, epoch])
@@ -144,12 +133,8 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]  # ker
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self.advance(1)
 
-    def on_test_begin(self, logs: Any = None) -> None:
-        self._swap_averages()
-
     def on_test_end(self, logs: Any = None) -> None:
         self.validated_weights = _values(self.network.weights)  # the averaged ones if the stage keeps averages
-        self._swap_averages()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.bar.__exit__(None, None, None)
@@ -192,18 +177,7 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]  # ker
         if not is_over:
             groups |= {"now": _values(self.network.weights), "optimizer": _values(self.network.optimizer.variables)}
         arrays = {f"{group}{number}": value for group, values in groups.items() for number, value in enumerate(values)}
-        # Write a file beside and rename it, so that the state is never half written.
-        staging = self.state.with_suffix(".part")
-        try:
-            with staging.open("wb") as file:
-                np.savez(file, about=np.array(json.dumps(metadata)), **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            staging.replace(self.state)
-        except OSError as error:
-            raise UserError(
-                f"The state cannot be saved to {self.state.parent} ({error.strerror}). Free it, then --resume."
-            ) from error
+        write(self.state, about=np.array(json.dumps(metadata)), **arrays)
         # Saving must not take more than a small share of the time.
         self.last_saved = time.monotonic()
         self.save_seconds = self.last_saved - started
@@ -240,30 +214,6 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]  # ker
         _assign(self.network.weights, self.best_weights)
 
     # ------------------------------------------------------------------ helpers
-
-    def _count_plateaus(self) -> int:
-        """Return how often the loss has not improved for PLATEAU_EPOCHS epochs."""
-        best_loss, epochs_since_best, halvings = math.inf, 0, 0
-        for row in self.history:
-            best_loss, epochs_since_best = (
-                (row["val_loss"], 0) if row["val_loss"] < best_loss else (best_loss, epochs_since_best + 1)
-            )
-            if epochs_since_best == PLATEAU_EPOCHS:
-                halvings, epochs_since_best = halvings + 1, 0
-        return halvings
-
-    def _swap_averages(self) -> None:
-        """Exchange the weights and their moving averages: validation measures the averages."""
-        if not self.stage.ema:
-            return
-        optimizer = getattr(
-            self.network.optimizer, "inner_optimizer", self.network.optimizer
-        )  # float16 wraps it in a loss scaler
-        pairs = zip(optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True)
-        for weight, average in pairs:
-            trained = keras.ops.convert_to_numpy(weight)
-            weight.assign(average)
-            average.assign(trained)
 
     def _print_epoch(self, row: dict[str, Any], is_best: bool) -> None:
         recent_seconds = [past["seconds"] for past in self.history[-5:] if past["epoch"] > 1] or [

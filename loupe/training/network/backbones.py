@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import keras
 from keras import layers
 
-from loupe.training.network import plain
+from loupe.training.network import efficientnet_lite, plain
 from loupe.training.network.weights import copy, from_imagenet
 from loupe.training.settings import PLAIN
 
@@ -37,33 +38,38 @@ def _no_scaling(image: Any) -> Any:
     return image
 
 
+def _headless(make: Callable[..., keras.Model]) -> Callable[..., keras.Model]:
+    return partial(make, include_top=False)
+
+
 @dataclass(frozen=True)
 class Backbone:
     make: Callable[..., keras.Model]
     scale: Callable[[Any], Any]
-    file: str  # name of its ImageNet weights in ~/.keras/models
+    file: str | None  # name of its ImageNet weights in ~/.keras/models, where Keras downloads them
 
 
 BACKBONES = {
     "xception": Backbone(
-        keras.applications.Xception, _scale_to_one, "xception_weights_tf_dim_ordering_tf_kernels_notop.h5"
+        _headless(keras.applications.Xception), _scale_to_one, "xception_weights_tf_dim_ordering_tf_kernels_notop.h5"
     ),
     "mobilenetv2": Backbone(
-        keras.applications.MobileNetV2,
+        _headless(keras.applications.MobileNetV2),
         _scale_to_one,
         "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_{size}_no_top.h5",
     ),
     "resnet50": Backbone(
-        keras.applications.ResNet50, _caffe_scaling, "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
+        _headless(keras.applications.ResNet50), _caffe_scaling, "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
     ),
     "inceptionv3": Backbone(
-        keras.applications.InceptionV3,
+        _headless(keras.applications.InceptionV3),
         _scale_to_one,
         "inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5",
     ),
     "efficientnetv2b0": Backbone(
-        keras.applications.EfficientNetV2B0, _no_scaling, "efficientnetv2-b0_notop.h5"
+        _headless(keras.applications.EfficientNetV2B0), _no_scaling, "efficientnetv2-b0_notop.h5"
     ),
+    "efficientnetlite0": Backbone(efficientnet_lite.efficientnet_lite0, efficientnet_lite.scale, file=None),
 }  # fmt: skip
 
 
@@ -75,10 +81,10 @@ def build_trunk(name: str, height: int, width: int, weights: str = "none") -> ke
     else:
         backbone = BACKBONES[name]
         pixels = backbone.scale(image)
-        if weights == "imagenet":
+        if weights == "imagenet" and backbone.file:
             features = from_imagenet(backbone.make, pixels, backbone.file, height)
         else:
-            features = backbone.make(weights=None, include_top=False, input_tensor=pixels).output
+            features = backbone.make(weights=weights if weights == "imagenet" else None, input_tensor=pixels).output
     trunk = keras.Model(image, features)
     if weights not in ("imagenet", "none"):
         copy(weights, trunk)
@@ -132,12 +138,15 @@ def cut(model: keras.Model, last: int) -> tuple[keras.Model, keras.Model]:
         if not last
         else position[id(trunk_layers(model)[max(0, len(trunk_layers(model)) - last)])] - 1
     )
+    # Where each tensor is used last.
+    last_use: dict[int, int] = {}
+    for number, operation in enumerate(operations[1:], 1):
+        last_use |= {id(tensor): number for tensor in keras.tree.flatten(operation.input)}
     # The latest place up to there whose output is all that later operations use.
     furthest_use, cut_at = 0, 0
     for number, operation in enumerate(operations[: latest + 1]):
         if furthest_use <= number:
             cut_at = number
-        uses = [position[id(node.operation)] for node in operation._outbound_nodes if id(node.operation) in position]
-        furthest_use = max(furthest_use, *uses)
+        furthest_use = max(furthest_use, last_use.get(id(operation.output), 0))
     boundary = operations[cut_at].output
     return keras.Model(model.input, boundary), keras.Model(boundary, model.output)

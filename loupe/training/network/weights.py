@@ -14,6 +14,7 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import h5py
 import keras
 import numpy as np
 
+from loupe.card import Card
 from loupe.errors import UserError
 
 Layer = tuple[str, list[Any]]  # a name, and its arrays
@@ -31,12 +33,12 @@ def from_imagenet(make: Callable[..., Any], pixels: Any, file: str, height: int)
     file = file.format(size=height if height in (96, 128, 160, 192, 224) else 224)
     path = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models" / file
     try:
-        return make(weights="imagenet", include_top=False, input_tensor=pixels).output
+        return make(weights="imagenet", input_tensor=pixels).output
     except Exception as error:  # Keras raises a plain Exception for a download that failed
         if "URL fetch failure" in str(error):
             raise UserError(
-                f"The ImageNet weights cannot be downloaded (no network?). Place {file} at {path}, or give "
-                "--weights none, or --weights FILE."
+                "The ImageNet weights cannot be downloaded (no network?). Give --backbone efficientnetlite0, whose "
+                f"weights come with pip; or place {file} at {path}; or give --weights FILE, or --weights none."
             ) from error
         if path.exists():
             raise UserError(f"{path} is damaged ({_first_line(error)}). Remove it, to download it again.") from error
@@ -53,6 +55,7 @@ def copy(source: str, trunk: keras.Model) -> None:
             arrays_of_layers = [by_name[name] for name in names]
             break
     else:
+        _refuse_another_width(targets, by_name, source)
         arrays_of_layers = _in_order(targets, [arrays for _, arrays in stored], source)
     for layer, arrays in zip(targets, arrays_of_layers, strict=True):
         layer.set_weights(arrays)
@@ -69,25 +72,53 @@ def _names_by_type(layers: list[Any]) -> list[str]:
     return names
 
 
+def _refuse_another_width(targets: list[Any], by_name: dict[str, list[Any]], source: str) -> None:
+    """Refuse a file whose layers bear the backbone's names, and have other numbers of channels: MobileNet's alpha."""
+    for names in ([layer.name for layer in targets], _names_by_type(targets)):
+        if not all(name in by_name for name in names):
+            continue
+        for layer, name in zip(targets, names, strict=True):
+            wanted, there = _shapes(layer.weights), _shapes(by_name[name])
+            if wanted != there and [len(shape) for shape in wanted] == [len(shape) for shape in there]:
+                raise UserError(
+                    f"{source} holds a network of other widths than this backbone: {layer.name} wants {wanted[0]}, and "
+                    f"there is {there[0]}. Only Keras's default is built, alpha=1: name a file of that, or another "
+                    "--backbone. convert.py publishes such a model as it is."
+                )
+
+
 def _in_order(targets: list[Any], stored: list[list[Any]], source: str) -> list[list[Any]]:
     for layer, arrays in zip(targets, stored, strict=False):
         if not _fits(layer, arrays):
-            shapes = " and ".join(str(tuple(array.shape)) for array in arrays)
             raise UserError(
-                f"{source} does not hold this backbone's weights: {layer.name} wants "
-                f"{' and '.join(str(tuple(weight.shape)) for weight in layer.weights)}, and there is {shapes}. "
-                "Name its network by --backbone."
+                f"{source} does not hold this backbone's weights: {layer.name} wants {_told(layer.weights)}, and there "
+                f"is {_told(arrays)}. {_advice(source)}"
             )
     if len(stored) < len(targets):
         raise UserError(
-            f"{source} has {len(stored)} layers with weights; this backbone has {len(targets)}. "
-            "Name its network by --backbone."
+            f"{source} has {len(stored)} layers with weights; this backbone has {len(targets)}. {_advice(source)}"
         )
     return stored[: len(targets)]
 
 
+def _advice(source: str) -> str:
+    """Return which network the weights want, if they are a run's, whose card says it."""
+    with suppress(UserError):
+        name = Card.read(Path(source) / "card.json").backbone.get("name")
+        return f"Its network is {name}: give --backbone {name}."
+    return "Name its network by --backbone; a network of your own is published by convert.py."
+
+
 def _fits(layer: Any, arrays: list[Any]) -> bool:
-    return [tuple(weight.shape) for weight in layer.weights] == [tuple(array.shape) for array in arrays]
+    return _shapes(layer.weights) == _shapes(arrays)
+
+
+def _shapes(arrays: list[Any]) -> list[tuple[int, ...]]:
+    return [tuple(array.shape) for array in arrays]
+
+
+def _told(arrays: list[Any]) -> str:
+    return " and ".join(map(str, _shapes(arrays)))
 
 
 def _weights_file(source: str) -> Path:

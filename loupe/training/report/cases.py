@@ -18,6 +18,7 @@ from loupe.training.report.text import relative_path
 from loupe.training.report.thumbnails import Thumbnail
 
 CASES = 24  # mistakes shown, and as many uncertain pictures
+SURE, FEWEST = 0.95, 6  # confidence from which on an answer is not among the uncertain ones, but for the first few
 SHEET_SIDE = 128  # px
 SHEET_ROWS, SHEET_VIEWS = 8, 10
 
@@ -42,7 +43,8 @@ def cases(story: Story, evaluation: Evaluation) -> Facts:
     confidence = evaluation.confidence
     wrong = np.flatnonzero(~evaluation.right)
     mistakes = wrong[np.argsort(-confidence[wrong], kind="stable")][:CASES]
-    doubtful = np.setdiff1d(np.argsort(confidence, kind="stable")[: CASES * 2], mistakes)
+    least = np.argsort(confidence, kind="stable")[: CASES * 2]
+    doubtful = np.setdiff1d(least[: max(FEWEST, int((confidence < SURE).sum()))], mistakes)
     doubtful = doubtful[np.argsort(confidence[doubtful], kind="stable")][:CASES]
     # Both with thumbnails and heat maps. Of a run's earlier data set pictures may be gone.
     mistakes, doubtful = (

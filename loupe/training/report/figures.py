@@ -103,26 +103,34 @@ def curves(history: Sequence[Row], name: str) -> Draw:
 
     def draw(axes: Axes) -> None:
         # A line for training and one for validation, and the best epoch.
-        epochs = np.arange(1, len(history) + 1)
+        first = first_epoch(history)
+        epochs = np.arange(first, len(history) + first)
         for key, colour, label in ((name, SOFT, "training"), (f"val_{name}", WARM, "validation")):
             values = column(history, key)
             axes.plot(epochs, values, color=colour, label=label, marker="o" if len(epochs) < 4 else "", markersize=3.5)
         best = best_epoch(history)
         best_value = column(history, f"val_{name}")[best]
         axes.plot(
-            [best + 1], [best_value], "o", color=WARM, markersize=6, label=f"best, epoch {best + 1}", linestyle=""
+            [best + first],
+            [best_value],
+            "o",
+            color=WARM,
+            markersize=6,
+            label=f"best, epoch {best + first}",
+            linestyle="",
         )
         # A mark where a stage begins.
-        for epoch, row in enumerate(history):
-            if epoch and row.get("stage") != history[epoch - 1].get("stage"):
-                axes.axvline(epoch + 0.5, color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)))
+        for index, row in enumerate(history):
+            if index and row.get("stage") != history[index - 1].get("stage"):
+                between = index + first - 0.5
+                axes.axvline(between, color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)))
                 stage_name, position = clean(str(row.get("stage", ""))), ("data", "axes fraction")
                 axes.annotate(
-                    stage_name, (epoch + 0.5, 1), (4, -1), position, "offset points", color=SOFT, size=8, va="top"
+                    stage_name, (between, 1), (4, -1), position, "offset points", color=SOFT, size=8, va="top"
                 )
         # The axes.
         axes.set_xlabel("epoch")
-        axes.set_xlim(0.5, len(history) + 0.5)
+        axes.set_xlim(first - 0.5, len(history) + first - 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if name == "accuracy":
             axes.yaxis.set_major_formatter(Percents())
@@ -267,13 +275,19 @@ def save_confusion(path: Path, evaluation: Evaluation) -> None:
 
 def is_pruned_trial(trial: Row) -> bool:
     """Return True if the trial was cut short."""
-    return str(trial.get("state") or "complete").lower() != "complete"
+    return str(trial.get("state") or "complete").lower() not in ("complete", "logistic")
 
 
 def best_epoch(history: Sequence[Row]) -> int:
     """Return the index of the row whose state was kept: the smallest loss on the validation pictures."""
     losses = column(history, "val_loss")
     return int(np.nanargmin(losses)) if np.isfinite(losses).any() else len(history) - 1
+
+
+def first_epoch(history: Sequence[Row]) -> int:
+    """Return the number of the first row: 0 for the logistic regression that a head begins as, so that all others have
+    the numbers that the terminal showed."""
+    return 0 if history and history[0].get("stage") == "logistic" else 1
 
 
 def column(rows: Sequence[Row], key: str) -> Any:

@@ -55,25 +55,50 @@ def describe_findings(story: Story) -> list[FindingView]:
     views = (
         [_finding_view(story, finding) for finding in story.findings.groups] if story.findings else _skipped_view(story)
     )
-    all_views = [*_label_error_view(story), *views]
+    all_views = [*_label_error_view(story), *_doubted_view(story), *views]
     return sorted(all_views, key=lambda view: GRAVITY.index(view.severity))
 
 
 def _label_error_view(story: Story) -> list[FindingView]:
-    errors, data = story.label_errors, story.dataset
+    errors = story.label_errors
     if not errors:
         return []
     worst = sorted(errors, key=lambda error: -error[2])[:SUSPECTS]
-    thumbnails_of = thumbnails.thumbnails((data.pictures[row].file.path for row, _, _ in worst), SIDE)
-    groups = []
-    for row, likelier, confidence in worst:
-        path = data.pictures[row].file.path
-        label, better = (quoted(story.label_html(data.labels[number])) for number in (data.classes[row], likelier))
-        note = Markup("labelled {} ({} likely), looks like {}").format(label, percent(1 - confidence, 0), better)
-        groups.append(GroupView([PictureView(relative_path(path, data.root), thumbnails_of[path], note)]))
-    text = "Models that had not learnt from these pictures say otherwise than their labels. Have a person decide."
+    groups = _labelled_pictures(
+        story, [(row, likelier, f" ({percent(1 - wrong, 0)} likely)") for row, likelier, wrong in worst]
+    )
+    right = sum(1 - wrong for *_, wrong in errors)
+    text = (
+        f"Models that had not learnt from these pictures say otherwise than their labels. About {right:.0f} of the "
+        f"{len(errors)} are expected to be right all the same. Have a person decide; label_errors.csv has them all."
+    )
     title = f"{count_of(len(errors), 'label')} that may be wrong"
     return [FindingView(title, "warning", text, groups, more=len(errors) - len(groups))]
+
+
+def _doubted_view(story: Story) -> list[FindingView]:
+    if not story.doubted:
+        return []
+    groups = _labelled_pictures(story, [(row, likelier, "") for row, likelier in story.doubted])
+    text = (
+        "Models that had not learnt from these pictures say otherwise than their labels, but no more often than they "
+        "err. Most of these labels may be right; if some are wrong, they are likely among these."
+    )
+    return [FindingView(f"{count_of(len(groups), 'label')} to look at first", "note", text, groups)]
+
+
+def _labelled_pictures(story: Story, pictures: list[tuple[int, int, str]]) -> list[GroupView]:
+    """Return each picture, given as (row, likelier class, remark on its label), with what it is and what it looks
+    like."""
+    data = story.dataset
+    thumbnails_of = thumbnails.thumbnails((data.pictures[row].file.path for row, *_ in pictures), SIDE)
+    groups = []
+    for row, likelier, remark in pictures:
+        path = data.pictures[row].file.path
+        label, better = (quoted(story.label_html(data.labels[number])) for number in (data.classes[row], likelier))
+        note = Markup("labelled {}{}, looks like {}").format(label, remark, better)
+        groups.append(GroupView([PictureView(relative_path(path, data.root), thumbnails_of[path], note)]))
+    return groups
 
 
 def _finding_view(story: Story, finding: Finding) -> FindingView:

@@ -61,7 +61,7 @@ def _page() -> Template:
         loader=FileSystemLoader(home), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
     page.filters.update(percent=text.percent, duration=text.duration, number=text.number, clean=text.clean)
-    page.filters["path"] = lambda path: text.label_html(path, text.shortened(path, text.PATH))
+    page.filters["path"] = text.path_html
     return page.get_template("report.html.j2")
 
 

@@ -28,6 +28,7 @@ TRIALS = 30  # trials listed
 SEARCHED = ("lr", "head", "dropout", "decay")
 PAIRS = 10  # of classes taken for each other that are listed
 FEW = 5  # pictures of a class; the score of fewer says little
+LEAN = 0.71  # width of a name that leans by 45°, as a share of its length
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ def brief(story: Story, evaluation: Evaluation) -> list[str]:
     if len(evaluation.labels) > 2 and not evaluation.right.all():
         sentences += _weakest_class_sentences(story, evaluation)
     sentences += _curves_sentences(story)
+    if story.label_errors:
+        sentences.append(f"{count_of(len(story.label_errors), 'label')} may be wrong; Data shows which.")
     # What answers marked certain are worth.
     limit = story.calibration.certain_at if story.calibration else None
     if limit is not None:
@@ -97,6 +100,8 @@ def brief(story: Story, evaluation: Evaluation) -> list[str]:
             share, right = float(certain.mean()), float(evaluation.right[certain].mean())
             reached = f"{percent(share, 0)} of the pictures, and {percent(right)} of those right"
         sentences.append(f"From confidence {limit:.2f} on, answers count as certain: {reached}.")
+    if story.calibration and story.calibration.certain_note:
+        sentences.append(f"No answer counts as certain: {story.calibration.certain_note}")
     return sentences
 
 
@@ -149,9 +154,9 @@ def curves(story: Story) -> Facts | None:
         return None
     best = figures.best_epoch(story.history)
     loss, accuracy = (figures.column(story.history, f"val_{name}") for name in ("loss", "accuracy"))
-    summary = (
-        f"epoch {best + 1} of {len(loss)}, validation loss {loss[best]:.3f}, accuracy {percent(float(accuracy[best]))}"
-    )
+    first = figures.first_epoch(story.history)
+    kept = f"epoch {best + first} of {len(loss) + first - 1}" if best + first else "the logistic regression"
+    summary = f"{kept}, validation loss {loss[best]:.3f}, accuracy {percent(float(accuracy[best]))}"
     panels = [
         Panel(name.capitalize(), f"{name.capitalize()} of training and validation by epoch; best: {summary}.", draw)
         for name, draw in ((name, figures.curves(story.history, name)) for name in ("loss", "accuracy"))
@@ -177,11 +182,15 @@ def confusion(evaluation: Evaluation) -> Facts:
         for truth, guess in zip(*evaluation.confusion.nonzero(), strict=True)
     ]  # fmt: skip
     # Room for the names, and the pairs most often confused.
-    margin = 18 + round(max(map(text_width, names)) * (13 if cell > 15 else 11))  # px for a letter of the page's font
+    numbers, letter = cell > 15, 13 if cell > 15 else 11  # px for a letter of the page's font
+    margin = 18 + round(max(map(text_width, names)) * letter)
+    ends = [(index + 0.5) * cell + text_width(name) * letter * LEAN for index, name in enumerate(names)]
+    right_margin = 12 + max(0, round(max(ends)) - count * cell if numbers else 0)  # where leaning names reach beyond
     pairs = evaluation.confused(PAIRS)
     return {
         "names": [*zip(names, evaluation.labels, strict=True)], "cell": cell, "cells": cells, "margin": margin,
-        "numbers": cell > 15, "pairs": pairs if pairs and pairs[0].count > 1 else [], "rows": evaluation.per_class(),
+        "right_margin": right_margin, "numbers": numbers, "rows": evaluation.per_class(),
+        "pairs": pairs if pairs and pairs[0].count > 1 else [],
     }  # fmt: skip
 
 
@@ -234,6 +243,8 @@ def trust(story: Story, evaluation: Evaluation) -> Trust:
             ),
             ("Right among them", percent(float(evaluation.right[certain].mean()) if certain.any() else None), ""),
         ]
+    if calibration and calibration.certain_note:
+        facts.append(("Certain from", "–", calibration.certain_note))
     # Familiarity, if it was measured.
     scores, below = story.predictions.familiarity, calibration.unfamiliar_below if calibration else None
     if scores is not None:
@@ -253,7 +264,8 @@ def trust(story: Story, evaluation: Evaluation) -> Trust:
 
 
 def tuning(story: Story) -> Tuning | None:
-    measured = [row for row in story.trials if row["val_loss"] is not None]
+    trials = [row for row in story.trials if row["state"] != "logistic"]  # which has neither a rate nor the others
+    measured = [row for row in trials if row["val_loss"] is not None]
     if not measured:
         return None
     varied = [name for name in SEARCHED if len({row[name] for row in measured}) > 1]
@@ -261,9 +273,10 @@ def tuning(story: Story) -> Tuning | None:
         Panel(name, f"Validation loss of each trial by {name}.", figures.trials(measured, name))
         for name in varied or SEARCHED[:1]
     ]
-    rows = sorted(measured, key=lambda row: (figures.is_pruned_trial(row), row["val_loss"]))
-    cut_short = sum(map(figures.is_pruned_trial, story.trials))
-    summary = f"{count_of(len(story.trials), 'trial')}, {cut_short} of them cut short"
+    listed = [row for row in story.trials if row["val_loss"] is not None]
+    rows = sorted(listed, key=lambda row: (figures.is_pruned_trial(row), row["val_loss"]))
+    cut_short = sum(map(figures.is_pruned_trial, trials))
+    summary = f"{count_of(len(trials), 'trial')}, {cut_short} of them cut short"
     return Tuning(panels, rows[:TRIALS], len(story.trials) - len(rows[:TRIALS]), summary)
 
 

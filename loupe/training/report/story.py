@@ -40,7 +40,8 @@ class Story:
     data: Facts = field(default_factory=dict)  # such as the folder and the fingerprint
     calibration: Calibration | None = None
     findings: Findings | None = None
-    label_errors: list[tuple[int, int, float]] = field(default_factory=list)  # row, likelier class, confidence
+    label_errors: list[tuple[int, int, float]] = field(default_factory=list)  # row, likelier class, chance
+    doubted: list[tuple[int, int]] = field(default_factory=list)  # row, likelier class; where no label looks wrong
     heat: Callable[[Any], Any] | None = None  # uint8 [n, H, W, 3] → [n, h, w] of 0…1
     augmented: Any = None  # [k, views, H, W, 3] of 0…255; the first view of each is the picture as it is
     trials: list[Facts] = field(default_factory=list)  # as tune.Best.trials has them

@@ -18,7 +18,6 @@ from markupsafe import Markup
 
 LONGEST = 22  # columns of a class name in a figure; a Chinese character takes two
 LINE = 40  # columns of a name in a table, a sentence or beside a picture
-PATH = 64
 BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # they reverse the text
 NARROW = "\u202f"  # a space that does not break, between a number and its unit
 
@@ -128,6 +127,12 @@ def label_html(label: str, short: str) -> Markup:
     full_name = clean(label)
     title = Markup(' title="{}"').format(full_name) if full_name != short else ""
     return Markup("<bdi{}>{}</bdi>").format(title, short)
+
+
+def path_html(path: str) -> Markup:
+    """Return a file's name for the line below its picture, which is cut at its beginning where there is no room."""
+    name = clean(path)
+    return Markup('<bdi dir="ltr" title="{0}">{0}</bdi>').format(name)
 
 
 def text_width(text: str) -> float:

@@ -33,6 +33,8 @@ def review(root: Path, accept: str | None, reject: str | None) -> None:
             _decide(root, numbered, accepted, feedback.ACCEPTED)
             _decide(root, numbered, rejected, feedback.REJECTED)
         _tally(root)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt("what was decided before is kept: the same command goes on") from error
     except OSError as error:
         raise UserError(
             f"{error.filename or root} cannot be written ({error.strerror}): what was decided before is kept."

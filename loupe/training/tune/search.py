@@ -38,7 +38,7 @@ DROPOUTS = (0.0, 0.6)  # more leaves too little of a head of this size
 DECAYS = (1e-5, 3e-1)  # AdamW multiplies it by the rate: less has no effect
 
 STEPS = 8  # in an epoch, at least, so that a small data set learns something in 20 epochs
-SMALLEST_BATCH = 16
+SMALLEST_BATCH, LARGEST_BATCH = 16, 256
 # After 3, 6 and 12 epochs the worse half of the trials that got there is stopped. Compared with a median pruner, the
 # winners were as good or better in four of four searches, with four fifths of the epochs.
 FIRST_RUNG, KEEP_ONE_IN = 3, 2
@@ -56,6 +56,7 @@ class Best:
     trials: list[Trial]
     notes: list[str]  # for people: what is odd about the search
     finished: bool  # False after Ctrl-C
+    is_logistic: bool = False  # no trial was better than logistic regression: of the settings only head 0 counts
 
 
 def search(
@@ -67,21 +68,27 @@ def search(
     journal: Path,
     *,
     epochs: int = 20,
-    batch_size: int = 256,
+    batch_size: int | None = None,
+    optimizer: str = "adamw",
+    schedule: str = "cosine",
     class_weights: Mapping[int, float] | None = None,
     label_smoothing: float = 0.0,
+    given: Mapping[str, float] | None = None,
     first: Mapping[str, float] | None = None,
+    logistic: Trial | None = None,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> Best:
     """Return the settings of the head with the smallest validation loss.
 
-    `first` (lr, head, dropout, decay; the nearest within the ranges) is tried first and never pruned, so the winner is
-    at least as good. `on_trial` is called with each trial instead of showing the table on the screen.
+    `given` (of lr, head, dropout, decay) is the same in all trials. `first` (of the others; the nearest within the
+    ranges) is tried first and never pruned, so the winner is at least as good. `logistic` is no trial and wins if none
+    is better. `on_trial` is called with each trial instead of showing the table on the screen.
     """
     # Everything that the results depend on is in the journal's key.
-    batch_size = min(batch_size, max(SMALLEST_BATCH, len(train[1]) // STEPS))
-    sorted_weights = sorted((class_weights or {}).items())
-    settings = (classes, seed, epochs, batch_size, sorted_weights, label_smoothing, sorted((first or {}).items()))
+    batch_size = batch_size or min(LARGEST_BATCH, max(SMALLEST_BATCH, len(train[1]) // STEPS))
+    given, first = given or {}, {name: value for name, value in (first or {}).items() if name not in (given or {})}
+    sorted_options = [sorted(options.items()) for options in (class_weights or {}, given, first)]
+    settings = (classes, seed, epochs, batch_size, optimizer, schedule, label_smoothing, sorted_options)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     notes: list[str] = []
     finished = True
@@ -95,13 +102,22 @@ def search(
             study.enqueue_trial(_clip_to_ranges(first))
         # Run the trials that are left.
         try:
-            with Screen(trials, epochs, done, on_trial) as screen:
+            with Screen(trials, epochs, done, on_trial, logistic) as screen:
                 bench = Bench(
-                    train, validation, classes, seed, epochs, batch_size, class_weights or {}, label_smoothing
+                    train,
+                    validation,
+                    classes,
+                    seed,
+                    epochs,
+                    batch_size,
+                    class_weights or {},
+                    label_smoothing,
+                    optimizer,
+                    schedule,
                 )
                 while len(done) < trials:
                     study.sampler = optuna.samplers.TPESampler(seed=_trial_seed(seed, len(done)))
-                    row = _run_trial(study, bench, screen)
+                    row = _run_trial(study, bench, screen, given)
                     stored_study.add_trial(study.trials[-1])  # a kill never leaves half of it
                     done.append(row)
                     screen.finished()
@@ -112,20 +128,27 @@ def search(
             f"The search cannot write {journal} ({error.strerror}): free it and start again; finished trials are kept."
         ) from error
     # Choose the winner.
-    return _result(done, trials, batch_size, notes, finished)
+    return _result(done, trials, batch_size, notes, finished, "lr" in given, logistic)
 
 
-def _run_trial(study: optuna.Study, bench: Bench, screen: Screen) -> Trial:
-    """Run one trial: draw settings, train the head, and report each epoch to the study."""
+def _run_trial(study: optuna.Study, bench: Bench, screen: Screen, given: Mapping[str, float]) -> Trial:
+    """Run one trial: draw the settings that are not given, train the head, and report each epoch to the study."""
     # Draw the settings.
     trial = study.ask()
+    draws: dict[str, Callable[[], Any]] = {
+        "lr": lambda: float(f"{trial.suggest_float('lr', *RATES, log=True):.2g}"),  # short enough for a flag
+        "head": lambda: trial.suggest_categorical("head", HEADS),
+        "dropout": lambda: round(trial.suggest_float("dropout", *DROPOUTS), 2),
+        "decay": lambda: float(f"{trial.suggest_float('decay', *DECAYS, log=True):.2g}"),
+    }
+    drawn: dict[str, Any] = {name: given[name] if name in given else draw() for name, draw in draws.items()}
     row = Trial(
         number=trial.number + 1,
         state="complete",
-        lr=float(f"{trial.suggest_float('lr', *RATES, log=True):.2g}"),  # short enough for a flag
-        head=trial.suggest_categorical("head", HEADS),
-        dropout=round(trial.suggest_float("dropout", *DROPOUTS), 2),
-        decay=float(f"{trial.suggest_float('decay', *DECAYS, log=True):.2g}"),
+        lr=drawn["lr"],
+        head=drawn["head"],
+        dropout=drawn["dropout"],
+        decay=drawn["decay"],
         val_loss=None,
         val_accuracy=None,
         curve=[],
@@ -158,14 +181,25 @@ def _run_trial(study: optuna.Study, bench: Bench, screen: Screen) -> Trial:
 
 def _clip_to_ranges(first: Mapping[str, float]) -> dict[str, float]:
     """Return the settings of the first trial, moved into the ranges of the search."""
-    bounds = {"lr": RATES, "dropout": DROPOUTS, "decay": DECAYS}
-    clipped = {name: min(max(first[name], low), high) for name, (low, high) in bounds.items()}
-    return {**clipped, "head": min(HEADS, key=lambda head: abs(head - first["head"]))}
+    bounds = {"lr": RATES, "dropout": DROPOUTS, "decay": DECAYS, "head": (HEADS[0], HEADS[-1])}
+    clipped = {name: min(max(value, bounds[name][0]), bounds[name][1]) for name, value in first.items()}
+    if "head" in clipped:
+        clipped["head"] = min(HEADS, key=lambda head: abs(head - clipped["head"]))
+    return clipped
 
 
-def _result(trials: list[Trial], wanted_trials: int, batch_size: int, notes: list[str], finished: bool) -> Best:
+def _result(
+    trials: list[Trial],
+    wanted_trials: int,
+    batch_size: int,
+    notes: list[str],
+    finished: bool,
+    rate_given: bool,
+    logistic: Trial | None,
+) -> Best:
     # Without a winner there is nothing to train.
-    winner = best_of(trials)
+    candidates = [logistic, *trials] if logistic else trials
+    winner = best_of(candidates)
     diverged = sum(row["state"] == "diverged" for row in trials)
     if winner is None and not finished:
         raise KeyboardInterrupt
@@ -176,7 +210,7 @@ def _result(trials: list[Trial], wanted_trials: int, batch_size: int, notes: lis
         notes.append(f"Interrupted after {len(trials)} of {wanted_trials} trials: the best of these.")
     if diverged:
         notes.append(f"{diverged} of {len(trials)} trials diverged.")
-    for edge, side in zip(RATES, ("lower", "upper"), strict=True):
+    for edge, side in zip(RATES, ("lower", "upper"), strict=True) if winner is not logistic and not rate_given else ():
         if abs(math.log(winner["lr"] / edge)) < 0.05 * math.log(RATES[1] / RATES[0]):
             notes.append(f"The best rate, {winner['lr']:g}, is at the {side} edge of what was searched.")
     # The winner's settings.
@@ -189,9 +223,10 @@ def _result(trials: list[Trial], wanted_trials: int, batch_size: int, notes: lis
         winner["val_loss"],
         winner["val_accuracy"],
         batch_size,
-        trials,
+        candidates,
         notes,
         finished,
+        winner is logistic,
     )
 
 

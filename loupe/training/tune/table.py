@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -19,13 +20,22 @@ from rich.table import Table
 from loupe.training.tune.trial import Trial, best_of
 
 COLUMNS = ("trial", "lr", "head", "dropout", "decay", "val loss", "val accuracy", "state", "seconds")
+SHORT = {"val loss": "loss", "val accuracy": "accuracy", "seconds": "s"}  # short enough for 80 columns
 
 
 class Screen:
     """A table that grows on a terminal, otherwise a line for each trial."""
 
-    def __init__(self, total: int, epochs: int, done: list[Trial], on_trial: Callable[[Trial], None] | None) -> None:
+    def __init__(
+        self,
+        total: int,
+        epochs: int,
+        done: list[Trial],
+        on_trial: Callable[[Trial], None] | None,
+        logistic: Trial | None = None,
+    ) -> None:
         self.total, self.epochs, self.done, self.on_trial = total, epochs, done, on_trial
+        self.solved = [logistic] if logistic else []  # no trial, but the one to beat
         self.done_before, self.started = len(done), time.monotonic()
         self.console = Console()
         self.live = (
@@ -58,11 +68,12 @@ class Screen:
             print(" · ".join(f"{name} {cell}" for name, cell in cells.items()) + f" · {self.time_left()}", flush=True)
 
     def table(self, running: Trial | None = None) -> Table:
-        table = Table(caption=f"{len(self.done)} of {self.total} trials · {self.time_left()}", caption_justify="left")
+        caption = f"{len(self.done)} of {self.total} trials · {self.time_left()}"
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=caption, caption_justify="left")
         for name in COLUMNS:
-            table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
-        best, max_rows = best_of(self.done), max(3, self.console.height - 8)
-        rows = self.done[-max_rows:]
+            table.add_column(SHORT.get(name, name), justify="left" if name == "state" else "right", no_wrap=True)
+        best, max_rows = best_of([*self.solved, *self.done]), max(3, self.console.height - 8)
+        rows = [*self.solved, *self.done][-max_rows:]
         if best and best not in rows:
             rows = [best, *rows[1:]]
         for row in rows:
@@ -75,8 +86,10 @@ class Screen:
     def cells(self, row: Trial) -> list[str]:
         loss = "–" if row["val_loss"] is None else f"{row['val_loss']:.4f}"
         accuracy = "–" if row["val_accuracy"] is None else f"{row['val_accuracy']:.1%}"
-        state = f"{row['state']} ★" if row is best_of(self.done) else row["state"]
+        state = f"{row['state']} ★" if row is best_of([*self.solved, *self.done]) else row["state"]
         settings = [f"{row['lr']:g}", str(row["head"]), f"{row['dropout']:.2f}", f"{row['decay']:g}"]
+        if row in self.solved:
+            settings = ["–", "0", "–", "–"]
         return [str(row["number"]), *settings, loss, accuracy, state, f"{row['seconds']:.1f}"]
 
     def time_left(self) -> str:

@@ -1,6 +1,6 @@
 """Train a head on features in memory, many times over with different settings: the trials of the search.
 
-    bench = Bench((x, y), (x_val, y_val), classes, seed, epochs, batch_size, class_weights, label_smoothing)
+    bench = Bench((x, y), (x_val, y_val), classes, seed, epochs, batch_size, …)
     for loss, accuracy in bench.train(lr, head, dropout, decay):    # of the validation pictures, after each epoch
         …
 
@@ -18,13 +18,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from loupe.training.fit.optimizer import make, plateaus
+
 Array = np.ndarray[Any, np.dtype[Any]]
 Examples = tuple[Array, Array]  # features [N, D], classes [N]
 
 
 class Trial(TypedDict):
     number: int  # from 1 up
-    state: str  # "complete" | "pruned" | "diverged"
+    state: str  # "complete" | "pruned" | "diverged" | "logistic": number 0, solved and not trained
     lr: float
     head: int
     dropout: float
@@ -37,8 +39,19 @@ class Trial(TypedDict):
 
 def best_of(trials: list[Trial]) -> Trial | None:
     return min(
-        (row for row in trials if row["state"] == "complete"), key=lambda row: row["val_loss"] or 0, default=None
+        (row for row in trials if row["state"] in ("complete", "logistic")),
+        key=lambda row: row["val_loss"] or 0,
+        default=None,
     )
+
+
+def solved(row: Mapping[str, Any]) -> Trial:
+    """Return a logistic regression, by its row of the history, as it is listed among the trials."""
+    loss, accuracy = row["val_loss"], row["val_accuracy"]
+    return Trial(
+        number=0, state="logistic", lr=0.0, head=0, dropout=0.0, decay=0.0,
+        val_loss=loss, val_accuracy=accuracy, curve=[loss], seconds=row["seconds"],
+    )  # fmt: skip
 
 
 class Bench:
@@ -52,6 +65,8 @@ class Bench:
         batch_size: int,
         class_weights: Mapping[int, float],
         label_smoothing: float,
+        optimizer: str,
+        schedule: str,
     ) -> None:
         # The examples, as tensors.
         self.x, self.x_val = tf.constant(train[0]), tf.constant(validation[0])
@@ -61,6 +76,7 @@ class Bench:
         weights = np.array([class_weights.get(number, 1.0) for number in range(classes)], np.float32)
         self.weights = tf.constant(weights[train[1]])
         self.classes, self.seed, self.epochs = classes, seed, epochs
+        self.optimizer, self.schedule = optimizer, schedule
         self.loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=label_smoothing)
         self.steps = math.ceil(len(train[1]) / batch_size)
         self.heads: dict[int, _Head] = {}
@@ -72,12 +88,18 @@ class Bench:
             self.heads[head] = _Head(self, head)
         network = self.heads[head]
         network.reset(dropout, decay)
-        rates = lr * _schedule(self.steps * self.epochs).reshape(self.epochs, self.steps)
+        rates = np.full((self.epochs, self.steps), lr, np.float32)
+        if self.schedule == "cosine":
+            rates *= _cosine(self.steps * self.epochs).reshape(rates.shape)
         rng = np.random.default_rng(self.seed)
         count = len(self.weights)
+        losses: list[float] = []
         for rate in rates:
+            if self.schedule == "plateau":
+                rate = rate * 0.5 ** plateaus(losses)
             order = np.resize(rng.permutation(count), (self.steps, math.ceil(count / self.steps)))
-            loss, accuracy = network.epoch(tf.constant(order), tf.constant(rate))
+            loss, accuracy = network.epoch(tf.constant(order), tf.constant(rate, tf.float32))
+            losses.append(float(loss))
             yield float(loss), float(accuracy)
 
 
@@ -95,7 +117,7 @@ class _Head:
         self.model = keras.Sequential(layers)
         # What `reset` restores, and the variables it sets.
         self.start = self.model.get_weights()
-        self.optimizer = keras.optimizers.AdamW()
+        self.optimizer = make(bench.optimizer, rate=1e-3, decay=0.0)  # `epoch` sets the rate, `reset` the decay
         self.optimizer.build(self.model.trainable_variables)
         self.decay = self.optimizer.weight_decay = tf.Variable(0.0)
         self.epoch = tf.function(self._epoch)
@@ -142,7 +164,7 @@ class _Dropout(keras.layers.Layer):  # type: ignore[misc]  # keras ships no type
         return tf.nn.experimental.stateless_dropout(inputs, self.rate, (self.seed, self.step.assign_add(1)))
 
 
-def _schedule(steps: int) -> Array:
+def _cosine(steps: int) -> Array:
     """Return the rates of a training as shares of the highest: rising in the first tenth of the steps, falling along a
     cosine."""
     warmup = max(1, steps // 10)

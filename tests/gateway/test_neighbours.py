@@ -1,0 +1,63 @@
+"""What workers tell each other of their load, over real processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from loupe.gateway.neighbours import Load, beyond_share
+
+TWO = """
+    import os, signal, time
+    from loupe.gateway import neighbours
+
+    assert neighbours.surplus() is None, "nothing is shared yet"
+    neighbours.share()
+    heard, told = os.pipe()
+    other = os.fork()
+    if not other:
+        while True:
+            neighbours.tell_in_hand(30)
+            neighbours.tell_calls(2, 6)
+            os.write(told, b".")
+            time.sleep(0.1)
+    os.read(heard, 1)
+    neighbours.tell_in_hand(10)
+    neighbours.tell_calls(6, 4)
+    print(neighbours.surplus())
+    os.kill(other, signal.SIGKILL)
+    os.waitpid(other, 0)
+    time.sleep(neighbours.FRESH_SECONDS + 0.1)
+    print(neighbours.surplus())
+"""
+
+
+def test_a_worker_hears_what_another_tells_and_forgets_one_that_was_killed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(TWO)], capture_output=True, text=True, timeout=60, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(6 - 8 * 10 / 40), "None"]
+
+
+@pytest.mark.parametrize(
+    ("mine", "others", "surplus"),
+    [
+        ((10, 4, 6), [(10, 4, 6)], 0),
+        ((10, 5, 5), [(10, 3, 7)], 1),
+        ((10, 3, 7), [(10, 5, 5)], -1),
+        ((7, 4, 3), [(25, 4, 21)], 2.25),
+        ((7, 4, 3), [(25, 4, 0)], None),  # its requests are busy with something else
+        ((9, 4, 5), [(9, 1, 8), (9, 1, 8)], 2),
+        ((0, 0, 0), [(25, 8, 17)], 0),
+        ((5, 2, 3), [], None),
+    ],
+)
+def test_a_share_of_the_calls_is_the_share_of_the_requests(
+    mine: tuple[int, int, int], others: list[tuple[int, int, int]], surplus: float | None
+) -> None:
+    assert beyond_share(Load(*mine, 0.0, 0.0), [Load(*other, 0.0, 0.0) for other in others]) == pytest.approx(surplus)
