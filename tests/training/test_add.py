@@ -112,7 +112,7 @@ def test_a_network_that_was_trained_whole_is_frozen_and_its_head_learns_anew(
     said = add(root, run)
     assert "added              3 pictures: green 3" in said
     assert "relabelled         22 pictures: green 22" in said
-    assert "of the same 60 test pictures" in said and "worse" not in said
+    assert "of the same 60 test pictures" in said and "worse  " not in said
     assert accuracy(run) >= accuracy(whole) + 0.2
     assert history(run)[0]["stage"] == "logistic", "which the new head begins as"
     # Measured by the same pictures, on the same backbone, and of the same name.

@@ -127,10 +127,10 @@ def add(
             if problem:
                 verdict = Verdict(False, problem)
             else:
-                asks = _load_ask(folder, card.precision), _load_ask(variant / "model.xml", "float32")
-                before, after = (_answers(ask, heldout) for ask in asks)
+                asks = load_ask(folder, card.precision), load_ask(variant / "model.xml", "float32")
+                before, after = (answers_of(ask, heldout) for ask in asks)
                 accuracy = compare(before, after, truth, card.unfamiliar_below)
-                cost = Cost(_milliseconds(*asks, heldout), (_megabytes(folder), _megabytes(variant)))
+                cost = Cost(time_in_turns(*asks, heldout), (_megabytes(folder), _megabytes(variant)))
                 bind(folder)
                 verdict = decide(accuracy, cost)
     finally:
@@ -237,7 +237,7 @@ def _first_line(error: BaseException) -> str:
 # -------------------------------------------------------------------------------------------------------- measuring
 
 
-def _load_ask(path: Path, precision: str) -> Ask:
+def load_ask(path: Path, precision: str) -> Ask:
     """Load a model as the model server does. Return a function from pixels to its outputs."""
     from loupe.engines.openvino_engine import compile_model
 
@@ -249,7 +249,7 @@ def _load_ask(path: Path, precision: str) -> Ask:
     return ask
 
 
-def _answers(ask: Ask, pixels: Array) -> dict[str, Array]:
+def answers_of(ask: Ask, pixels: Array) -> dict[str, Array]:
     batches = [ask(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)]
     return {name: np.concatenate([answer[name] for answer in batches]) for name in batches[0]}
 
@@ -280,7 +280,7 @@ def _below(limit: float, answers: dict[str, Array]) -> int:
     return int((answers["familiarity"] < limit).sum()) if "familiarity" in answers else 0
 
 
-def _milliseconds(before: Ask, after: Ask, pictures: Array) -> dict[int, tuple[float, float]]:
+def time_in_turns(before: Ask, after: Ask, pictures: Array) -> dict[int, tuple[float, float]]:
     """Return the median ms a picture of both, for each batch size. They take turns, so that other load on the machine
     affects both alike."""
     medians = {}
