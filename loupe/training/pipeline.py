@@ -148,8 +148,9 @@ class Pipeline:
         outcome = self._fit(head, stage, batches, self._validation_batches(scaled), baseline_loss)
         # What wins on the validation pictures is kept.
         if start and outcome.best_loss >= start.row["val_loss"]:
+            which = "The head that fine-tuning starts from" if settings.fine_tune and not self.base else "The head"
             self.notes.append(
-                f"The head is a logistic regression (C {start.strength:g}): no epoch of training was better on the "
+                f"{which} is a logistic regression (C {start.strength:g}): no epoch of training was better on the "
                 "validation pictures."
             )
             outcome.best_loss = start.row["val_loss"]

@@ -270,7 +270,7 @@ def _progress_bars() -> Iterator[Callable[[str, int], Advance]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
 
         def bar(stage: str, total: int) -> Advance:
-            return partial(progress.advance, progress.add_task(f"parity: {stage}", total=total))
+            return partial(progress.advance, progress.add_task(f"parity: {stage}", total=total, visible=total > 0))
 
         yield bar
 
