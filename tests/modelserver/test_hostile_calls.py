@@ -115,10 +115,9 @@ def test_callers_without_a_deadline_wait_for_their_turn(home: Path, engine: str,
     with model_server(home, "tires", "--grpc_max_threads=32", *more, engine=engine) as server:
         predict = predictor(server)
         calls = [predict.future(proto.predict_request("tires", {"image": PICTURE})) for _ in range(200)]
-        assert len([call.result(60) for call in calls[:32]]) == 32
-        refused = [call.exception(60) for call in calls[32:]]
-        codes = {error.code() for error in refused if error}
-        assert codes <= {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        refused = [error for call in calls if (error := call.exception(60))]
+        assert len(calls) - len(refused) >= 32, "whichever of them came first"
+        assert {error.code() for error in refused} <= {grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
 def test_more_cards_than_anybody_needs_are_refused(small: ModelServer) -> None:

@@ -119,15 +119,17 @@ def curves(history: Sequence[Row], name: str) -> Draw:
             label=f"best, epoch {best + first}",
             linestyle="",
         )
-        # A mark where a stage begins.
-        for index, row in enumerate(history):
-            if index and row.get("stage") != history[index - 1].get("stage"):
-                between = index + first - 0.5
-                axes.axvline(between, color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)))
-                stage_name, position = clean(str(row.get("stage", ""))), ("data", "axes fraction")
-                axes.annotate(
-                    stage_name, (between, 1), (4, -1), position, "offset points", color=SOFT, size=8, va="top"
-                )
+        # A mark where a stage begins, and room for its name above the lines.
+        stages = [clean(str(row.get("stage", ""))) for row in history]
+        begins = [index for index in range(1, len(stages)) if stages[index] != stages[index - 1]]
+        if begins:
+            low, high = axes.get_ylim()
+            axes.set_ylim(low, high + (high - low) * 0.1)
+        for index in begins:
+            between = index + first - 0.5
+            axes.axvline(between, color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)))
+            position = ("data", "axes fraction")
+            axes.annotate(stages[index], (between, 1), (4, -1), position, "offset points", color=SOFT, size=8, va="top")
         # The axes.
         axes.set_xlabel("epoch")
         axes.set_xlim(first - 0.5, len(history) + first - 0.5)
