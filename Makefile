@@ -54,7 +54,7 @@ test-slow:
 	@$(RUN) -m pytest -m slow
 
 test-containers:
-	@$(SET_UP) packages modelserver client training export dev-packages
+	@$(SET_UP) packages modelserver client training export efficientnetlite0 dev-packages
 	@$(RUN) -m pytest -m containers
 
 check:
