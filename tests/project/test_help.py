@@ -19,7 +19,7 @@ SCRIPTS = (
     "train.py", "convert.py", "gateway.py", "serve.py", "predict.py", "test.py", "data/tires.py", "data/fetch.py",
     "-m loupe.modelserver", "-m loupe.gateway.keys", "tools/environment.py", "tools/release.py",
 )  # fmt: skip
-BENCHMARKS = ("benchmarks/footprint.py", "benchmarks/frozen.py", "benchmarks/tune.py", "benchmarks/sample.py")
+BENCHMARKS = tuple(f"benchmarks/{name}.py" for name in ("footprint", "frozen", "int8", "sample", "tune"))
 SCREEN = 50  # lines; what has more is grouped
 HEAVY = ("tensorflow", "keras", "openvino", "numpy", "PIL", "flask", "sklearn")
 MOST_SECONDS = 0.3  # of processor time

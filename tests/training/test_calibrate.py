@@ -9,7 +9,7 @@ import pytest
 
 from loupe.training.data.splits import FEWEST
 from loupe.training.evaluate.calibrate import Calibration, calibrate
-from loupe.training.evaluate.metrics import ece, softmax
+from loupe.training.evaluate.metrics import ece, measure, softmax
 
 CLASSES = 5
 
@@ -26,6 +26,12 @@ def fitted(logits: Any, truth: Any, wanted: float | None = None) -> Calibration:
     random = np.random.default_rng(0)
     features = random.normal(0, 1, (len(truth), 8)).astype("f4") + truth[:, None]
     return calibrate(logits, features, truth, features + 0.1, truth, wanted)
+
+
+def test_an_accuracy_is_rounded_once() -> None:
+    truth = np.zeros(341, int)
+    logits = np.eye(2)[[0] * 275 + [1] * 66]  # 80.645 % are right
+    assert f"{measure(logits, truth, ('a', 'b'))['accuracy']:.1%}" == "80.6%"
 
 
 @pytest.mark.parametrize("boast", [0.5, 1.0, 3.0])

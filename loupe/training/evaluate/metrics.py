@@ -57,7 +57,7 @@ def measure(logits: Array, truth: Indices, labels: tuple[str, ...]) -> dict[str,
     np.add.at(confusion, (truth, guess), 1)
     loss = -np.log(np.maximum(scores[np.arange(len(truth)), truth], 1e-12)).mean()
     return {
-        "accuracy": round(float((guess == truth).mean()), 4),
+        "accuracy": round(float((guess == truth).mean()), 6),
         "loss": round(float(loss), 4),
         "ece": round(ece(confidence, guess == truth), 4),
         "labels": list(labels),
