@@ -38,6 +38,9 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="the run it came of, such as runs/clothing")
     parser.add_argument("held_out", type=Path, metavar="HELD_OUT", help="a folder a class, of pictures it never saw")
     args = parser.read()
+    for folder in (args.run, args.held_out):
+        if not folder.is_dir():
+            raise UserError(f"There is no folder {folder}.")
     version, card = newest(args.model)
     size = (card.height, card.width)
     learnt = replay_pictures.for_quantisation(args.run, None, card.labels)
