@@ -41,10 +41,8 @@ test:
 	@$(SET_UP) packages modelserver client training export efficientnetlite0 dev-packages
 	@failed=; \
 	$(RUN) -m pytest -m "not slow and not containers and not timing" --numprocesses=$(BESIDE) --maxprocesses=4 --dist=loadfile --no-loadscope-reorder \
-		|| { [ $$? != 2 ] || exit 130; \
-			echo "make test: those that failed beside others, once more and alone:"; \
-			$(RUN) -m pytest -m "not slow and not containers and not timing" --last-failed --last-failed-no-failures=none \
-				|| failed="those side by side"; }; \
+			--reruns=1 --reruns-delay=3 --rerun-show-tracebacks -rR \
+		|| { [ $$? != 2 ] || exit 130; failed="those side by side"; }; \
 	$(RUN) -m pytest -m "timing and not slow and not containers" $$(grep -rl --include="test_*.py" mark.timing tests) \
 		|| failed="$${failed:+$$failed, and }those of timing"; \
 	[ -z "$$failed" ] || { echo "make test: not all passed: $$failed" >&2; exit 1; }

@@ -4,9 +4,8 @@
 
 The version is the model's newest, in float32. It is quantised here as `convert.py --int8` does it, on training pictures
 of the run, and measured whether convert.py would keep it or not. HELD_OUT holds a folder of pictures for each class.
-McNemar's test asks whether the answers that were turned wrong and those that were turned right could be as many by
-chance; p near 1 says yes. For the time both are asked in turns, so that whatever else the machine does falls on both
-alike.
+McNemar's test asks whether as many answers were turned wrong as right, but for chance: a small p says no, a large one
+only that these pictures show no difference. For the time both take turns, so that other load affects both alike.
 """
 
 from __future__ import annotations
@@ -26,9 +25,10 @@ from loupe.errors import UserError
 from loupe.export import replay_pictures
 from loupe.export.publish import model_folder
 from loupe.export.variants import int8
+from loupe.export.variants.int8 import Array
 from loupe.quiet import quiet
 
-MOST = 5_000  # held-out pictures
+MOST = 5_000  # held-out pictures, evenly of each class where there are more
 
 
 def main() -> None:
@@ -38,24 +38,27 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="the run it came of, such as runs/clothing")
     parser.add_argument("held_out", type=Path, metavar="HELD_OUT", help="a folder a class, of pictures it never saw")
     args = parser.read()
-    for folder in (args.run, args.held_out):
-        if not folder.is_dir():
-            raise UserError(f"There is no folder {folder}.")
     version, card = newest(args.model)
-    size = (card.height, card.width)
+    if not (args.run / replay_pictures.PICTURES_FILE).is_file():
+        raise UserError(f"{args.run} is no finished run: it has no {replay_pictures.PICTURES_FILE}.")
+    if missing := [label for label in card.labels if not (args.held_out / label).is_dir()]:
+        raise UserError(f"{args.held_out} needs a folder for each class, and has none for {', '.join(missing)}.")
     learnt = replay_pictures.for_quantisation(args.run, None, card.labels)
     if learnt.origin == replay_pictures.SAMPLE:
         raise UserError(f"The training pictures of {args.run} are gone, and int8 is calibrated on them.")
-    held_out = replay_pictures.for_replay(None, args.held_out, card.labels, most=MOST)
-    pixels, truth = replay_pictures.read_labelled(held_out, card.labels, *size)
+    chosen = replay_pictures.for_replay(None, args.held_out, card.labels, most=MOST)
+    held_out, pixels = replay_pictures.readable(chosen, card.height, card.width)
+    truth = held_out.truth(card.labels)
     if truth is None:
-        raise UserError(f"{args.held_out} needs a folder for each class: {', '.join(card.labels)}.")
+        raise UserError(f"No picture in {args.held_out} can be read.")
+    for note in held_out.notes:
+        print(f"note                {note}")
 
     with tempfile.TemporaryDirectory() as scratch:
         # Quantise, and let both answer.
         variant = Path(scratch) / "int8"
         with quiet(stdout=True):
-            problem = int8.quantise(version, variant, replay_pictures.read(learnt, *size))
+            problem = int8.quantise(version, variant, replay_pictures.read(learnt, card.height, card.width))
         if problem:
             raise UserError(f"{problem}.")
         before, after = int8.load_ask(version, "float32"), int8.load_ask(variant / "model.xml", "float32")
@@ -68,9 +71,9 @@ def main() -> None:
 
 
 def newest(model: Path) -> tuple[Path, Card]:
-    versions = model_folder.versions(model)
+    versions = model_folder.versions(model) if model.is_dir() else []
     if not versions:
-        raise UserError(f"There is no version in {model}. Publish one: python convert.py {Path('runs') / model.name}")
+        raise UserError(f"{model} is no published model: name a folder that holds versions, such as models/clothing.")
     version = model / str(max(versions))
     card = Card.read(version / "assets.extra" / "card.json")
     if card.precision != "float32":
@@ -78,7 +81,7 @@ def newest(model: Path) -> tuple[Path, Card]:
     return version, card
 
 
-def show(before: int8.Array, after: int8.Array, truth: int8.Array) -> None:
+def show(before: Array, after: Array, truth: Array) -> None:
     was, now = before == truth, after == truth
     broken, mended = int((was & ~now).sum()), int((~was & now).sum())
     p = binomtest(broken, broken + mended).pvalue if broken + mended else 1.0
