@@ -18,6 +18,7 @@ import uvicorn
 
 from loupe.gateway.door.connection import Connection, Limits
 from loupe.gateway.door.crowd import Crowd
+from loupe.gateway.door.joining import Joining
 from tests.support.servers import until
 
 LIMITS = Limits(read_seconds=60, max_bytes=10_000_000, line=4094, fields=100, field=8190, uncounted_port=0)
@@ -62,6 +63,20 @@ def test_an_answer_is_sent_in_one_piece() -> None:
         for _ in range(200):
             connection.sendall(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
             assert connection.recv(65536).endswith(b"\r\n\r\nok")
+
+
+def test_nothing_is_sent_once_the_loop_has_ended() -> None:
+    """At SIGQUIT a coroutine that has not ended goes with its loop, and uvicorn answers 500 from there."""
+    loop = asyncio.new_event_loop()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        transport, _ = loop.run_until_complete(loop.create_connection(asyncio.Protocol, sock=ours))
+        joining = Joining(transport, loop)
+        loop.close()
+        joining.write(b"HTTP/1.1 500")
+        joining.close()
+        ours.close()
+        assert theirs.recv(100) == b""
 
 
 LARGE = bytes(range(256)) * 30_000

@@ -4,6 +4,8 @@
 
 uvicorn writes the head of an answer and then its body, and asyncio sends each at once. Killed between the two, a worker
 leaves its caller with half an answer. Joined they are one packet, and one call of the system, too.
+
+Where the loop has ended, at SIGQUIT, nothing is sent any more: uvicorn answers 500 even then, as its coroutines go.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ class Joining:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
+        if self._loop.is_closed():
+            return
         if not self._held:
             self._loop.call_soon(self._send)
         self._held.append(data)
@@ -37,6 +41,8 @@ class Joining:
         self._transport.write_eof()
 
     def close(self) -> None:
+        if self._loop.is_closed():
+            return
         self._send()
         self._transport.close()
 
