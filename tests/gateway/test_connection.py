@@ -72,7 +72,9 @@ def test_nothing_is_sent_once_the_loop_has_ended() -> None:
     with ours, theirs:
         transport, _ = loop.run_until_complete(loop.create_connection(asyncio.Protocol, sock=ours))
         joining = Joining(transport, loop)
+        assert not joining.is_closing()
         loop.close()
+        assert joining.is_closing(), "or uvicorn goes on to the next request"
         joining.write(b"HTTP/1.1 500")
         joining.close()
         ours.close()

@@ -24,6 +24,9 @@ class Joining:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
+    def is_closing(self) -> bool:
+        return self._loop.is_closed() or self._transport.is_closing()
+
     def write(self, data: bytes) -> None:
         if self._loop.is_closed():
             return
