@@ -17,6 +17,7 @@ from werkzeug.exceptions import HTTPException
 from loupe.errors import (
     BadRequest,
     Busy,
+    ClientGone,
     InternalError,
     MethodNotAllowed,
     ModelError,
@@ -37,7 +38,7 @@ from loupe.gateway.observe.record import current_entry, stopping
 from loupe.gateway.predictions import Batch
 from loupe.gateway.problems import HEADERS, render, to_json
 from loupe.gateway.request.body import read_pictures
-from loupe.gateway.request.deadline import HEADER, check_deadline, read_deadline
+from loupe.gateway.request.deadline import HEADER, check_caller, read_deadline
 from loupe.gateway.request.schema import read_query
 from loupe.gateway.settings import Settings
 from loupe.prediction import decide
@@ -74,7 +75,7 @@ def create_app(settings: Settings) -> Flask:
         # The caller's limits and options. The deadline may have passed while the request waited for a thread.
         started = time.monotonic()
         caller_deadline = read_deadline(request.headers.get(HEADER))
-        check_deadline(caller_deadline)
+        check_caller(caller_deadline)
         options = read_query(request.args)
         entry = current_entry()
         # The pictures, as bytes. If reading or fetching fails, its time is recorded all the same.
@@ -136,6 +137,7 @@ def _add_recording(app: Flask, settings: Settings) -> None:
         entry = recorder.begin(
             current.method, current.path, current.remote_addr or "", current.headers,
             arrived_at=current.environ.get("loupe.arrived_at", 0.0), size=current.environ.get("loupe.bytes", 0),
+            client_left=current.environ.get("loupe.client_left", lambda: False),
         )  # fmt: skip
         if current.environ["SERVER_PORT"] != str(settings.metrics_port):
             return None
@@ -237,6 +239,13 @@ def _add_errors(app: Flask, settings: Settings) -> None:
             response.set_data(problem_page(settings, problem))
             response.content_type = "text/html; charset=utf-8"
         return response
+
+    # Nobody reads this answer. It is recorded as those of clients that went away before their turn.
+    @app.errorhandler(ClientGone)
+    def answer_nobody(error: ClientGone) -> Response:
+        without_traceback(error)
+        current_entry().code = error.code
+        return Response(status=error.status)
 
     # Flask's and Werkzeug's errors.
     @app.errorhandler(HTTPException)

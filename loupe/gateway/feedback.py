@@ -26,7 +26,7 @@ from loupe.gateway.model.client import ModelClient
 from loupe.gateway.observe.record import current_entry
 from loupe.gateway.predictions import Batch
 from loupe.gateway.request.body import read_pictures
-from loupe.gateway.request.deadline import check_deadline, read_deadline
+from loupe.gateway.request.deadline import check_caller, read_deadline
 from loupe.gateway.request.schema import read_label
 from loupe.gateway.settings import Settings
 from loupe.images.decode import suffix_of
@@ -48,7 +48,7 @@ class Corrections:
         # The label, and the picture as it was sent.
         started, entry = time.monotonic(), current_entry()
         caller_deadline = read_deadline(timeout)
-        check_deadline(caller_deadline)
+        check_caller(caller_deadline)
         label = read_label(arguments)
         try:
             batch = self._read(environ, caller_deadline)

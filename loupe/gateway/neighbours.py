@@ -1,9 +1,9 @@
 """What the gateway's workers tell each other of their load, so that the callers of all wait equally long.
 
     share()                            # in gunicorn's master, before it forks
-    tell_connections(20); tell_in_hand(12); tell_calls(in_flight=4, waiting=3)
+    tell_connections(20); tell_waits(upload=1, fetch=0); tell_in_hand(12); tell_calls(in_flight=4, waiting=3)
     surplus()                          # how many calls to the model server this worker has beyond its share
-    connections()                      # this worker's, and the fewest that another has
+    burdens()                          # this worker's, and the least that another has
 
 Connections may be dealt out evenly (door/dealing.py), and yet one worker has seven requests and the other 25. Each
 worker has a cell of a memory that all see, writes to it alone, at least once a second, and reads those of the others.
@@ -28,14 +28,20 @@ _in_hand_at = -math.inf
 
 
 class Load(NamedTuple):
-    in_hand: float  # requests for predictions, or what is left of the most there were
-    in_flight: float  # calls to the model server, or about to be
-    waiting: float  # calls for which there is no place
-    connections: float
-    told_at: float
+    in_hand: float = 0  # requests for predictions, or what is left of the most there were
+    in_flight: float = 0  # calls to the model server, or about to be
+    waiting: float = 0  # calls for which there is no place
+    upload_wait: float = 0  # in coarse steps; 0 where it is short
+    fetch_wait: float = 0
+    connections: float = 0
+    told_at: float = 0
 
 
 WIDTH = len(Load._fields)
+
+Burden = tuple[float, float, float]  # the wait for an upload, then for a fetch, then connections
+NOTHING: Burden = (0.0, 0.0, 0.0)
+NOBODY: Burden = (math.inf, math.inf, math.inf)  # who takes no connection
 
 
 def share() -> None:
@@ -57,9 +63,13 @@ def tell_calls(in_flight: int, waiting: int) -> None:
     _tell({1: in_flight, 2: waiting})
 
 
+def tell_waits(upload: int, fetch: int) -> None:
+    _tell({3: upload, 4: fetch})
+
+
 def tell_connections(connections: float) -> None:
     """`inf` from a worker that takes no more."""
-    _tell({3: connections})
+    _tell({5: connections})
 
 
 def _tell(numbers: dict[int, float]) -> None:
@@ -75,11 +85,19 @@ def surplus() -> float | None:
     return beyond_share(_load(_mine()), _others()) if _cells is not None else None
 
 
-def connections() -> tuple[float, float]:
-    """Return how many this worker has, and the fewest that another has."""
+def burdens() -> tuple[Burden, Burden]:
+    """Return this worker's burden, and the least that another has."""
     if _cells is None:
-        return 0.0, math.inf
-    return _load(_mine()).connections, min((load.connections for load in _others()), default=math.inf)
+        return NOTHING, NOBODY
+    return burden(_load(_mine())), min(map(burden, _others()), default=NOBODY)
+
+
+def burden(load: Load) -> Burden:
+    """Return what tells whether somebody new is better off with another worker. Connections say much about it where all
+    ask alike. But silent ones cost nothing, and some cost much, so a wait that is long comes first."""
+    if load.connections == math.inf:
+        return NOBODY
+    return load.upload_wait, load.fetch_wait, load.connections
 
 
 def _mine() -> int:

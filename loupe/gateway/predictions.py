@@ -21,7 +21,7 @@ from loupe.errors import AllFailed, Busy, ImageError, OutOfTime, Problem, withou
 from loupe.gateway.decoding import DecodeMemory, RequestAllowance
 from loupe.gateway.model.client import Answer
 from loupe.gateway.request.body import URL, SentPictures
-from loupe.gateway.request.deadline import NEVER, check_deadline
+from loupe.gateway.request.deadline import NEVER, check_caller
 from loupe.gateway.request.fetch import fetch_all
 from loupe.gateway.settings import Settings
 from loupe.prediction import Prediction, overlay, ranked_scores
@@ -56,14 +56,14 @@ class Batch:
         for index, data in enumerate(self._pictures):
             if isinstance(data, Problem):
                 continue
-            check_deadline(self._caller_deadline)
+            check_caller(self._caller_deadline)
             try:
                 with self._allowance.picture():
                     decoded.append(prepare_picture(card, data, self._allowance))
             except ImageError as problem:
                 self._pictures[index] = self._keep_or_raise(problem)
             except Busy:  # with us, or with the caller's limit?
-                check_deadline(self._caller_deadline)
+                check_caller(self._caller_deadline)
                 raise
         if not decoded:
             problems = [problem for problem in self._pictures if isinstance(problem, Problem)]

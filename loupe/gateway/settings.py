@@ -185,7 +185,7 @@ class Settings:
     max_images: int  # in one request
     max_pixels: int  # of all pictures of a request, as they are decoded
     decode_memory: int  # bytes that pictures take while they are decoded at a time, in each worker
-    decode_timeout: float  # seconds for all pictures of a request to be decoded
+    decode_timeout: float  # processor seconds for all pictures of a request to be decoded
     model_timeout: float  # seconds for all calls to the model server for one request together
     fetch_timeout: float  # seconds for all URLs of a request together, host name look-ups included
     fetch_allow: tuple[str | Network, ...]  # hosts fetched from although not public, and on any port

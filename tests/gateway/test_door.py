@@ -22,7 +22,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.backends import Backend, backend
-from tests.support.gateways import Gateway, connect, gateway, running
+from tests.support.gateways import Gateway, connect, form, gateway, running
+from tests.support.hostile_pictures import scanned
 from tests.support.pace import seconds
 from tests.support.pictures import encoded
 from tests.support.servers import ROOT, free_port, meanwhile, until
@@ -230,13 +231,35 @@ def test_for_who_went_away_before_his_turn_nothing_is_decoded(ends: str, behind_
         waiting = [connect(here, post(len(PICTURE)) + PICTURE + behind_it) for _ in range(20)]
         time.sleep(0.5)
         for connection in waiting:
-            if ends == "reset":
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            connection.close()
+            leave(connection, ends)
         until(lambda: here.log.read_text().count('"client_gone"') == 20, "all to be missed")
         go_on()
         assert here.post("/predict", PICTURE, "image/jpeg").status == 200
         assert len(slow.remaining) == 2, "the model was asked for those two alone"
+
+
+@pytest.mark.parametrize("ends", ["close", "reset"])
+def test_for_who_goes_away_meanwhile_no_more_is_decoded(ends: str) -> None:
+    """Hostile input 43: twenty pictures, each of half a second and more, and he goes while the first is decoded."""
+    body, kind = form(*[scanned(24)] * 20)
+    head = f"POST /predict HTTP/1.1\r\nHost: h\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    with backend(lambda *_: None) as behind, gateway(f"localhost:{behind.port}") as here:
+        assert here.post("/predict", PICTURE, "image/jpeg").status == 200
+        before = processor_seconds(here)
+        connection = connect(here, head.encode() + body)
+        until(lambda: processor_seconds(here) > before + 0.2, "the first to be decoded")
+        leave(connection, ends)
+        until(lambda: '"client_gone"' in here.log.read_text(), "him to be missed")
+        print(f"{processor_seconds(here) - before:.1f} s of processor time")
+        assert here.post("/predict", PICTURE, "image/jpeg").status == 200
+        assert len(behind.remaining) == 2, "the model was asked for those two alone"
+        assert "Traceback" not in here.log.read_text()
+
+
+def leave(connection: socket.socket, ends: str) -> None:
+    if ends == "reset":
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    connection.close()
 
 
 @pytest.mark.slow

@@ -208,7 +208,7 @@ class Worker:
         self.in_flight = self.answered = 0
 
     def load(self) -> Load:
-        return Load(self.callers, self.in_flight, self.waiting, connections=0, told_at=0)
+        return Load(self.callers, self.in_flight, self.waiting)
 
 
 def simulate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import textwrap
 
 import pytest
 
-from loupe.gateway.neighbours import Load, beyond_share
+from loupe.gateway.neighbours import Load, beyond_share, burden
 
 TWO = """
     import os, signal, time
@@ -60,4 +61,16 @@ def test_a_worker_hears_what_another_tells_and_forgets_one_that_was_killed() -> 
 def test_a_share_of_the_calls_is_the_share_of_the_requests(
     mine: tuple[int, int, int], others: list[tuple[int, int, int]], surplus: float | None
 ) -> None:
-    assert beyond_share(Load(*mine, 0.0, 0.0), [Load(*other, 0.0, 0.0) for other in others]) == pytest.approx(surplus)
+    assert beyond_share(Load(*mine), [Load(*other) for other in others]) == pytest.approx(surplus)
+
+
+def test_the_least_burdened_is_waited_for_least_and_among_equals_has_the_fewest_connections() -> None:
+    loads = {
+        "free": Load(in_hand=7, connections=300),
+        "free, with more connections": Load(connections=301),
+        "free for uploads": Load(in_hand=8, fetch_wait=2, connections=8),
+        "busy": Load(in_hand=9, upload_wait=1, connections=9),
+        "busier": Load(in_hand=9, upload_wait=2, connections=1),
+        "takes none": Load(connections=math.inf),
+    }
+    assert sorted(loads, key=lambda name: burden(loads[name])) == list(loads)

@@ -55,11 +55,7 @@ class Gateway:
         return self.post(path, json.dumps(value), "application/json")
 
     def post_files(self, path: str, *files: bytes, **texts: str) -> Answer:
-        edge = uuid.uuid4().hex
-        parts = [f'name="file{n}"; filename="../../{n}.jpg"\r\n\r\n'.encode() + file for n, file in enumerate(files)]
-        parts += [f'name="{name}"\r\n\r\n{text}'.encode() for name, text in texts.items()]
-        body = b"".join(f"--{edge}\r\nContent-Disposition: form-data; ".encode() + part + b"\r\n" for part in parts)
-        return self.post(path, body + f"--{edge}--\r\n".encode(), f"multipart/form-data; boundary={edge}")
+        return self.post(path, *form(*files, **texts))
 
     def ask(self, method: str, path: str, body: Any, headers: dict[str, str]) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
@@ -74,6 +70,15 @@ class Gateway:
         """The process ids of gunicorn's workers."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         return [int(child) for child in children.split()]
+
+
+def form(*files: bytes, **texts: str) -> tuple[bytes, str]:
+    """Return a form and its content type."""
+    edge = uuid.uuid4().hex
+    parts = [f'name="file{n}"; filename="../../{n}.jpg"\r\n\r\n'.encode() + file for n, file in enumerate(files)]
+    parts += [f'name="{name}"\r\n\r\n{text}'.encode() for name, text in texts.items()]
+    body = b"".join(f"--{edge}\r\nContent-Disposition: form-data; ".encode() + part + b"\r\n" for part in parts)
+    return body + f"--{edge}--\r\n".encode(), f"multipart/form-data; boundary={edge}"
 
 
 def connect(here: Gateway, data: bytes = b"") -> socket.socket:

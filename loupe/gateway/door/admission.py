@@ -82,10 +82,14 @@ class Lane:
 
     def check(self, patience: float) -> None:
         """Raise Busy if who came now would not be answered within so many seconds. A free thread is taken anyway."""
-        wait = self.expected_wait()
-        late = wait + self._service() - patience
-        if wait and late > 0:
+        late = self.expected_end() - patience
+        if late > 0:
             raise Busy(FULL, late)
+
+    def expected_end(self) -> float:
+        """Return in how many seconds one who came now would be answered. 0: a thread is free."""
+        wait = self.expected_wait()
+        return wait + self._service() if wait else 0.0
 
     def expected_wait(self) -> float:
         """Return how many seconds one who came now would wait for a thread.

@@ -5,7 +5,7 @@
 
 Who would have to wait too long is refused by the head alone (admission.py). A body is gathered here, however slowly it
 comes, so a thread never waits for a client: a thousand slow ones cost a thousand sockets. Probes, the page and requests
-that fetch URLs have threads of their own. For a client that went away before its turn nothing is decoded.
+that fetch URLs have threads of their own. For a client that went away nothing more is decoded.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -33,6 +34,7 @@ from loupe.gateway.settings import Settings
 
 ALIVE, READY = "/healthz", "/readyz"
 PROBE_THREADS = PAGE_THREADS = 2
+WAIT_STEPS = 2  # up to LOUPE_MAX_WAIT, in which workers tell how long one waits; with finer ones a crowd goes to one
 MODEL = "/model"  # it asks the model server, unlike all else that is only read
 UNDER_WAY = 1 << 14  # bytes of a body, from which on it has room for all of it: heads alone hold nothing
 LAST_BODY_SECONDS = 10.0  # when the worker ends: for a body to arrive
@@ -241,10 +243,13 @@ class Door:
         head_size = sum(len(name) + len(value) + 4 for name, value in request.headers)
         environ["loupe.arrived_at"], environ["loupe.bytes"] = time.monotonic(), head_size + len(data)
         del data  # the app frees it once it has the pictures
+        leaves = asyncio.ensure_future(request.client_leaves())
+        left = threading.Event()
+        leaves.add_done_callback(lambda _: left.set())
+        environ["loupe.client_left"] = left.is_set  # so that the app ends where nobody reads its answer
         turn = lane.enter(partial(_run, self._app, environ))
         self._count()
         answer = asyncio.wrap_future(turn.call)
-        leaves = asyncio.ensure_future(request.client_leaves())
         limit = None if is_probe else self._patience(request)
         try:
             await asyncio.wait((answer, leaves), timeout=limit, return_when=asyncio.FIRST_COMPLETED)
@@ -262,8 +267,16 @@ class Door:
             self._count()
             self.served_at = time.monotonic()
 
+    def tell(self) -> None:
+        """Tell the other workers how long one who came now would wait; at least once a second, since it grows."""
+        uploads, fetches = (
+            int(WAIT_STEPS * lane.expected_end() / self._settings.max_wait) for lane in (self._uploads, self._fetches)
+        )
+        neighbours.tell_waits(uploads, fetches)
+
     def _count(self) -> None:
         neighbours.tell_in_hand(len(self._uploads) + len(self._fetches))
+        self.tell()
         lanes = (self._uploads, self._fetches, self._pages)
         metrics.in_hand(sum(map(len, lanes)), max(lane.expected_wait() for lane in lanes), self._memory.held)
 

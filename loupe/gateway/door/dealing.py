@@ -3,8 +3,9 @@
     worker.sockets = [Dealt(listener, crowd.let_in) for listener in worker.sockets]    # before asyncio gets them
 
 The system gives a connection to the worker that asks first, and asyncio asks until none is left: of 16 callers that
-come at once one worker got 15. No library does otherwise. So a worker that knows of one with fewer connections leaves
-the next to it for a moment. Where nobody takes it, it takes all that come in the next tenth of a second.
+come at once one worker got 15. No library does otherwise. So a worker that knows of one with less to do leaves the next
+to it for a moment. Where nobody takes it, it takes all that come in the next tenth of a second. Less to do has who has
+fewer connections, unless one would wait long there (neighbours.py).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from loupe.gateway import neighbours
 
 NAP_SECONDS = 0.0005  # the loop waits so long before it is told of the connection again
 PATIENCE_SECONDS = 0.06  # a worker with its first requests in hand was seen to take none for 38 ms
+LONG_PATIENCE_SECONDS = 0.5  # where one would wait long here, or be refused
 ALONE_SECONDS = 0.1  # for which it takes all, after nobody took what it left
 
 
@@ -27,7 +29,7 @@ class Dealt:
     def __init__(self, listener: Any, let_in: Callable[[], None]) -> None:
         self._listener, self._let_in = listener, let_in
         self._left_at = self._asked_at = -math.inf  # when it left a connection to another worker, first and last
-        self._fewest = math.inf  # connections that one of the others had then
+        self._least = neighbours.NOBODY  # the burden that one of the others had then
         self._alone_until = 0.0
 
     def __getattr__(self, name: str) -> Any:
@@ -35,13 +37,14 @@ class Dealt:
 
     def accept(self) -> Any:
         now = time.monotonic()
-        mine, fewest = neighbours.connections()
-        if fewest < mine and now >= self._alone_until:
+        mine, least = neighbours.burdens()
+        if least < mine and now >= self._alone_until:
+            patience = LONG_PATIENCE_SECONDS if least[:2] < mine[:2] else PATIENCE_SECONDS
             # Has somebody taken one since, or was nothing left since? The loop asks again at once while one waits.
-            if fewest != self._fewest or now > self._asked_at + PATIENCE_SECONDS:
-                self._left_at, self._fewest = now, fewest
+            if least != self._least or now > self._asked_at + patience:
+                self._left_at, self._least = now, least
             self._asked_at = now
-            if now < self._left_at + PATIENCE_SECONDS:
+            if now < self._left_at + patience:
                 time.sleep(NAP_SECONDS)
                 raise BlockingIOError
             self._alone_until = now + ALONE_SECONDS

@@ -136,8 +136,9 @@ class Worker(UvicornWorker):  # type: ignore[misc]
 
     async def callback_notify(self) -> None:
         await super().callback_notify()
-        assert self.crowd
+        assert self.crowd and self.door
         self.crowd.forget_lost()
+        self.door.tell()
         if os.getppid() != self.ppid:  # the master is gone, so nobody else would end this
             os.kill(os.getpid(), signal.SIGTERM)
         self._give_back_memory()

@@ -35,7 +35,7 @@ from loupe.gateway.model.limit import Limit
 from loupe.gateway.model.reason import public_reason
 from loupe.gateway.model.replicas import FULL, NO_ANSWER, Replicas, Route, is_missing_signature, is_too_large
 from loupe.gateway.observe import record
-from loupe.gateway.request.deadline import NEVER, check_deadline
+from loupe.gateway.request.deadline import NEVER, check_caller
 from loupe.gateway.settings import Settings
 
 Prepare = Callable[[Card], np.ndarray[Any, Any]]
@@ -113,7 +113,7 @@ class ModelClient:
         except ModelError as problem:
             self.failing_since = self.failing_since or time.monotonic()
             if isinstance(problem, ModelTooSlow | ModelFull):  # was it the caller's limit, or ours?
-                check_deadline(caller_deadline - CLOCK_DIFFERENCE)
+                check_caller(caller_deadline - CLOCK_DIFFERENCE)
             raise
         self.failing_since = None
         return answer
@@ -134,7 +134,7 @@ class ModelClient:
                 record.add_stage("decode", started, prepared - started)
             prepare_seconds += prepared - started
             deadline += prepared - started  # the deadline limits the model's time only
-            check_deadline(caller_deadline)
+            check_caller(caller_deadline)
             # Send them.
             limit = min(deadline, caller_deadline)
             request = proto.packed_request(self._settings.model, {wanted.image: pixels}, outputs=wanted.outputs)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -61,6 +61,7 @@ class Entry:
     method: str
     path: str
     client: str  # the client's address
+    client_left: Callable[[], bool] = lambda: False  # has he closed his connection?
     trace: Trace | None = None
     began: float = field(default_factory=time.monotonic)  # when it had arrived; if refused before, when it began to
     endpoint: str = "other"  # one of a fixed list, so that callers cannot add time series

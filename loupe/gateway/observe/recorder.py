@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from loupe.errors import ClientGone, Problem
@@ -24,7 +25,14 @@ _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
 def begin(
-    method: str, path: str, client: str, headers: tracing.Headers, *, arrived_at: float = 0.0, size: int = 0
+    method: str,
+    path: str,
+    client: str,
+    headers: tracing.Headers,
+    *,
+    arrived_at: float = 0.0,
+    size: int = 0,
+    client_left: Callable[[], bool] = lambda: False,
 ) -> Entry:
     """Begin the entry of a request, which had `arrived_at` that time with so many bytes, if that is known."""
     entry = Entry(
@@ -32,6 +40,7 @@ def begin(
         method,
         path,
         client,
+        client_left,
         trace=tracing.read(headers),
         endpoint=metrics.endpoint_of(path),
     )

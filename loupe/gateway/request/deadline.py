@@ -1,8 +1,8 @@
-"""Read and check the caller's own time limit, the header X-Request-Timeout.
+"""Read and check the caller's own time limit, the header X-Request-Timeout; and whether he is there at all.
 
     seconds = read_seconds(request.headers.get("X-Request-Timeout"))        # or NEVER
     deadline = read_deadline(request.headers.get("X-Request-Timeout"))      # of time.monotonic(), or NEVER
-    check_deadline(deadline)                                                # OutOfTime once it has passed
+    check_caller(deadline)      # raise OutOfTime once it has passed, ClientGone once he closed his connection
 
 The time counts from the moment the request had arrived, so it includes the wait for a thread. It can only shorten the
 time that the settings allow.
@@ -14,7 +14,7 @@ import math
 import re
 import time
 
-from loupe.errors import BadRequest, OutOfTime
+from loupe.errors import BadRequest, ClientGone, OutOfTime
 from loupe.gateway.observe import record
 
 HEADER = "X-Request-Timeout"
@@ -36,7 +36,10 @@ def read_deadline(text: str | None) -> float:
     return (entry.began if entry else time.monotonic()) + seconds
 
 
-def check_deadline(deadline: float) -> None:
+def check_caller(deadline: float) -> None:
+    entry = record.current.get()
+    if entry and entry.client_left():
+        raise ClientGone("The client went away before its answer.")
     if time.monotonic() >= deadline:
         raise out_of_time()
 
