@@ -1,7 +1,7 @@
 """What the gateway's workers tell each other of their load, so that the callers of all wait equally long.
 
     share()                            # in gunicorn's master, before it forks
-    tell_connections(20); tell_waits(upload=1, fetch=0); tell_in_hand(12); tell_calls(in_flight=4, waiting=3)
+    tell_connections(20); tell_wait(1); tell_in_hand(12); tell_calls(in_flight=4, waiting=3)
     surplus()                          # how many calls to the model server this worker has beyond its share
     burdens()                          # this worker's, and the least that another has
 
@@ -31,17 +31,16 @@ class Load(NamedTuple):
     in_hand: float = 0  # requests for predictions, or what is left of the most there were
     in_flight: float = 0  # calls to the model server, or about to be
     waiting: float = 0  # calls for which there is no place
-    upload_wait: float = 0  # in coarse steps; 0 where it is short
-    fetch_wait: float = 0
+    wait: float = 0  # for a thread, in coarse steps; 0 where it is short
     connections: float = 0
     told_at: float = 0
 
 
 WIDTH = len(Load._fields)
 
-Burden = tuple[float, float, float]  # the wait for an upload, then for a fetch, then connections
-NOTHING: Burden = (0.0, 0.0, 0.0)
-NOBODY: Burden = (math.inf, math.inf, math.inf)  # who takes no connection
+Burden = tuple[float, float]  # the wait, and then connections
+NOTHING: Burden = (0.0, 0.0)
+NOBODY: Burden = (math.inf, math.inf)  # who takes no connection
 
 
 def share() -> None:
@@ -63,13 +62,13 @@ def tell_calls(in_flight: int, waiting: int) -> None:
     _tell({1: in_flight, 2: waiting})
 
 
-def tell_waits(upload: int, fetch: int) -> None:
-    _tell({3: upload, 4: fetch})
+def tell_wait(steps: int) -> None:
+    _tell({3: steps})
 
 
 def tell_connections(connections: float) -> None:
     """`inf` from a worker that takes no more."""
-    _tell({5: connections})
+    _tell({4: connections})
 
 
 def _tell(numbers: dict[int, float]) -> None:
@@ -97,7 +96,7 @@ def burden(load: Load) -> Burden:
     ask alike. But silent ones cost nothing, and some cost much, so a wait that is long comes first."""
     if load.connections == math.inf:
         return NOBODY
-    return load.upload_wait, load.fetch_wait, load.connections
+    return load.wait, load.connections
 
 
 def _mine() -> int:

@@ -16,7 +16,8 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 import pytest
 from PIL import Image
 
-from loupe.gateway.door.admission import MOST_RECENT, RECENT_SECONDS, Lane
+from loupe.errors import Busy
+from loupe.gateway.door.admission import MOST_RECENT, RECENT_SECONDS, UNKNOWN_SECONDS, Lane
 from tests.support.backends import Backend, backend
 from tests.support.gateways import Gateway, connect, gateway, running
 from tests.support.pictures import encoded
@@ -130,6 +131,22 @@ def test_a_few_that_take_long_leave_the_others_their_turns() -> None:
         answers = Counter(pool.map(lambda _: here.post("/predict", PICTURE).status, range(120)))
         assert answers == {200: 120}
         assert [call.result().status for call in long] == [200] * 3
+
+
+def test_where_all_take_longer_than_usual_the_next_to_end_may_take_as_long_again() -> None:
+    lane, waits = Lane("test", threads=2), threading.Event()
+    turns = [lane.enter(waits.wait) for _ in range(2)]
+    until(lambda: None not in [turn.began_at for turn in turns], "both to begin")
+    now = time.monotonic()
+    turns[0].began_at, turns[1].began_at = now - 6, now - 5
+    assert 5 <= lane.expected_wait() < 6
+    with pytest.raises(Busy):
+        lane.check(3)
+    turns[1].began_at = now - UNKNOWN_SECONDS / 2
+    assert lane.expected_wait() < 0.2
+    waits.set()
+    for turn in turns:
+        turn.call.result()
 
 
 def test_how_long_one_took_is_forgotten() -> None:

@@ -68,9 +68,8 @@ def test_the_least_burdened_is_waited_for_least_and_among_equals_has_the_fewest_
     loads = {
         "free": Load(in_hand=7, connections=300),
         "free, with more connections": Load(connections=301),
-        "free for uploads": Load(in_hand=8, fetch_wait=2, connections=8),
-        "busy": Load(in_hand=9, upload_wait=1, connections=9),
-        "busier": Load(in_hand=9, upload_wait=2, connections=1),
+        "busy": Load(in_hand=9, wait=1, connections=9),
+        "busier": Load(in_hand=9, wait=2, connections=1),
         "takes none": Load(connections=math.inf),
     }
     assert sorted(loads, key=lambda name: burden(loads[name])) == list(loads)

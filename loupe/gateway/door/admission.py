@@ -96,15 +96,16 @@ class Lane:
 
         A thread is expected to be free again in the time that requests took lately, or that its own has taken already
         if that is more. So a few long requests leave the others their turns, and a model that begins to hang shows
-        before the first call to it has ended.
+        before the first call to it has ended. Where all take longer than usual, the next to end may take as long again.
         """
         ahead = len(self._turns) - self._threads
         if ahead < 0:
             return 0.0
         now, service = time.monotonic(), self._service()
-        running = itertools.islice(self._turns, self._threads)
-        rate = sum(1 / max(service, now - (turn.began_at or now)) for turn in running)
-        return (ahead + 1) / rate
+        taken = [now - (turn.began_at or now) for turn in itertools.islice(self._turns, self._threads)]
+        rate = sum(1 / max(service, each) for each in taken)
+        least = min(taken)
+        return max((ahead + 1) / rate, least if least > service else 0.0)
 
     def _service(self) -> float:
         """Return the seconds that a request had its thread, in the mean of those that ended lately."""

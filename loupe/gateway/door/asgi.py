@@ -268,11 +268,11 @@ class Door:
             self.served_at = time.monotonic()
 
     def tell(self) -> None:
-        """Tell the other workers how long one who came now would wait; at least once a second, since it grows."""
-        uploads, fetches = (
-            int(WAIT_STEPS * lane.expected_end() / self._settings.max_wait) for lane in (self._uploads, self._fetches)
-        )
-        neighbours.tell_waits(uploads, fetches)
+        """Tell the other workers how long an upload would wait that came now; at least once a second, since it grows.
+
+        Strangers' servers may take all threads for fetches. So these say nothing: uploads would all go elsewhere.
+        """
+        neighbours.tell_wait(int(WAIT_STEPS * self._uploads.expected_end() / self._settings.max_wait))
 
     def _count(self) -> None:
         neighbours.tell_in_hand(len(self._uploads) + len(self._fetches))

@@ -39,7 +39,7 @@ class Dealt:
         now = time.monotonic()
         mine, least = neighbours.burdens()
         if least < mine and now >= self._alone_until:
-            patience = LONG_PATIENCE_SECONDS if least[:2] < mine[:2] else PATIENCE_SECONDS
+            patience = LONG_PATIENCE_SECONDS if least[0] < mine[0] else PATIENCE_SECONDS
             # Has somebody taken one since, or was nothing left since? The loop asks again at once while one waits.
             if least != self._least or now > self._asked_at + patience:
                 self._left_at, self._least = now, least
