@@ -56,7 +56,7 @@ if _settings.metrics_port:
 else:
     os.environ.pop(metrics.FOLDER, None)
 
-neighbours.share()
+neighbours.share(_settings.threads)
 
 bind = [_address(port) for port in (_settings.port, _settings.metrics_port) if port]
 workers = _settings.workers

@@ -1,7 +1,8 @@
 """What the gateway's workers tell each other of their load, so that the callers of all wait equally long.
 
-    share()                            # in gunicorn's master, before it forks
-    tell_connections(20); tell_wait(1); tell_in_hand(12); tell_calls(in_flight=4, waiting=3)
+    share(threads=8)                   # in gunicorn's master, before it forks
+    tell_connections(20, asking=12); tell_wait(1); tell_in_hand(uploads=12, fetches=0)
+    tell_calls(in_flight=4, waiting=3)
     surplus()                          # how many calls to the model server this worker has beyond its share
     burdens()                          # this worker's, and the least that another has
 
@@ -24,6 +25,7 @@ FRESH_SECONDS = 1.5
 HALF_LIFE = 0.5  # seconds in which what is told of requests in hand falls by half, at the most
 
 _cells: memoryview[float] | None = None
+_threads = 0
 _in_hand_at = -math.inf
 
 
@@ -31,31 +33,36 @@ class Load(NamedTuple):
     in_hand: float = 0  # requests for predictions, or what is left of the most there were
     in_flight: float = 0  # calls to the model server, or about to be
     waiting: float = 0  # calls for which there is no place
-    wait: float = 0  # for a thread, in coarse steps; 0 where it is short
+    uploads: float = 0  # in hand now, or waiting for a thread
+    fetches: float = 0  # the same of requests that fetch, for which there are other threads
+    wait: float = 0  # of an upload for a thread, in coarse steps; 0 where it is short
     connections: float = 0
+    asking: float = 0  # of these: with a request in hand, or so new that one is about to come
     told_at: float = 0
 
 
 WIDTH = len(Load._fields)
 
-Burden = tuple[float, float]  # the wait, and then connections
-NOTHING: Burden = (0.0, 0.0)
-NOBODY: Burden = (math.inf, math.inf)  # who takes no connection
+Burden = tuple[float, bool, float]  # the wait; are all threads taken? and then connections
+NOTHING: Burden = (0.0, False, 0.0)
+NOBODY: Burden = (math.inf, True, math.inf)  # who takes no connection
 
 
-def share() -> None:
-    global _cells
+def share(threads: int) -> None:
+    """`threads` has each worker for uploads."""
+    global _cells, _threads
+    _threads = threads
     _cells = memoryview(mmap.mmap(-1, CELLS * WIDTH * 8)).cast("d")
 
 
-def tell_in_hand(in_hand: int) -> None:
-    """What is told falls slowly: a caller who has just been answered, and asks again, is away for a moment."""
+def tell_in_hand(uploads: int, fetches: int) -> None:
+    """What is told of both falls slowly: a caller who has just been answered, and asks again, is away for a moment."""
     global _in_hand_at
     if _cells is not None:
         now = time.monotonic()
         most = _load(_mine()).in_hand * 0.5 ** ((now - _in_hand_at) / HALF_LIFE)
         _in_hand_at = now
-        _tell({0: max(in_hand, most)})
+        _tell({0: max(uploads + fetches, most), 3: uploads, 4: fetches})
 
 
 def tell_calls(in_flight: int, waiting: int) -> None:
@@ -63,12 +70,12 @@ def tell_calls(in_flight: int, waiting: int) -> None:
 
 
 def tell_wait(steps: int) -> None:
-    _tell({3: steps})
+    _tell({5: steps})
 
 
-def tell_connections(connections: float) -> None:
+def tell_connections(connections: float, asking: int) -> None:
     """`inf` from a worker that takes no more."""
-    _tell({4: connections})
+    _tell({6: connections, 7: asking})
 
 
 def _tell(numbers: dict[int, float]) -> None:
@@ -88,15 +95,17 @@ def burdens() -> tuple[Burden, Burden]:
     """Return this worker's burden, and the least that another has."""
     if _cells is None:
         return NOTHING, NOBODY
-    return burden(_load(_mine())), min(map(burden, _others()), default=NOBODY)
+    others = (burden(load, _threads) for load in _others())
+    return burden(_load(_mine()), _threads), min(others, default=NOBODY)
 
 
-def burden(load: Load) -> Burden:
+def burden(load: Load, threads: int) -> Burden:
     """Return what tells whether somebody new is better off with another worker. Connections say much about it where all
-    ask alike. But silent ones cost nothing, and some cost much, so a wait that is long comes first."""
+    ask alike. But silent ones cost nothing, and some cost much, so a wait and a free thread come first."""
     if load.connections == math.inf:
         return NOBODY
-    return load.wait, load.connections
+    is_full = max(load.uploads, load.asking - load.fetches) >= threads
+    return load.wait, is_full, load.connections
 
 
 def _mine() -> int:

@@ -125,6 +125,6 @@ def test_who_comes_has_the_worker_that_is_free_though_many_are_silent_there(here
         for port in closing:
             connections[port].close()
         until(lambda: len(ports(here)[busy]) == len(waiting), "the others to be closed")
-        time.sleep(2)  # in which the waits grow, and are told
+        time.sleep(0.5)
         statuses = Counter(here.post("/predict", PICTURE, "image/jpeg").status for _ in range(40))
         assert statuses == {200: 40}

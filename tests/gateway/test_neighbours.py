@@ -17,17 +17,17 @@ TWO = """
     from loupe.gateway import neighbours
 
     assert neighbours.surplus() is None, "nothing is shared yet"
-    neighbours.share()
+    neighbours.share(8)
     heard, told = os.pipe()
     other = os.fork()
     if not other:
         while True:
-            neighbours.tell_in_hand(30)
+            neighbours.tell_in_hand(25, 5)
             neighbours.tell_calls(2, 6)
             os.write(told, b".")
             time.sleep(0.1)
     os.read(heard, 1)
-    neighbours.tell_in_hand(10)
+    neighbours.tell_in_hand(10, 0)
     neighbours.tell_calls(6, 4)
     print(neighbours.surplus())
     os.kill(other, signal.SIGKILL)
@@ -66,10 +66,13 @@ def test_a_share_of_the_calls_is_the_share_of_the_requests(
 
 def test_the_least_burdened_is_waited_for_least_and_among_equals_has_the_fewest_connections() -> None:
     loads = {
-        "free": Load(in_hand=7, connections=300),
+        "free": Load(uploads=7, fetches=8, connections=300, asking=15),
         "free, with more connections": Load(connections=301),
-        "busy": Load(in_hand=9, wait=1, connections=9),
-        "busier": Load(in_hand=9, wait=2, connections=1),
+        "full": Load(uploads=8, asking=8, connections=8),
+        "full of those who left": Load(uploads=8, connections=9),
+        "about to be full": Load(asking=8, connections=10),
+        "busy": Load(uploads=9, wait=1, asking=9, connections=9),
+        "busier": Load(uploads=9, wait=2, connections=1),
         "takes none": Load(connections=math.inf),
     }
-    assert sorted(loads, key=lambda name: burden(loads[name])) == list(loads)
+    assert sorted(loads, key=lambda name: burden(loads[name], threads=8)) == list(loads)

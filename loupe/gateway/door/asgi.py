@@ -275,7 +275,7 @@ class Door:
         neighbours.tell_wait(int(WAIT_STEPS * self._uploads.expected_end() / self._settings.max_wait))
 
     def _count(self) -> None:
-        neighbours.tell_in_hand(len(self._uploads) + len(self._fetches))
+        neighbours.tell_in_hand(len(self._uploads), len(self._fetches))
         self.tell()
         lanes = (self._uploads, self._fetches, self._pages)
         metrics.in_hand(sum(map(len, lanes)), max(lane.expected_wait() for lane in lanes), self._memory.held)

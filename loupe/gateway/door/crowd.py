@@ -6,7 +6,7 @@ crowd.put(connection, Phase.ARRIVING)  # it has moved on
 crowd.await_turn(connection)  # it has sent much, which is parsed when the others had their turn
 crowd.remove(connection)
 crowd.let_in()  # somebody, who is put when asyncio comes to it
-crowd.tell()  # the other workers how many there are; at least once a second forget_lost(), which tells as well
+crowd.tell()  # the other workers how many there are and ask; at least once a second forget_lost(), which tells as well
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from loupe.gateway import neighbours
 
 BETWEEN_TURNS_SECONDS = 0.001  # a loop that never waits leaves the interpreter to no thread, for up to a second
 FIRST_WORD_SECONDS = 0.05  # for a new connection to send something, before others end for it, or it for others
+NEW_SECONDS = 0.1  # in which one is expected to ask something
 
 
 class Phase(enum.Enum):
@@ -53,6 +54,7 @@ class Crowd:
         self._phases: dict[Member, Phase] = {}
         self._members: dict[Phase, dict[Member, None]] = {phase: {} for phase in Phase}  # in the order they came
         self._let_in = 0  # and not put yet
+        self._new: dict[Member, None] = {}  # that have not asked yet
         self._makes_room = self._is_closed = False
         self._turns: deque[Member] = deque()
 
@@ -63,10 +65,14 @@ class Crowd:
         if before is not None:
             del self._members[before][member]
         self._phases[member] = phase
+        self._members[phase][member] = None
         if before is None:
             self._let_in = max(0, self._let_in - 1)
-            self.tell()
-        self._members[phase][member] = None
+            self._new[member] = None
+            asyncio.get_running_loop().call_later(NEW_SECONDS, self._expect_no_more, member)
+        if phase not in (Phase.SILENT, Phase.ARRIVING):
+            self._new.pop(member, None)
+        self.tell()
         if len(self._phases) > self.most and not self._makes_room:
             self._makes_room = True
             asyncio.get_running_loop().call_later(FIRST_WORD_SECONDS, self._make_room)
@@ -75,14 +81,19 @@ class Crowd:
         phase = self._phases.pop(member, None)
         if phase is not None:
             del self._members[phase][member]
-            self.tell()
+            self._expect_no_more(member)
+
+    def _expect_no_more(self, member: Member) -> None:
+        self._new.pop(member, None)
+        self.tell()
 
     def let_in(self) -> None:
         self._let_in += 1
         self.tell()
 
     def tell(self) -> None:
-        neighbours.tell_connections(math.inf if self._is_closed else len(self._phases) + self._let_in)
+        asking = len(self._members[Phase.IN_HAND]) + len(self._new) + self._let_in
+        neighbours.tell_connections(math.inf if self._is_closed else len(self._phases) + self._let_in, asking)
 
     def forget_lost(self) -> None:
         """Somebody who was let in may never be put. This tells too few for a moment, of those who still will be."""

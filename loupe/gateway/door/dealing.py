@@ -4,8 +4,8 @@
 
 The system gives a connection to the worker that asks first, and asyncio asks until none is left: of 16 callers that
 come at once one worker got 15. No library does otherwise. So a worker that knows of one with less to do leaves the next
-to it for a moment. Where nobody takes it, it takes all that come in the next tenth of a second. Less to do has who has
-fewer connections, unless one would wait long there (neighbours.py).
+to it for a moment. Where nobody takes it, it takes all that come in the next tenth of a second. Less to do has where
+the wait is short and a thread is free, and of equal ones who has fewer connections (neighbours.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from loupe.gateway import neighbours
 
 NAP_SECONDS = 0.0005  # the loop waits so long before it is told of the connection again
 PATIENCE_SECONDS = 0.06  # a worker with its first requests in hand was seen to take none for 38 ms
-LONG_PATIENCE_SECONDS = 0.5  # where one would wait long here, or be refused
+LONG_PATIENCE_SECONDS = 0.5  # where one would wait here, or be refused
 ALONE_SECONDS = 0.1  # for which it takes all, after nobody took what it left
 
 
@@ -39,7 +39,7 @@ class Dealt:
         now = time.monotonic()
         mine, least = neighbours.burdens()
         if least < mine and now >= self._alone_until:
-            patience = LONG_PATIENCE_SECONDS if least[0] < mine[0] else PATIENCE_SECONDS
+            patience = LONG_PATIENCE_SECONDS if least[:2] < mine[:2] else PATIENCE_SECONDS
             # Has somebody taken one since, or was nothing left since? The loop asks again at once while one waits.
             if least != self._least or now > self._asked_at + patience:
                 self._left_at, self._least = now, least
