@@ -1,10 +1,11 @@
 """What the gateway's workers tell each other of their load, so that the callers of all wait equally long.
 
     share(threads=8)                   # in gunicorn's master, before it forks
-    tell_connections(20, asking=12); tell_wait(1); tell_in_hand(uploads=12, fetches=0)
+    tell_connections(20, asking=12, taken=700); tell_wait(1); tell_in_hand(uploads=12, fetches=0)
     tell_calls(in_flight=4, waiting=3)
     surplus()                          # how many calls to the model server this worker has beyond its share
     burdens()                          # this worker's, and the least that another has
+    taken()                            # connections that the others have taken, ever
 
 Connections may be dealt out evenly (door/dealing.py), and yet one worker has seven requests and the other 25. Each
 worker has a cell of a memory that all see, writes to it alone, at least once a second, and reads those of the others.
@@ -38,10 +39,12 @@ class Load(NamedTuple):
     wait: float = 0  # of an upload for a thread, in coarse steps; 0 where it is short
     connections: float = 0
     asking: float = 0  # of these: with a request in hand, or so new that one is about to come
+    taken: float = 0  # connections, ever
     told_at: float = 0
 
 
 WIDTH = len(Load._fields)
+POSITIONS = {name: position for position, name in enumerate(Load._fields)}
 
 Burden = tuple[float, bool, float]  # the wait; are all threads taken? and then connections
 NOTHING: Burden = (0.0, False, 0.0)
@@ -49,7 +52,7 @@ NOBODY: Burden = (math.inf, True, math.inf)  # who takes no connection
 
 
 def share(threads: int) -> None:
-    """`threads` has each worker for uploads."""
+    """Each worker has so many threads for uploads."""
     global _cells, _threads
     _threads = threads
     _cells = memoryview(mmap.mmap(-1, CELLS * WIDTH * 8)).cast("d")
@@ -62,27 +65,28 @@ def tell_in_hand(uploads: int, fetches: int) -> None:
         now = time.monotonic()
         most = _load(_mine()).in_hand * 0.5 ** ((now - _in_hand_at) / HALF_LIFE)
         _in_hand_at = now
-        _tell({0: max(uploads + fetches, most), 3: uploads, 4: fetches})
+        _tell(in_hand=max(uploads + fetches, most), uploads=uploads, fetches=fetches)
 
 
 def tell_calls(in_flight: int, waiting: int) -> None:
-    _tell({1: in_flight, 2: waiting})
+    _tell(in_flight=in_flight, waiting=waiting)
 
 
 def tell_wait(steps: int) -> None:
-    _tell({5: steps})
+    _tell(wait=steps)
 
 
-def tell_connections(connections: float, asking: int) -> None:
+def tell_connections(connections: float, asking: int, taken: int) -> None:
     """`inf` from a worker that takes no more."""
-    _tell({6: connections, 7: asking})
+    _tell(connections=connections, asking=asking, taken=taken)
 
 
-def _tell(numbers: dict[int, float]) -> None:
+def _tell(**numbers: float) -> None:
     if _cells is not None:
         first = _mine() * WIDTH
-        for position, number in {**numbers, WIDTH - 1: time.monotonic()}.items():
-            _cells[first + position] = number
+        numbers["told_at"] = time.monotonic()
+        for name, number in numbers.items():
+            _cells[first + POSITIONS[name]] = number
 
 
 def surplus() -> float | None:
@@ -97,6 +101,11 @@ def burdens() -> tuple[Burden, Burden]:
         return NOTHING, NOBODY
     others = (burden(load, _threads) for load in _others())
     return burden(_load(_mine()), _threads), min(others, default=NOBODY)
+
+
+def taken() -> float:
+    """Return how many connections the others have taken, ever."""
+    return sum(load.taken for load in _others()) if _cells is not None else 0.0
 
 
 def burden(load: Load, threads: int) -> Burden:

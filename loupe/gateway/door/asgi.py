@@ -268,9 +268,9 @@ class Door:
             self.served_at = time.monotonic()
 
     def tell(self) -> None:
-        """Tell the other workers how long an upload would wait that came now; at least once a second, since it grows.
+        """Tell the other workers how long an upload that came now would wait; at least once a second, since it grows.
 
-        Strangers' servers may take all threads for fetches. So these say nothing: uploads would all go elsewhere.
+        Fetches do not count: strangers' servers may hold all of their threads, and uploads would go elsewhere for that.
         """
         neighbours.tell_wait(int(WAIT_STEPS * self._uploads.expected_end() / self._settings.max_wait))
 

@@ -54,6 +54,7 @@ class Crowd:
         self._phases: dict[Member, Phase] = {}
         self._members: dict[Phase, dict[Member, None]] = {phase: {} for phase in Phase}  # in the order they came
         self._let_in = 0  # and not put yet
+        self._taken = 0  # ever
         self._new: dict[Member, None] = {}  # that have not asked yet
         self._makes_room = self._is_closed = False
         self._turns: deque[Member] = deque()
@@ -89,11 +90,13 @@ class Crowd:
 
     def let_in(self) -> None:
         self._let_in += 1
+        self._taken += 1
         self.tell()
 
     def tell(self) -> None:
         asking = len(self._members[Phase.IN_HAND]) + len(self._new) + self._let_in
-        neighbours.tell_connections(math.inf if self._is_closed else len(self._phases) + self._let_in, asking)
+        connections = math.inf if self._is_closed else len(self._phases) + self._let_in
+        neighbours.tell_connections(connections, asking, self._taken)
 
     def forget_lost(self) -> None:
         """Somebody who was let in may never be put. This tells too few for a moment, of those who still will be."""

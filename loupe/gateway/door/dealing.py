@@ -19,7 +19,7 @@ from loupe.gateway import neighbours
 
 NAP_SECONDS = 0.0005  # the loop waits so long before it is told of the connection again
 PATIENCE_SECONDS = 0.06  # a worker with its first requests in hand was seen to take none for 38 ms
-LONG_PATIENCE_SECONDS = 0.5  # where one would wait here, or be refused
+LONG_PATIENCE_SECONDS = 0.25  # where one would wait here, or be refused
 ALONE_SECONDS = 0.1  # for which it takes all, after nobody took what it left
 
 
@@ -29,7 +29,7 @@ class Dealt:
     def __init__(self, listener: Any, let_in: Callable[[], None]) -> None:
         self._listener, self._let_in = listener, let_in
         self._left_at = self._asked_at = -math.inf  # when it left a connection to another worker, first and last
-        self._least = neighbours.NOBODY  # the burden that one of the others had then
+        self._taken = 0.0  # connections by the others until then
         self._alone_until = 0.0
 
     def __getattr__(self, name: str) -> Any:
@@ -41,13 +41,14 @@ class Dealt:
         if least < mine and now >= self._alone_until:
             patience = LONG_PATIENCE_SECONDS if least[:2] < mine[:2] else PATIENCE_SECONDS
             # Has somebody taken one since, or was nothing left since? The loop asks again at once while one waits.
-            if least != self._least or now > self._asked_at + patience:
-                self._left_at, self._least = now, least
-            self._asked_at = now
+            taken = neighbours.taken()
+            if taken > self._taken or now > self._asked_at + patience:
+                self._left_at = now
+            self._asked_at, self._taken = now, taken
             if now < self._left_at + patience:
                 time.sleep(NAP_SECONDS)
                 raise BlockingIOError
-            self._alone_until = now + ALONE_SECONDS
+            self._alone_until, self._asked_at = now + ALONE_SECONDS, -math.inf
         accepted = self._listener.accept()
         self._let_in()
         return accepted
