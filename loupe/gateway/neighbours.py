@@ -1,7 +1,7 @@
 """What the gateway's workers tell each other of their load, so that the callers of all wait equally long.
 
     share(threads=8)                   # in gunicorn's master, before it forks
-    tell_connections(20, asking=12, taken=700); tell_wait(1); tell_in_hand(uploads=12, fetches=0)
+    tell_connections(20, asking=12, taken=700); tell_waits(1, 0); tell_in_hand(uploads=12, fetches=0)
     tell_calls(in_flight=4, waiting=3)
     surplus()                          # how many calls to the model server this worker has beyond its share
     burdens()                          # this worker's, and the least that another has
@@ -37,6 +37,7 @@ class Load(NamedTuple):
     uploads: float = 0  # in hand now, or waiting for a thread
     fetches: float = 0  # the same of requests that fetch, for which there are other threads
     wait: float = 0  # of an upload for a thread, in coarse steps; 0 where it is short
+    fetch_wait: float = 0
     connections: float = 0
     asking: float = 0  # of these: with a request in hand, or so new that one is about to come
     taken: float = 0  # connections, ever
@@ -46,9 +47,9 @@ class Load(NamedTuple):
 WIDTH = len(Load._fields)
 POSITIONS = {name: position for position, name in enumerate(Load._fields)}
 
-Burden = tuple[float, bool, float]  # the wait; are all threads taken? and then connections
-NOTHING: Burden = (0.0, False, 0.0)
-NOBODY: Burden = (math.inf, True, math.inf)  # who takes no connection
+Burden = tuple[float, int, float]  # the wait; is there no free thread, or a wait for fetches? and then connections
+NOTHING: Burden = (0.0, 0, 0.0)
+NOBODY: Burden = (math.inf, 2, math.inf)  # who takes no connection
 
 
 def share(threads: int) -> None:
@@ -72,8 +73,8 @@ def tell_calls(in_flight: int, waiting: int) -> None:
     _tell(in_flight=in_flight, waiting=waiting)
 
 
-def tell_wait(steps: int) -> None:
-    _tell(wait=steps)
+def tell_waits(upload: int, fetch: int) -> None:
+    _tell(wait=upload, fetch_wait=fetch)
 
 
 def tell_connections(connections: float, asking: int, taken: int) -> None:
@@ -99,8 +100,8 @@ def burdens() -> tuple[Burden, Burden]:
     """Return this worker's burden, and the least that another has."""
     if _cells is None:
         return NOTHING, NOBODY
-    others = (burden(load, _threads) for load in _others())
-    return burden(_load(_mine()), _threads), min(others, default=NOBODY)
+    mine, *others = (burden(load, _threads) for load in (_load(_mine()), *_others()))
+    return mine, min(others, default=NOBODY)
 
 
 def taken() -> float:
@@ -110,11 +111,12 @@ def taken() -> float:
 
 def burden(load: Load, threads: int) -> Burden:
     """Return what tells whether somebody new is better off with another worker. Connections say much about it where all
-    ask alike. But silent ones cost nothing, and some cost much, so a wait and a free thread come first."""
+    ask alike. But silent ones cost nothing, and some cost much, so a wait and a free thread come first; that one waits
+    for fetches, only where both have a thread free for uploads."""
     if load.connections == math.inf:
         return NOBODY
     is_full = max(load.uploads, load.asking - load.fetches) >= threads
-    return load.wait, is_full, load.connections
+    return load.wait, 2 if is_full else int(load.fetch_wait > 0), load.connections
 
 
 def _mine() -> int:

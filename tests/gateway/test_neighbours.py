@@ -68,6 +68,7 @@ def test_the_least_burdened_is_waited_for_least_and_among_equals_has_the_fewest_
     loads = {
         "free": Load(uploads=7, fetches=8, connections=300, asking=15),
         "free, with more connections": Load(connections=301),
+        "free but for fetches": Load(fetches=8, fetch_wait=1, asking=15, connections=7),
         "full": Load(uploads=8, asking=8, connections=8),
         "full of those who left": Load(uploads=8, connections=9),
         "about to be full": Load(asking=8, connections=10),

@@ -268,11 +268,9 @@ class Door:
             self.served_at = time.monotonic()
 
     def tell(self) -> None:
-        """Tell the other workers how long an upload that came now would wait; at least once a second, since it grows.
-
-        Fetches do not count: strangers' servers may hold all of their threads, and uploads would go elsewhere for that.
-        """
-        neighbours.tell_wait(int(WAIT_STEPS * self._uploads.expected_end() / self._settings.max_wait))
+        """Tell the other workers how long one who came now would wait; at least once a second, since it grows."""
+        ends = [lane.expected_end() for lane in (self._uploads, self._fetches)]
+        neighbours.tell_waits(*(int(WAIT_STEPS * end / self._settings.max_wait) for end in ends))
 
     def _count(self) -> None:
         neighbours.tell_in_hand(len(self._uploads), len(self._fetches))
