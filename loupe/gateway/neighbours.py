@@ -47,7 +47,7 @@ class Load(NamedTuple):
 WIDTH = len(Load._fields)
 POSITIONS = {name: position for position, name in enumerate(Load._fields)}
 
-Burden = tuple[float, int, float]  # the wait; is there no free thread, or a wait for fetches? and then connections
+Burden = tuple[float, int, float]  # see burden()
 NOTHING: Burden = (0.0, 0, 0.0)
 NOBODY: Burden = (math.inf, 2, math.inf)  # who takes no connection
 
@@ -110,9 +110,11 @@ def taken() -> float:
 
 
 def burden(load: Load, threads: int) -> Burden:
-    """Return what tells whether somebody new is better off with another worker. Connections say much about it where all
-    ask alike. But silent ones cost nothing, and some cost much, so a wait and a free thread come first; that one waits
-    for fetches, only where both have a thread free for uploads."""
+    """Return what a new connection is dealt by; the first number that differs decides.
+
+    First the wait. Then 2 where no thread for uploads is free, else 1 where fetches wait, else 0. Then connections:
+    they tell the load where all clients ask alike, but silent ones cost nothing, and a single one may cost much.
+    """
     if load.connections == math.inf:
         return NOBODY
     is_full = max(load.uploads, load.asking - load.fetches) >= threads
